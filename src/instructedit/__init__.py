@@ -1,0 +1,1 @@
+"""InstructEdit: edit what a language model knows, by instruction."""

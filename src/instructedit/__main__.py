@@ -1,0 +1,5 @@
+"""``python -m instructedit``."""
+
+from instructedit.cli.app import main
+
+main()

@@ -1,0 +1,43 @@
+"""``instructedit build-base``: make the bundled base model, or one like it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries
+
+
+def build_base_command(
+    recipe: Annotated[Path, typer.Argument(help="A build recipe, for example recipes/base-6m.yaml.")],
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder for the model, tokenizer, facts and card.")],
+    data: Annotated[Path | None, typer.Option(help="Folder with the data sets; default INSTRUCTEDIT_DATA.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the card as JSON.")] = False,
+) -> None:
+    """Train a small base model from scratch on real facts and measure what it knows.
+
+    The bundled one takes about 35 minutes on two CPU cores.
+    """
+    quiet_libraries()
+    logging.getLogger("instructedit").setLevel(logging.WARNING)
+    from instructedit.data import data_folder
+    from instructedit.models.build.build import build_base, load_build_recipe
+
+    found = load_build_recipe(recipe)
+    with progress() as bar:
+        job = bar.add_task("training", total=None, note="")
+        card = build_base(
+            found,
+            data or data_folder(),
+            out_folder,
+            lambda step, steps, loss: bar.update(job, completed=step + 1, total=steps, note=f"loss {loss:.3f}"),
+        )
+    if json_:
+        emit_json(card)
+        return
+    err.print(f"written to {out_folder}")
+    for name, share in card["recall"].items():
+        out.print(f"recall, {name.replace('_', ' ')}: {share:.1%} of {card['recall_sample']}")

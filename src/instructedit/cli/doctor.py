@@ -1,0 +1,80 @@
+"""``instructedit doctor``: what was found in a model, and whether an editor fits."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from instructedit.cli.console import emit_json, out, quiet_libraries
+from instructedit.cli.options import Device, DeviceMap, Dtype, JsonFile, Model
+
+
+def doctor(
+    model: Model = "bundled",
+    editor: Annotated[str | None, typer.Option(help="Check whether this editor file fits the model.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Estimate the editor of this recipe.")] = None,
+    dtype: Dtype = "float32",
+    device: Device = None,
+    device_map: DeviceMap = None,
+    json_: JsonFile = None,
+) -> None:
+    """Show what was found in a model by structure, what would be edited, and how much memory that takes.
+
+    A model that cannot be edited gets a message that says what was found instead, and exit code 2.
+    """
+    quiet_libraries()
+    from instructedit.editors.files import load_editor
+    from instructedit.editors.footprint import footprint
+    from instructedit.editors.mend import EditorConfig, chosen_matrices
+    from instructedit.models.language_model import load_language_model
+    from instructedit.training.recipe import load_recipe
+
+    config = load_recipe(recipe).editor if recipe is not None else EditorConfig()
+    language_model = load_language_model(model, dtype=dtype, device=device, device_map=device_map)
+    loaded = load_editor(editor, language_model) if editor is not None else None
+    if loaded is not None:
+        config = loaded.config
+    structure = language_model.structure
+    matrices = chosen_matrices(language_model, config)
+    size = footprint(language_model, matrices, config)
+    found: dict[str, Any] = {
+        "model": model,
+        "fingerprint": language_model.fingerprint,
+        "parameters": sum(p.numel() for p in language_model.model.parameters()),
+        "blocks": len(structure.blocks),
+        "hidden": structure.hidden,
+        "first_block": structure.blocks[0],
+        "final_norm": structure.final_norm,
+        "head": structure.head,
+        "edited": [{"name": m.name, "inputs": m.inputs, "outputs": m.outputs} for m in matrices],
+        "editor_fits": loaded is not None or None,
+        "megabytes": {
+            "base": round(size.base / 1e6, 1),
+            "editor": round(size.editor / 1e6, 1),
+            "training": round((size.base + size.training) / 1e6, 1),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("instructedit", "torch", "transformers")},
+        },
+    }
+    if json_ is not None:
+        emit_json(found, json_)
+        if str(json_) == "-":
+            return
+    table = Table(title=f"{model} ({found['fingerprint']})", show_header=False)
+    table.add_row("parameters", f"{found['parameters']:,}")
+    table.add_row("blocks", f"{found['blocks']} × width {structure.hidden}, from {structure.blocks[0]}")
+    table.add_row("final norm, head", f"{structure.final_norm or 'none'}, {structure.head}")
+    table.add_row("edited", "\n".join(f"{m.name}  {m.inputs} -> {m.outputs}" for m in matrices))
+    table.add_row("base in memory", f"{found['megabytes']['base']} MB")
+    table.add_row("editor", f"{found['megabytes']['editor']} MB (rank {config.rank}, {config.layers} layers)")
+    table.add_row("training, without activations", f"{found['megabytes']['training']} MB")
+    if loaded is not None:
+        table.add_row("editor file", f"{editor} fits this model ({loaded.name})")
+    out.print(table)

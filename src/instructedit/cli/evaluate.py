@@ -1,0 +1,98 @@
+"""``instructedit evaluate``: measure an editor on a file of edits."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries
+from instructedit.cli.options import Device, DeviceMap, Dtype, EditorFile, JsonFile, Model
+from instructedit.errors import DataError
+from instructedit.evaluation.protocols import Control, Protocol
+
+
+def evaluate_command(
+    task: Annotated[str, typer.Option(help="A task's name (see `instructedit tasks`) or its YAML file.")],
+    data: Annotated[Path, typer.Option(help="The edits: a JSON or JSON Lines file in any known form.")],
+    model: Model = "bundled",
+    editor: EditorFile = "bundled",
+    protocol: Annotated[Protocol, typer.Option(help="paper: instruction before the queries too.")] = Protocol.PLAIN,
+    instruction: Annotated[Control, typer.Option(help="Which instruction the edits get.")] = Control.UNSEEN,
+    wording: Annotated[
+        str | None, typer.Option(help="validation or test: hand-written wordings behind a neutral task name.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="That many edits, drawn at random with --seed.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the drawn edits, instructions and intervals.")] = 0,
+    fluency: Annotated[bool, typer.Option(help="Also generate texts and measure their n-gram entropy.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Edits at a time.")] = 32,
+    records: Annotated[bool, typer.Option(help="Keep every edit's own scores in the JSON.")] = False,
+    skip_incomplete: Annotated[bool, typer.Option(help="Leave out records that lack a field.")] = False,
+    dtype: Dtype = "float32",
+    device: Device = None,
+    device_map: DeviceMap = None,
+    json_: JsonFile = None,
+) -> None:
+    """Measure an editor on a file of edits: every edit by itself, with all its probes, before and after.
+
+    Protocols: `plain` (queries as users write them, teacher-forced token accuracy), `generation` (the same, greedy
+    decoding and exact match) and `paper` (the instruction before edit, rephrase and portability prompts).
+    """
+    quiet_libraries()
+    from instructedit.editors.files import load_editor
+    from instructedit.evaluation.runner import evaluate
+    from instructedit.models.language_model import load_language_model
+    from instructedit.tasks.readers import read_records
+    from instructedit.tasks.task import load_task
+
+    if wording not in (None, "validation", "test"):
+        raise DataError(f"--wording takes validation or test, not {wording!r}")
+    found_task = load_task(task)
+    edits = read_records(data, found_task.form, skip_incomplete=skip_incomplete)
+    if limit is not None and limit < len(edits):
+        edits = random.Random(seed).sample(edits, limit)
+    language_model = load_language_model(model, dtype=dtype, device=device, device_map=device_map)
+    trained = load_editor(editor, language_model)
+    with progress() as bar:
+        job = bar.add_task(f"evaluating {found_task.name}", total=len(edits), note="")
+        result = evaluate(
+            trained,
+            language_model,
+            found_task,
+            edits,
+            protocol=protocol,
+            instruction=instruction,
+            wording=wording,
+            fluency=fluency or protocol is Protocol.GENERATION,
+            seed=seed,
+            batch=batch,
+            on_edits=lambda done: bar.update(job, completed=done),
+        )
+    value: dict[str, Any] = {
+        "model": model,
+        "base": language_model.fingerprint,
+        "editor": editor,
+        "method": trained.name,
+        "data": data.name,
+        "seed": seed,
+        **result.as_dict(with_records=records),
+    }
+    if json_ is not None:
+        emit_json(value, json_)
+        if str(json_) == "-":
+            return
+        err.print(f"written to {json_}")
+    table = Table(
+        "metric",
+        "mean",
+        "95% interval",
+        "edits",
+        title=f"{found_task.name}: protocol {protocol}, instruction {result.instruction}, {result.edits} edits",
+    )
+    for name, figure in result.metrics.items():
+        table.add_row(name, f"{figure.mean:.3f}", f"{figure.low:.3f} to {figure.high:.3f}", str(figure.count))
+    out.print(table)
+    out.print("Intervals: percentile bootstrap over edits. Metrics are explained in docs/metrics.md.")

@@ -1,0 +1,31 @@
+"""Where the public data sets are, which the project does not ship."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from instructedit.errors import DataError
+
+VARIABLE = "INSTRUCTEDIT_DATA"
+
+
+def data_folder() -> Path | None:
+    """The folder that ``INSTRUCTEDIT_DATA`` names, else ``../shared/data`` if it exists, else None."""
+    named = os.environ.get(VARIABLE)
+    if named:
+        return Path(named)
+    beside = Path("../shared/data")
+    return beside if beside.is_dir() else None
+
+
+def find_data() -> Path:
+    """As :func:`data_folder`, where there has to be one.
+
+    Raises:
+        DataError: there is none.
+    """
+    folder = data_folder()
+    if folder is None or not folder.is_dir():
+        raise DataError(f"the data sets were not found; set {VARIABLE} to the folder that holds them", file=folder)
+    return folder

@@ -1,0 +1,234 @@
+"""Low-rank weight deltas: what an edit is.
+
+A matrix W of a layer y = x W gets the delta A B with A (inputs, rank) and B (rank, outputs). W + A B is never
+formed while editing: a forward hook adds (x A) B to the layer's output, so attaching costs nothing, detaching
+restores the model bit by bit, and every row of a batch can carry another delta.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from instructedit.errors import DeltaError
+from instructedit.models.hooks import held
+from instructedit.models.language_model import LanguageModel
+from instructedit.models.structure import linear_shape
+from instructedit.records import EditRequest
+
+
+class DeltaMetadata(BaseModel):
+    """Where a delta came from.
+
+    Attributes:
+        base: fingerprint of the base model that it was made for.
+        source: how that model was called when it was loaded; for people, never compared.
+        editor: name of the method.
+        requests: what the delta brings about, one a merged edit.
+        instruction: the text that the editor was given; None where it was given none.
+        versions: of instructedit, torch and transformers.
+        compression_error: relative Frobenius error of the last compression, 0 if there was none.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    base: str
+    source: str = ""
+    editor: str = ""
+    requests: tuple[EditRequest, ...] = ()
+    instruction: str | None = None
+    versions: dict[str, str] = {}
+    compression_error: float = 0.0
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """One matrix's delta A B; ``a`` (inputs, rank) and ``b`` (rank, outputs)."""
+
+    a: Tensor
+    b: Tensor
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[1]
+
+    def dense(self) -> Tensor:
+        """A B, (inputs, outputs)."""
+        return self.a @ self.b
+
+    def compress(self, rank: int) -> tuple[LowRank, float, float]:
+        """The best approximation of this rank, with the squared Frobenius norms of what is lost and of A B.
+
+        The singular values of A B are those of R_a R_b^T for A = Q_a R_a and B^T = Q_b R_b, so the full matrix
+        is never formed.
+        """
+        q_a, r_a = torch.linalg.qr(self.a.float())
+        q_b, r_b = torch.linalg.qr(self.b.float().mT)
+        u, s, v = torch.linalg.svd(r_a @ r_b.mT, full_matrices=False)
+        kept = min(rank, len(s))
+        root = s[:kept].sqrt()
+        a = (q_a @ u[:, :kept]) * root
+        b = root[:, None] * (v[:kept] @ q_b.mT)
+        return (
+            LowRank(a.to(self.a.dtype), b.to(self.b.dtype)),
+            float(s[kept:].square().sum()),
+            float(s.square().sum()),
+        )
+
+
+@dataclass(frozen=True)
+class Delta:
+    """An edit as a low-rank change of some matrices; nothing in it is ever changed in place.
+
+    Attributes:
+        factors: by module name.
+        metadata: the base model's fingerprint and where the delta came from.
+    """
+
+    factors: Mapping[str, LowRank]
+    metadata: DeltaMetadata = field(default_factory=lambda: DeltaMetadata(base=""))
+
+    def __add__(self, other: Delta) -> Delta:
+        """Both edits at once: the factors side by side, ranks add up.
+
+        Raises:
+            DeltaError: the two were made for different base models.
+        """
+        mine, theirs = self.metadata, other.metadata
+        if mine.base != theirs.base:
+            raise DeltaError(
+                f"cannot add deltas for different base models ({mine.base or '?'} and {theirs.base or '?'})"
+            )
+        factors = dict(self.factors)
+        for name, added in other.factors.items():
+            if name in factors:
+                a = torch.cat((factors[name].a, added.a), dim=1)
+                factors[name] = LowRank(a, torch.cat((factors[name].b, added.b), dim=0))
+            else:
+                factors[name] = added
+        return Delta(
+            factors,
+            mine.model_copy(
+                update={
+                    "requests": mine.requests + theirs.requests,
+                    "editor": mine.editor if mine.editor == theirs.editor else f"{mine.editor}+{theirs.editor}",
+                    "instruction": mine.instruction if mine.instruction == theirs.instruction else None,
+                }
+            ),
+        )
+
+    def scale(self, factor: float) -> Delta:
+        """The same change, ``factor`` times as strong; -1 takes it back."""
+        return replace(self, factors={name: LowRank(low.a, low.b * factor) for name, low in self.factors.items()})
+
+    def compress(self, rank: int) -> Delta:
+        """Every matrix to at most this rank; the relative error is stated in ``metadata.compression_error``."""
+        if rank < 1:
+            raise DeltaError(f"a delta cannot be compressed to rank {rank}; give 1 or more")
+        parts = {name: low.compress(rank) for name, low in self.factors.items()}
+        lost = sum(part[1] for part in parts.values())
+        whole = sum(part[2] for part in parts.values())
+        error = (lost / whole) ** 0.5 if whole else 0.0
+        return Delta(
+            {name: part[0] for name, part in parts.items()},
+            self.metadata.model_copy(update={"compression_error": error}),
+        )
+
+    def check(self, language_model: LanguageModel) -> None:
+        """Refuse a base model that the delta was not made for.
+
+        Raises:
+            DeltaError: another fingerprint, a module that is not there, or other shapes.
+        """
+        if self.metadata.base != language_model.fingerprint:
+            raise DeltaError(
+                f"this delta was made for the base model {self.metadata.base or '?'} "
+                f"({self.metadata.source or 'source unknown'}), not for {language_model.fingerprint} "
+                f"({language_model.source}). Load the model that it was made for, or make the edit anew."
+            )
+        for name, low in self.factors.items():
+            module = dict(language_model.model.named_modules()).get(name)
+            shape = linear_shape(module) if module is not None else None
+            if shape != (low.a.shape[0], low.b.shape[1]):
+                raise DeltaError(f"the delta has no place at {name}: it expects {tuple(low.a.shape)}, found {shape}")
+
+    @contextmanager
+    def attached(self, language_model: LanguageModel) -> Iterator[None]:
+        """The whole model edited inside the ``with``; outside it is bit for bit what it was.
+
+        Raises:
+            DeltaError: see :meth:`check`.
+        """
+        self.check(language_model)
+        with ExitStack() as stack:
+            for name, low in self.factors.items():
+                a, b = low.a.to(language_model.device), low.b.to(language_model.device)
+                stack.enter_context(held(language_model.model.get_submodule(name).register_forward_hook(_adding(a, b))))
+            yield
+
+    @torch.no_grad()
+    def merge_into(self, language_model: LanguageModel) -> None:
+        """Write the delta into the weights, in place and for good.
+
+        Raises:
+            DeltaError: see :meth:`check`.
+        """
+        self.check(language_model)
+        for name, low in self.factors.items():
+            module = language_model.model.get_submodule(name)
+            assert isinstance(module.weight, Tensor)
+            dense = low.dense().to(module.weight.device)
+            change = dense.mT if isinstance(module, nn.Linear) else dense
+            module.weight.copy_((module.weight.float() + change.float()).to(module.weight.dtype))
+
+
+@dataclass(frozen=True)
+class DeltaBatch:
+    """The deltas of many edits, stacked.
+
+    Attributes:
+        factors: by module name, A (edits, inputs, rank) and B (edits, rank, outputs); a rank that an edit does
+            not use is zero in both.
+    """
+
+    factors: Mapping[str, LowRank]
+
+    def __len__(self) -> int:
+        return next(iter(self.factors.values())).a.shape[0]
+
+    def select(self, index: int, metadata: DeltaMetadata) -> Delta:
+        """One edit's delta by itself, without the unused ranks."""
+        factors = {}
+        for name, low in self.factors.items():
+            used = low.b[index].abs().amax(-1) > 0
+            factors[name] = LowRank(
+                low.a[index][:, used].detach().contiguous(), low.b[index][used].detach().contiguous()
+            )
+        return Delta(factors, metadata)
+
+    @contextmanager
+    def attached(self, language_model: LanguageModel, rows: Tensor) -> Iterator[None]:
+        """Row ``i`` of every batch inside the ``with`` carries the delta of edit ``rows[i]``.
+
+        Gradients flow into the factors, so this is also how an editor is trained.
+        """
+        with ExitStack() as stack:
+            for name, low in self.factors.items():
+                module = language_model.model.get_submodule(name)
+                stack.enter_context(held(module.register_forward_hook(_adding(low.a[rows], low.b[rows]))))
+            yield
+
+
+def _adding(a: Tensor, b: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    """A forward hook that adds (x A) B; with a leading row dimension each row has its own A and B."""
+
+    def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = args[0].to(a.dtype)
+        return output + ((x @ a) @ b).to(output.dtype)
+
+    return add

@@ -1,0 +1,65 @@
+"""One call from requests to a delta that can be kept: what the command line and other programs use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from instructedit.deltas.delta import Delta, DeltaMetadata
+from instructedit.editors.base import Editor
+from instructedit.models.language_model import LanguageModel
+from instructedit.records import EditRequest
+from instructedit.tasks.readers import read_rows
+from instructedit.tasks.task import Task
+
+
+def make_edit(editor: Editor, language_model: LanguageModel, requests: Sequence[EditRequest], task: Task) -> Delta:
+    """The sum of the deltas of ``requests``, each made by itself under its instruction.
+
+    A request's own instruction goes before the task's first description.
+
+    Raises:
+        DataError: an instruction has a placeholder that its request does not fill.
+        EditorError: a request cannot be edited.
+    """
+    bank = task.instructions
+    texts = [bank.render(request.instruction or bank.descriptions[0], request) for request in requests]
+    batch = editor.edit(language_model, requests, texts)
+    versions = {name: version(name) for name in ("instructedit", "torch", "transformers")}
+    deltas = [
+        batch.select(
+            index,
+            DeltaMetadata(
+                base=language_model.fingerprint,
+                source=language_model.source,
+                editor=editor.name,
+                requests=(request.model_copy(update={"task": task.name}),),
+                instruction=text,
+                versions=versions,
+            ),
+        )
+        for index, (request, text) in enumerate(zip(requests, texts, strict=True))
+    ]
+    total = deltas[0]
+    for delta in deltas[1:]:
+        total = total + delta
+    return total
+
+
+def read_requests(path: str | Path) -> list[EditRequest]:
+    """Edit requests from a JSON or JSON Lines file with the fields of :class:`EditRequest`.
+
+    Raises:
+        DataError: unreadable, or a record is not a request; the record and field are named.
+    """
+    requests = []
+    for row in read_rows(Path(path)):
+        try:
+            requests.append(EditRequest.model_validate(row.fields))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise row.error(".".join(map(str, first["loc"])), first["msg"]) from None
+    return requests

@@ -1,0 +1,86 @@
+"""Trained editors on disk: one safetensors file with its config in the header."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from instructedit.assets import ASSETS
+from instructedit.editors.base import editor_class
+from instructedit.editors.mend import EditorConfig, Mend
+from instructedit.errors import EditorError
+from instructedit.files import write_atomically
+from instructedit.models.language_model import BUNDLED, LanguageModel
+
+FORMAT = "instructedit-editor/1"
+BUNDLED_EDITOR = ASSETS / "editor.safetensors"
+
+
+def create_editor(config: EditorConfig, language_model: LanguageModel) -> Mend:
+    """An untrained editor of the kind that the config names."""
+    kind = editor_class(config.name)
+    assert issubclass(kind, Mend)
+    return kind.create(config, language_model)
+
+
+def save_editor(
+    editor: Mend,
+    language_model: LanguageModel,
+    path: str | Path,
+    *,
+    training: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write an editor; a failure leaves no half-written file.
+
+    Args:
+        training: what made it (recipe, steps, seed), kept in the header for people.
+        dtype: of the stored weights; running statistics are always stored in full.
+    """
+    buffers = {name for name, _ in editor.named_buffers()}
+    tensors = {
+        name: (tensor if name in buffers else tensor.to(dtype)).detach().cpu().contiguous()
+        for name, tensor in editor.state_dict().items()
+    }
+    header = {
+        "format": FORMAT,
+        "config": editor.config.model_dump_json(),
+        "base": language_model.fingerprint,
+        "source": language_model.source,
+        "training": json.dumps(training or {}),
+    }
+    write_atomically(Path(path), save(tensors, header))
+
+
+def load_editor(path: str | Path, language_model: LanguageModel) -> Mend:
+    """Read an editor for its base model; ``bundled`` is the one that ships with the bundled model.
+
+    Raises:
+        EditorError: no such file, damaged, not an editor, or trained for another base model.
+    """
+    file = BUNDLED_EDITOR if str(path) == BUNDLED else Path(path)
+    try:
+        with safe_open(str(file), framework="pt") as stored:
+            header = stored.metadata() or {}
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise EditorError(f"file {path}: cannot be read as an editor: {error}") from None
+    if header.get("format") != FORMAT:
+        raise EditorError(f"file {path}: is not an editor ({header.get('format') or 'no format in its header'})")
+    if header.get("base") != language_model.fingerprint:
+        raise EditorError(
+            f"file {path}: this editor was trained for the base model {header.get('base')} ({header.get('source')}), "
+            f"not for {language_model.fingerprint} ({language_model.source}); train one with `instructedit train`"
+        )
+    try:
+        editor = create_editor(EditorConfig.model_validate_json(header["config"]), language_model)
+        editor.load_state_dict({name: t.float() if t.dtype is torch.bfloat16 else t for name, t in tensors.items()})
+    except (KeyError, RuntimeError, ValidationError) as error:
+        raise EditorError(f"file {path}: its header or tensors are damaged: {str(error).splitlines()[0]}") from None
+    return editor.eval()

@@ -1,0 +1,47 @@
+"""How large an editor for a model is, before it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from instructedit.editors.mend import EditorConfig
+from instructedit.models.language_model import LanguageModel
+from instructedit.models.structure import Matrix
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that a base model and its editor take, activations left out.
+
+    Attributes:
+        base: the base model's parameters as loaded.
+        editor: the hypernetwork's parameters in float32.
+        training: editor, its gradients and Adam's two moments.
+    """
+
+    base: int
+    editor: int
+    training: int
+
+
+def hypernetwork_parameters(matrices: Sequence[Matrix], config: EditorConfig) -> int:
+    """Parameters of the hypernetworks: per shape and layer U, V, bias, scale and shift, and the code's map."""
+    groups: dict[tuple[int, int], int] = {}
+    for matrix in matrices:
+        shape = (matrix.inputs, matrix.outputs)
+        groups[shape] = groups.get(shape, 0) + 1
+    total = len(matrices)  # theta
+    code = config.code if config.conditions_hypernetwork else 0
+    for (inputs, outputs), count in groups.items():
+        width = inputs + outputs
+        layer = 2 * width * min(config.rank, width) + width + 2 * count * width + 2 * width * code
+        total += config.layers * layer
+    return total
+
+
+def footprint(language_model: LanguageModel, matrices: Sequence[Matrix], config: EditorConfig) -> Footprint:
+    """Estimate; the instruction encoder is left out, it is small beside the rest."""
+    base = sum(p.numel() * p.element_size() for p in language_model.model.parameters())
+    editor = 4 * hypernetwork_parameters(matrices, config)
+    return Footprint(base, editor, 4 * editor)

@@ -1,0 +1,126 @@
+"""The hypernetwork g: from signals (u, delta) to pseudo-signals (u~, delta~), many tokens at once.
+
+MEND's network as the paper uses it: a concatenated, normalised pair passes low-rank residual layers
+
+    x <- x + act(scale_l * (V (U x) + bias) + shift_l),
+
+with one scale and shift for each of the matrices l that share the network, and V = 0 at the start, so that the
+network starts as the identity. With conditioning a code c of the instruction adds its own scale and shift,
+both zero at the start (FiLM):
+
+    x <- x + act((1 + Gamma c) * (scale_l * (V (U x) + bias) + shift_l) + B c).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class RunningNorm(nn.Module):
+    """Normalises features by the mean and standard deviation of all tokens seen in training (Welford).
+
+    In evaluation the statistics stand still. Before any training step features pass unchanged.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.square: Tensor
+        self.count: Tensor
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("square", torch.zeros(width))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Take in tokens (tokens, width)."""
+        count = self.count + x.shape[0]
+        shift = x.mean(0) - self.mean
+        self.square += (
+            x.var(0, unbiased=False) * x.shape[0] + shift.square() * (self.count * x.shape[0] / count).float()
+        )
+        self.mean += shift * float(x.shape[0] / count)
+        self.count.copy_(count)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(tokens, width) -> the same shape, normalised."""
+        if self.count < 2:
+            return x
+        deviation = (self.square / (self.count - 1).float()).sqrt()
+        return (x - self.mean) / (deviation + 1e-7)
+
+
+class LowRankResidual(nn.Module):
+    """One layer: see the module's formula.
+
+    Args:
+        width: of the concatenated pair.
+        rank: of V U.
+        matrices: how many matrices share the layer.
+        code: width of the instruction's code; 0 without conditioning.
+        relu: whether act is the ReLU or the identity.
+    """
+
+    def __init__(self, width: int, rank: int, matrices: int, code: int, relu: bool) -> None:
+        super().__init__()
+        rank = min(rank, width)
+        self.down = nn.Parameter(torch.randn(rank, width) / width**0.5)  # U
+        self.up = nn.Parameter(torch.zeros(width, rank))  # V
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.scale = nn.Parameter(torch.ones(matrices, width))
+        self.shift = nn.Parameter(torch.zeros(matrices, width))
+        self.condition = nn.Linear(code, 2 * width, bias=False) if code else None
+        if self.condition is not None:
+            nn.init.zeros_(self.condition.weight)
+        self.relu = relu
+
+    def forward(self, x: Tensor, matrix: Tensor, codes: Tensor | None, edit: Tensor) -> Tensor:
+        """x (tokens, width); matrix and edit (tokens,) indices; codes (edits, code) or None."""
+        z = functional.linear(functional.linear(x, self.down), self.up, self.bias)
+        z = self.scale[matrix] * z + self.shift[matrix]
+        if self.condition is not None and codes is not None:
+            # One row per edit is multiplied, then spread over its tokens.
+            gamma, beta = self.condition(codes)[edit].chunk(2, dim=-1)
+            z = (1 + gamma) * z + beta
+        return x + (functional.relu(z) if self.relu else z)
+
+
+class Hypernetwork(nn.Module):
+    """The network shared by all edited matrices of one shape.
+
+    Args:
+        inputs, outputs: the matrices' shape.
+        rank, layers: of the low-rank residual layers.
+        matrices: how many matrices share it.
+        code: width of the instruction's code; 0 without conditioning.
+        last_relu: whether the last layer has the ReLU of MEND's network; without it the last layer can take
+            away from a factor as well as add to it (see docs/method.md).
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, *, rank: int, layers: int, matrices: int, code: int, last_relu: bool
+    ) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.norm_u = RunningNorm(inputs)
+        self.norm_delta = RunningNorm(outputs)
+        self.layers = nn.ModuleList(
+            LowRankResidual(inputs + outputs, rank, matrices, code, relu=last_relu or index < layers - 1)
+            for index in range(layers)
+        )
+
+    def observe(self, u: Tensor, delta: Tensor) -> None:
+        """Take signals into the running statistics."""
+        self.norm_u.update(u)
+        self.norm_delta.update(delta)
+
+    def forward(
+        self, u: Tensor, delta: Tensor, matrix: Tensor, codes: Tensor | None, edit: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Signals u (tokens, inputs), delta (tokens, outputs) -> pseudo-signals of the same shapes."""
+        x = torch.cat((self.norm_u(u), self.norm_delta(delta)), dim=-1)
+        for layer in self.layers:
+            x = layer(x, matrix, codes, edit)
+        return x[:, : self.inputs], x[:, self.inputs :]

@@ -1,0 +1,67 @@
+"""InstructEdit: MEND's hypernetwork, told in words what kind of edit this is.
+
+The instruction enters in one of two ways, or both. As in the paper, its text stands before the edit input, so
+that the gradient signals carry it (``prefix``). Or a code of the text scales and shifts the hypernetwork's layers
+while the edit and all queries stay plain (``hypernetwork``), which is what lets one edit have the scope that
+the words ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from instructedit.editors.base import register
+from instructedit.editors.instruction_encoders import (
+    BaseStateEncoder,
+    InstructionEncoder,
+    SentenceEncoder,
+    TrainedEncoder,
+)
+from instructedit.editors.mend import EditorConfig, Mend, chosen_matrices
+from instructedit.models.language_model import LanguageModel
+from instructedit.models.structure import Matrix
+from instructedit.records import EditRequest
+
+
+def with_instruction(prompt: str, instruction: str | None) -> str:
+    """The paper's edit input: the rendered instruction, then ``Input:`` and the prompt."""
+    return f"{instruction}\nInput: {prompt}" if instruction else prompt
+
+
+@register("instructedit")
+class InstructEdit(Mend):
+    """The hypernetwork editor guided by an instruction.
+
+    Args:
+        config, matrices, cut: as of :class:`Mend`.
+        hidden: width of the base model's states, for ``encoder: base``.
+    """
+
+    def __init__(self, config: EditorConfig, matrices: Sequence[Matrix], cut: int, hidden: int) -> None:
+        conditioned = config.conditions_hypernetwork
+        super().__init__(config, matrices, cut, code=config.code if conditioned else 0)
+        self.encoder: InstructionEncoder | None = None
+        if conditioned and config.encoder == "trained":
+            self.encoder = TrainedEncoder(config.code)
+        elif conditioned and config.encoder == "base":
+            self.encoder = BaseStateEncoder(config.code, hidden=hidden, cut=cut)
+        elif conditioned and config.sentence_encoder is not None:
+            self.encoder = SentenceEncoder(config.code, source=config.sentence_encoder)
+
+    @classmethod
+    def create(cls, config: EditorConfig, language_model: LanguageModel) -> InstructEdit:
+        """An untrained editor for a base model."""
+        matrices = chosen_matrices(language_model, config)
+        cut = min(language_model.structure.block_of(matrix.name) for matrix in matrices)
+        return cls(config, matrices, cut, language_model.structure.hidden)
+
+    def codes(self, language_model: LanguageModel, instructions: Sequence[str | None]) -> Tensor | None:
+        """Codes (edits, width) of the instructions; None where only a prefix is read."""
+        codes: Tensor | None = self.encoder(language_model, instructions) if self.encoder is not None else None
+        return codes
+
+    def prompt(self, request: EditRequest, instruction: str | None) -> str:
+        """With ``prefix``, the instruction and the prompt; else the bare prompt."""
+        return with_instruction(request.prompt, instruction) if self.config.reads_prefix else request.prompt

@@ -1,0 +1,140 @@
+"""From an instruction's text to the code that conditions the hypernetwork.
+
+Three encoders: a small one trained with the editor, the base model's own states, and any sentence encoder of
+the user's. Each ends in tanh, so a code is bounded; the code of no instruction is zero, which leaves the
+hypernetwork as it is without conditioning.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer
+
+from instructedit.errors import EditorError
+from instructedit.models.language_model import LanguageModel
+from instructedit.models.text import pad
+
+
+class InstructionEncoder(nn.Module, ABC):
+    """Instruction texts to codes (texts, width)."""
+
+    width: int
+
+    @abstractmethod
+    def encode(self, language_model: LanguageModel, texts: Sequence[str]) -> Tensor:
+        """Codes of non-empty texts."""
+
+    def forward(self, language_model: LanguageModel, texts: Sequence[str | None]) -> Tensor:
+        """(texts, width); a missing text has the code zero. Equal texts are encoded once."""
+        device = next(self.parameters()).device
+        distinct = sorted({text for text in texts if text})
+        codes = torch.zeros(len(texts), self.width, device=device)
+        if not distinct:
+            return codes
+        encoded = self.encode(language_model, distinct)
+        place = {text: index for index, text in enumerate(distinct)}
+        present = [index for index, text in enumerate(texts) if text]
+        chosen = encoded[[place[text] for text in texts if text]]
+        return codes.index_copy(0, torch.tensor(present, device=device), chosen)
+
+
+class TrainedEncoder(InstructionEncoder):
+    """A small Transformer over the base model's tokens, trained with the editor.
+
+    Token ids are folded into ``buckets`` embeddings, so that a large vocabulary costs no more than a small one.
+    A learned query attends over the states, since one word ("not") may decide what a mean would drown.
+    """
+
+    def __init__(
+        self, width: int, *, buckets: int = 8192, hidden: int = 96, layers: int = 2, heads: int = 4, length: int = 160
+    ) -> None:
+        super().__init__()
+        self.width = width
+        self.length = length
+        self.tokens = nn.Embedding(buckets, hidden)
+        self.positions = nn.Embedding(length, hidden)
+        nn.init.normal_(self.tokens.weight, std=0.3)
+        nn.init.normal_(self.positions.weight, std=0.05)
+        self.layers = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(
+                hidden, heads, 2 * hidden, dropout=0.1, activation="gelu", batch_first=True, norm_first=True
+            ),
+            layers,
+            enable_nested_tensor=False,
+        )
+        self.norm = nn.LayerNorm(hidden)
+        self.attention = nn.Linear(hidden, heads)
+        self.out = nn.Linear(hidden * heads, width)
+        self.token_dropout = 0.1
+
+    def encode(self, language_model: LanguageModel, texts: Sequence[str]) -> Tensor:
+        encoded = language_model.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        length = min(self.length, max(len(ids) for ids in encoded))
+        ids = torch.zeros(len(texts), length, dtype=torch.long)
+        mask = torch.zeros(len(texts), length, dtype=torch.bool)
+        for row, tokens in enumerate(encoded):
+            kept = tokens[:length]
+            ids[row, : len(kept)] = torch.tensor(kept)
+            mask[row, : len(kept)] = True
+        ids, mask = ids.to(self.out.weight.device), mask.to(self.out.weight.device)
+        x = self.tokens(ids % self.tokens.num_embeddings)
+        if self.training:
+            x = x * (torch.rand(ids.shape, device=x.device) >= self.token_dropout)[..., None]
+        x = self.norm(self.layers(x + self.positions.weight[:length], src_key_padding_mask=~mask))
+        weights = self.attention(x).masked_fill(~mask[..., None], -torch.inf).softmax(1)  # (texts, length, heads)
+        pooled = torch.einsum("nth,ntd->nhd", weights, x).flatten(1)
+        return torch.tanh(self.out(pooled))
+
+
+class BaseStateEncoder(InstructionEncoder):
+    """The mean of the base model's hidden states below the edited blocks, through one trained linear map."""
+
+    def __init__(self, width: int, *, hidden: int, cut: int) -> None:
+        super().__init__()
+        self.width = width
+        self.cut = cut
+        self.norm = nn.LayerNorm(hidden)
+        self.out = nn.Linear(hidden, width)
+
+    def encode(self, language_model: LanguageModel, texts: Sequence[str]) -> Tensor:
+        batch = pad([language_model.text.prompt(text) for text in texts], language_model.text.pad_id)
+        state = language_model.split(self.cut).trunk(batch.to(language_model.device))
+        hidden, mask = state.hidden.float(), state.batch.mask[..., None]
+        mean = (hidden * mask).sum(1) / mask.sum(1)
+        return torch.tanh(self.out(self.norm(mean)))
+
+
+class SentenceEncoder(InstructionEncoder):
+    """Any Hugging Face encoder of the user's, frozen, mean-pooled, through one trained linear map.
+
+    Args:
+        width: of the code.
+        source: folder or hub id of the encoder; it is loaded again with the editor, not stored in it.
+    """
+
+    def __init__(self, width: int, *, source: str) -> None:
+        super().__init__()
+        self.width = width
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(source)
+            model = AutoModel.from_pretrained(source, use_safetensors=True).eval().requires_grad_(False)
+        except (OSError, ValueError) as error:
+            raise EditorError(f"cannot load the sentence encoder {source}: {str(error).splitlines()[0]}") from None
+        # Kept out of the module tree: it is the user's, neither trained nor saved here.
+        self._frozen = (model,)
+        self.out = nn.Linear(int(model.config.hidden_size), width)
+
+    @torch.no_grad()
+    def _pool(self, texts: Sequence[str]) -> Tensor:
+        inputs = self._tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        hidden = self._frozen[0](**inputs).last_hidden_state
+        mask = inputs["attention_mask"][..., None]
+        mean = (hidden * mask).sum(1) / mask.sum(1)
+        return torch.nn.functional.normalize(mean, dim=-1) * mean.shape[-1] ** 0.5
+
+    def encode(self, language_model: LanguageModel, texts: Sequence[str]) -> Tensor:
+        return torch.tanh(self.out(self._pool(texts).to(self.out.weight.device)))

@@ -1,0 +1,108 @@
+"""The raw material of an edit: what flows into the edited matrices, and the loss gradient at their outputs.
+
+For the loss -log p(target | prompt) at the unedited model, the gradient of a matrix W in y = x W is the sum over
+tokens of the outer products u^T delta, with u the input x and delta the gradient at y (MEND, section 3; the
+paper's u_l and delta_{l+1}). A token whose delta is zero adds nothing, so it goes no further: in the last block
+only the positions that predict the target are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from instructedit.errors import EditorError
+from instructedit.models.hooks import held
+from instructedit.models.language_model import LanguageModel
+from instructedit.models.split import TrunkState
+from instructedit.models.structure import Matrix
+from instructedit.models.text import TokenBatch
+
+
+@dataclass(frozen=True)
+class Signal:
+    """One matrix's tokens with a gradient, of all edits of a batch.
+
+    Attributes:
+        u: (tokens, inputs).
+        delta: (tokens, outputs).
+        edit: (tokens,) index of the edit that a token belongs to; ascending.
+    """
+
+    u: Tensor
+    delta: Tensor
+    edit: Tensor
+
+    def slots(self) -> Tensor:
+        """(tokens,) the running number of each token inside its edit, from 0."""
+        counts = torch.bincount(self.edit)
+        starts = counts.cumsum(0) - counts
+        return torch.arange(len(self.edit), device=self.edit.device) - starts[self.edit]
+
+
+def edit_loss(logits: Tensor, batch: TokenBatch) -> Tensor:
+    """(rows,) mean over the row's target tokens of -log p(token)."""
+    losses = functional.cross_entropy(logits.float(), batch.labels, reduction="none")
+    counts = torch.bincount(batch.rows, minlength=len(batch))
+    return torch.zeros(len(batch), device=losses.device).index_add(0, batch.rows, losses) / counts
+
+
+def read_signals(
+    language_model: LanguageModel, state: TrunkState, cut: int, matrices: Sequence[Matrix]
+) -> dict[str, Signal]:
+    """Signals of a batch of edits, one edit a row: one forward and one backward pass through the top.
+
+    Rows do not meet inside the model, so the sum of their losses gives each row its own gradient.
+
+    Raises:
+        EditorError: a matrix was not reached, or an edit's gradient is zero or not finite there.
+    """
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            if not output.requires_grad:  # the lowest edited matrix: nothing below it is differentiated
+                output.requires_grad_(True)
+            inputs[name], outputs[name] = args[0].detach(), output
+
+        return hook
+
+    with torch.enable_grad(), ExitStack() as stack:
+        for matrix in matrices:
+            module = language_model.model.get_submodule(matrix.name)
+            stack.enter_context(held(module.register_forward_hook(keep(matrix.name))))
+        logits = language_model.split(cut).top(state)
+        missing = [matrix.name for matrix in matrices if matrix.name not in outputs]
+        if missing:
+            raise EditorError(f"not reached by the forward pass: {', '.join(missing)}. Edit matrices that are used.")
+        gradients = torch.autograd.grad(
+            edit_loss(logits, state.batch).sum(), [outputs[m.name] for m in matrices], allow_unused=True
+        )
+    signals = {}
+    for matrix, gradient in zip(matrices, gradients, strict=True):
+        if gradient is None:
+            raise EditorError(f"no gradient reaches {matrix.name}; its output does not enter the loss")
+        signals[matrix.name] = _tokens_with_gradient(matrix.name, inputs[matrix.name], gradient, state.batch)
+    return signals
+
+
+def _tokens_with_gradient(name: str, u: Tensor, delta: Tensor, batch: TokenBatch) -> Signal:
+    if not torch.isfinite(delta).all() or not torch.isfinite(u).all():
+        raise EditorError(
+            f"the signals at {name} are not finite; load the base model in float32 or bfloat16 instead of float16"
+        )
+    used = batch.mask & (delta != 0).any(-1)
+    silent = (~used.any(1)).nonzero().flatten().tolist()
+    if silent:
+        raise EditorError(
+            f"the gradient at {name} is exactly zero for the edits {silent[:10]} of the batch: the loss is already "
+            "zero there, or the model does not use this matrix for them"
+        )
+    return Signal(u[used].float(), delta[used].float(), used.nonzero()[:, 0])

@@ -1,0 +1,62 @@
+"""Every error that InstructEdit raises on purpose.
+
+    InstructEditError           root: catch this to catch them all
+    ├── DataError               a file, record or field of edit data is wrong or missing
+    ├── RecipeError             a recipe has mistakes; all of them are listed at once
+    ├── ModelError              a base model cannot be loaded, or its structure is not supported
+    ├── DeltaError              a delta does not belong to this base model, or its file is damaged
+    └── EditorError             an editor cannot edit: no gradient, NaN, wrong shapes, not trained
+
+Each message says what was wrong, where, and what to do about it. The command line prints the message alone
+and exits with code 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class InstructEditError(Exception):
+    """Root of the tree."""
+
+
+class DataError(InstructEditError):
+    """A data file, record or field is wrong.
+
+    Args:
+        problem: what is wrong and what to do.
+        file: the file it stands in, if there is one.
+        record: index of the record in that file, counted from 0.
+        field: the field's name inside the record.
+    """
+
+    def __init__(
+        self, problem: str, *, file: object = None, record: int | None = None, field: str | None = None
+    ) -> None:
+        where = [
+            f"{name} {value}"
+            for name, value in (("file", file), ("record", record), ("field", field))
+            if value is not None
+        ]
+        super().__init__(f"{', '.join(where)}: {problem}" if where else problem)
+
+
+class RecipeError(InstructEditError):
+    """A recipe has one or more mistakes, all listed."""
+
+    def __init__(self, source: object, mistakes: Sequence[str]) -> None:
+        self.mistakes = tuple(mistakes)
+        count = "1 mistake" if len(self.mistakes) == 1 else f"{len(self.mistakes)} mistakes"
+        super().__init__(f"{source}: {count}\n" + "\n".join(f"  - {mistake}" for mistake in self.mistakes))
+
+
+class ModelError(InstructEditError):
+    """A base model cannot be loaded or edited."""
+
+
+class DeltaError(InstructEditError):
+    """A delta cannot be read, combined or attached."""
+
+
+class EditorError(InstructEditError):
+    """An editor cannot produce an edit."""

@@ -1,0 +1,73 @@
+"""Free generation: what a user would read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from instructedit.deltas.delta import Delta, DeltaBatch
+from instructedit.models.language_model import LanguageModel
+from instructedit.models.text import pad
+
+
+@torch.no_grad()
+def generate(
+    language_model: LanguageModel,
+    prompts: Sequence[str],
+    *,
+    deltas: DeltaBatch | None = None,
+    edits: Sequence[int] = (),
+    delta: Delta | None = None,
+    new_tokens: int = 24,
+    batch_size: int = 64,
+) -> list[str]:
+    """Greedy continuations, up to the end token or ``new_tokens``.
+
+    Args:
+        deltas, edits: continue prompt ``i`` with the delta of edit ``edits[i]``;
+        delta: or continue all with this one; with neither, the unedited model.
+    """
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    texts: dict[int, str] = {}
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        queries = [language_model.text.prompt(prompts[index]) for index in chosen]
+        # Left padding: every row's next token stands at the end of the batch.
+        batch = pad(queries, language_model.text.pad_id, side="left").to(language_model.device)
+        attached: AbstractContextManager[None] = nullcontext()
+        if deltas is not None:
+            rows = torch.tensor([edits[index] for index in chosen], device=language_model.device)
+            attached = deltas.attached(language_model, rows)
+        elif delta is not None:
+            attached = delta.attached(language_model)
+        with attached:
+            out = language_model.model.generate(
+                input_ids=batch.ids,
+                attention_mask=batch.mask.long(),
+                max_new_tokens=new_tokens,
+                do_sample=False,
+                num_beams=1,
+                pad_token_id=language_model.text.pad_id,
+            )
+        for index, ids in zip(chosen, out[:, batch.ids.shape[1] :], strict=True):
+            texts[index] = language_model.tokenizer.decode(ids, skip_special_tokens=True)
+    return [texts[index] for index in range(len(prompts))]
+
+
+def natural_stop(text: str) -> str:
+    """The continuation up to a line break or the end of its first sentence."""
+    line = text.strip().split("\n")[0]
+    return re.split(r"(?<=[.!?])\s+(?=[A-Z])", line)[0].strip()
+
+
+def normalised(text: str) -> str:
+    """What two answers are compared by: case, white space and a closing mark do not count."""
+    return re.sub(r"\s+", " ", text).strip().rstrip(".!?,;").strip().casefold()
+
+
+def matches(continuation: str, answers: Sequence[str]) -> bool:
+    """Whether a continuation is exactly one of the aliases."""
+    return normalised(natural_stop(continuation)) in {normalised(answer) for answer in answers}

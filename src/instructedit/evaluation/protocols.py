@@ -1,0 +1,83 @@
+"""How an edit is questioned: with or without the instruction before the queries, and under which instruction."""
+
+from __future__ import annotations
+
+import random
+from enum import StrEnum
+
+from instructedit.errors import DataError
+from instructedit.records import EditRequest
+from instructedit.tasks.grammar import wordings
+from instructedit.tasks.task import NEUTRAL_NAME, Task, load_task, shipped_tasks
+
+
+class Protocol(StrEnum):
+    """What the queries look like and how answers are read.
+
+    PAPER: the instruction stands before edit, rephrase and portability prompts; teacher-forced token accuracy.
+    PLAIN: no query carries an instruction; teacher-forced token accuracy.
+    GENERATION: no query carries an instruction; greedy decoding to a natural stop, exact match.
+    """
+
+    PAPER = "paper"
+    PLAIN = "plain"
+    GENERATION = "generation"
+
+
+class Control(StrEnum):
+    """Which instruction an edit gets. The last three show whether the editor reads it."""
+
+    SEEN = "seen"
+    UNSEEN = "unseen"
+    OTHER_TASK = "other-task"
+    SWAPPED_SCOPE = "swapped-scope"
+    NONE = "none"
+
+
+class InstructionChooser:
+    """Picks the instruction of every request of an evaluation; the same seed picks the same.
+
+    Args:
+        task: of the records.
+        control: which kind.
+        wording: ``validation`` or ``test`` replaces the task's own descriptions by hand-written wordings
+            behind a neutral name; only scope tasks have them.
+
+    Raises:
+        DataError: the task has no opposite to swap with, or no wordings.
+    """
+
+    def __init__(self, task: Task, control: Control, wording: str | None = None, seed: int = 0) -> None:
+        self.task = task
+        self.control = control
+        self._rng = random.Random(f"{seed}-{control}")
+        self._texts: list[str] | None = None
+        told = task
+        if control is Control.SWAPPED_SCOPE:
+            if task.opposite is None:
+                raise DataError(f"task {task.name} has no opposite scope to swap with; choose another --instruction")
+            told = load_task(task.opposite)
+        elif control is Control.OTHER_TASK:
+            others = [other for name, other in shipped_tasks().items() if name != task.name]
+            told = self._rng.choice([o for o in others if not any("[" in d for d in o.instructions.descriptions)])
+        self._told = told
+        if wording is not None:
+            texts = wordings(wording)
+            if told.name not in texts:
+                raise DataError(f"there are no {wording} wordings for {told.name}; they exist for {', '.join(texts)}")
+            self._texts = texts[told.name]
+        self._count = 0
+
+    def __call__(self, request: EditRequest) -> str | None:
+        """The rendered instruction of the next request."""
+        self._count += 1
+        bank = self._told.instructions
+        if self.control is Control.NONE:
+            return None
+        if request.instruction is not None and self.control in (Control.SEEN, Control.UNSEEN):
+            return bank.render(request.instruction, request)
+        if self._texts is not None:
+            return bank.render(self._texts[(self._count - 1) % len(self._texts)], request, NEUTRAL_NAME)
+        if self.control is Control.SEEN:
+            return bank.seen(request, self._rng)
+        return bank.unseen(request)

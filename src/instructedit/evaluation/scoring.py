@@ -1,0 +1,80 @@
+"""The one scorer: what a model, edited or not, predicts at the answer positions of many queries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from instructedit.deltas.delta import DeltaBatch
+from instructedit.models.language_model import LanguageModel
+from instructedit.models.text import pad
+
+
+@dataclass(frozen=True)
+class Query:
+    """``answer`` after ``prompt``, asked of the model with the delta of edit number ``edit``."""
+
+    edit: int
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the model makes of one query, with the answer's earlier tokens given (teacher forcing).
+
+    Attributes:
+        predicted: its first choice at each position of the answer.
+        hits: share of positions where that is the answer's token.
+        log_likelihood: mean log probability of the answer's tokens.
+    """
+
+    predicted: tuple[int, ...]
+    hits: float
+    log_likelihood: float
+
+    def agreement(self, other: Scored) -> float:
+        """Share of positions where both have the same first choice."""
+        same = [mine == theirs for mine, theirs in zip(self.predicted, other.predicted, strict=True)]
+        return sum(same) / len(same)
+
+
+@torch.no_grad()
+def score(
+    language_model: LanguageModel, cut: int, queries: Sequence[Query], deltas: DeltaBatch | None, tokens: int = 4096
+) -> list[Scored]:
+    """Score queries in batches of about ``tokens`` padded tokens, in any order, reported in the given one.
+
+    Args:
+        cut: where the forward is split; blocks below it carry no delta.
+        deltas: each query is asked of its own edit's model; None asks the unedited one.
+    """
+    encoded = [language_model.text.pair(query.prompt, query.answer) for query in queries]
+    order = sorted(range(len(queries)), key=lambda index: len(encoded[index].ids))
+    split = language_model.split(cut)
+    found: dict[int, Scored] = {}
+    start = 0
+    while start < len(order):
+        end = start + 1
+        while end < len(order) and (end + 1 - start) * len(encoded[order[end]].ids) <= tokens:
+            end += 1
+        chosen = order[start:end]
+        batch = pad([encoded[index] for index in chosen], language_model.text.pad_id).to(language_model.device)
+        edits = torch.tensor([queries[index].edit for index in chosen], device=language_model.device)
+        state = split.trunk(batch)
+        with deltas.attached(language_model, edits) if deltas is not None else nullcontext():
+            logits = split.top(state).float()
+        best = logits.argmax(-1)
+        likelihood = logits.log_softmax(-1).gather(1, batch.labels[:, None])[:, 0]
+        counts = torch.bincount(batch.rows, minlength=len(chosen)).tolist()
+        for index, predicted, labels, values in zip(
+            chosen, best.split(counts), batch.labels.split(counts), likelihood.split(counts), strict=True
+        ):
+            found[index] = Scored(
+                tuple(predicted.tolist()), (predicted == labels).float().mean().item(), values.mean().item()
+            )
+        start = end
+    return [found[index] for index in range(len(queries))]

@@ -1,0 +1,1 @@
+"""How the bundled base model is made: its facts and sentences, its tokenizer, its training."""

@@ -1,0 +1,196 @@
+"""From recipe to base model: facts table, corpus, tokenizer, training, recall."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from instructedit.errors import DataError, RecipeError
+from instructedit.files import write_atomically
+from instructedit.models.build.corpus import Corpus, Document, read_corpus
+from instructedit.models.build.pretrain import BaseModelRecipe, pretrain, recall
+from instructedit.tasks.facts import FACTS_FILE, Fact, named_facts, read_facts, read_trex, write_facts
+from instructedit.tasks.own_edits import FactEdits, named_requests
+from instructedit.tasks.readers import read_records
+from instructedit.tasks.task import shipped_tasks
+
+logger = logging.getLogger(__name__)
+
+RECALL_SAMPLE = 2000
+OWN_EDITS = 150
+
+
+class OwnEdits(BaseModel):
+    """Where the shipped demo edits take their entities from, and whom they have to avoid.
+
+    Attributes:
+        avoid: files whose subjects no demo edit may have: those that editors are trained on.
+        recent: a KnowEdit file whose requests the base model was not taught.
+        topics: a ConvSent file whose topics are used; its sentences are not.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    avoid: tuple[str, ...]
+    recent: str
+    topics: str
+
+
+class BuildRecipe(BaseModel):
+    """How a base model is built; paths are relative to the data folder.
+
+    Attributes:
+        model: its shape and training.
+        trex: folder with T-REx facts, to remake the facts table; None takes the shipped table.
+        named: KnowEdit files whose locality facts go into the table, by source name.
+        records: files whose true answers are taught in their own words.
+        replies: ConvSent files whose replies are taught.
+        edits: how the edits are made that ship with the package; None makes none.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: BaseModelRecipe = BaseModelRecipe()
+    trex: str | None = None
+    named: dict[str, tuple[str, ...]] = {}
+    records: tuple[str, ...] = ()
+    replies: tuple[str, ...] = ()
+    edits: OwnEdits | None = None
+
+
+def load_build_recipe(path: Path) -> BuildRecipe:
+    """Read a YAML build recipe.
+
+    Raises:
+        RecipeError: with every mistake.
+    """
+    try:
+        return BuildRecipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError) as error:
+        raise RecipeError(path, [f"cannot be read: {error}"]) from None
+    except ValidationError as error:
+        mistakes = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise RecipeError(path, mistakes) from None
+
+
+def gather_facts(recipe: BuildRecipe, data: Path | None) -> list[Fact]:
+    """The facts table: remade from the sources, or the shipped one."""
+    if recipe.trex is None or data is None:
+        return read_facts(FACTS_FILE)
+    facts = read_trex(data / recipe.trex)
+    seen: set[tuple[str, str]] = set()
+    for source, files in recipe.named.items():
+        for name in files:
+            for fact in named_facts(read_records(data / name, skip_incomplete=True), source):
+                if (fact.relation, fact.subject) not in seen:
+                    seen.add((fact.relation, fact.subject))
+                    facts.append(fact)
+    return facts
+
+
+def instruction_prefixes() -> list[str]:
+    """Rendered instructions that training may see, for the few documents that carry one."""
+    texts = []
+    for task in shipped_tasks().values():
+        for description in task.instructions.descriptions[:-1]:
+            for label in ("positive", "negative") if "[LABEL]" in description else ("",):
+                filled = description.replace("[LABEL]", label).replace("[TOPIC]", "the topic")
+                texts.append(task.instructions.render(filled))
+    return texts
+
+
+def recall_samples(corpus: Corpus, seed: int = 5) -> dict[str, list[Document]]:
+    """Documents to measure recall on: facts as statements, as questions, and in the data sets' own words."""
+    rng = random.Random(seed)
+    facts = rng.sample(list(corpus.facts), min(RECALL_SAMPLE, len(corpus.facts)))
+    groups = rng.sample(list(corpus.true_answers), min(RECALL_SAMPLE, len(corpus.true_answers)))
+    return {
+        "statement": [Document(rng.choice(fact.statements()), fact.object) for fact in facts],
+        "question": [Document(rng.choice(fact.questions()), fact.object) for fact in facts],
+        "own_words": [rng.choice(group) for group in groups],
+    }
+
+
+def write_own_edits(facts: Sequence[Fact], recipe: OwnEdits, data: Path, out: Path) -> None:
+    """The demo's own edits, a JSON Lines file a kind; same facts and files, same edits."""
+    avoid = {
+        record.request.subject or ""
+        for name in recipe.avoid
+        for record in read_records(data / name, skip_incomplete=True)
+    }
+    maker = FactEdits(facts, avoid)
+    topics = sorted({record.request.subject or "" for record in read_records(data / recipe.topics)})
+    missing = named_requests(read_records(data / recipe.recent))
+    kinds = {
+        "counterfact": maker.counterfactual(OWN_EDITS),
+        "questions": maker.questions(OWN_EDITS),
+        "recent": maker.recent(missing, OWN_EDITS),
+        "convsent": maker.opinions(topics, OWN_EDITS),
+    }
+    for kind, records in kinds.items():
+        lines = "".join(record.model_dump_json(exclude_defaults=True) + "\n" for record in records)
+        write_atomically(out / f"{kind}.jsonl", lines.encode())
+
+
+def build_base(
+    recipe: BuildRecipe,
+    data: Path | None,
+    out: Path,
+    on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+) -> dict[str, Any]:
+    """Build a base model into ``out``: config, bf16 safetensors, tokenizer, ``facts.tsv.gz`` and ``card.json``.
+
+    Returns:
+        The card: recipe, sizes and recall by kind of query.
+
+    Raises:
+        DataError: the recipe names data files, but there is no data folder.
+    """
+    if data is None and (recipe.records or recipe.replies):
+        raise DataError("this recipe teaches the data sets' own answers; set INSTRUCTEDIT_DATA or give --data")
+    facts = gather_facts(recipe, data)
+    folder = data or Path()
+    corpus = read_corpus(
+        facts,
+        [folder / name for name in recipe.records],
+        [folder / name for name in recipe.replies],
+        instruction_prefixes(),
+    )
+    samples = recall_samples(corpus)
+    history: list[dict[str, float]] = []
+    out.mkdir(parents=True, exist_ok=True)
+
+    def measure(epoch: int, model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> None:
+        model.eval()
+        found = {name: round(recall(model, tokenizer, documents), 4) for name, documents in samples.items()}
+        model.train()
+        history.append({"epoch": epoch + 1, **found})
+        logger.warning("epoch %d: recall %s", epoch + 1, found)
+
+    model, tokenizer = pretrain(corpus, recipe.model, on_step, measure)
+    model = model.to(torch.bfloat16)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    write_facts(facts, out / "facts.tsv.gz")
+    if recipe.edits is not None and data is not None:
+        write_own_edits(facts, recipe.edits, data, out / "edits")
+    model = model.float()
+    card = {
+        "recipe": recipe.model_dump(mode="json"),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "facts": len(facts),
+        "recall": {name: round(recall(model, tokenizer, documents), 4) for name, documents in samples.items()},
+        "recall_sample": RECALL_SAMPLE,
+        "history": history,
+    }
+    write_atomically(out / "card.json", (json.dumps(card, indent=2) + "\n").encode())
+    return card

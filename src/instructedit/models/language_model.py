@@ -1,0 +1,127 @@
+"""A base model as the other rooms see it: the Hugging Face model, its tokenizer, structure and fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from instructedit.assets import ASSETS
+from instructedit.errors import ModelError
+from instructedit.models.split import SplitForward
+from instructedit.models.structure import Structure, find_structure
+from instructedit.models.text import TextEncoder
+
+BUNDLED = "bundled"
+BUNDLED_FOLDER = ASSETS / "base"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class LanguageModel:
+    """A frozen base model with what editing needs to know of it.
+
+    Args:
+        model: a causal language model; its parameters stop requiring gradients.
+        tokenizer: its tokenizer.
+        source: where it came from, for messages and metadata.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.source = source
+        self.structure: Structure = find_structure(model)
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.text = TextEncoder(tokenizer, int(limit or 1_000_000))
+        self._splits: dict[int, SplitForward] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs have to be."""
+        return self.model.get_input_embeddings().weight.device
+
+    def split(self, cut: int) -> SplitForward:
+        """The split forward below block ``cut``; made once."""
+        if cut not in self._splits:
+            self._splits[cut] = SplitForward(self.model, self.structure, cut)
+        return self._splits[cut]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the weights: names, shapes and a sample of the values, rounded to bf16.
+
+        The rounding makes a checkpoint and its bf16 copy the same model, as a delta fits both. Taken once, so it
+        names the weights as loaded.
+        """
+        return fingerprint(self.model)
+
+
+@torch.no_grad()
+def fingerprint(model: PreTrainedModel, samples: int = 64) -> str:
+    """16 hexadecimal digits over every parameter's name, shape and ``samples`` evenly spaced values."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        if parameter.is_meta:
+            raise ModelError(
+                f"{name} is not in memory (offloaded), so the model cannot be identified; load it without disk offload"
+            )
+        values = parameter.detach().flatten()
+        step = max(1, values.numel() // samples)
+        digest.update(values[::step][:samples].to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load_language_model(
+    source: str | Path,
+    *,
+    dtype: str = "float32",
+    device: str | None = None,
+    device_map: str | None = None,
+) -> LanguageModel:
+    """Load a causal language model with its tokenizer.
+
+    Args:
+        source: ``bundled``, a folder with a Hugging Face checkpoint, or a hub id.
+        dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto`` (as stored).
+        device: where to put it; default the CPU. Not together with ``device_map``.
+        device_map: Accelerate's placement, for example ``auto``.
+
+    Raises:
+        ModelError: not found, no safetensors weights, not a dense decoder-only model.
+    """
+    path = str(BUNDLED_FOLDER) if str(source) == BUNDLED else str(source)
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ModelError(f"dtype {dtype!r} is not known; choose one of auto, {', '.join(DTYPES)}")
+    if device is not None and device_map is not None:
+        raise ModelError("give either a device or a device_map, not both")
+    try:
+        config = AutoConfig.from_pretrained(path)
+        if getattr(config, "is_encoder_decoder", False):
+            raise ModelError(f"{source} is an encoder-decoder model; only decoder-only models are edited")
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=DTYPES.get(dtype, "auto"),
+            device_map=device_map,
+            use_safetensors=True,  # other weight files are pickles, which can run code
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"cannot load the model {source}: {first_line}\n"
+            "Give `bundled`, a folder with config.json, model.safetensors and a tokenizer, or a hub id that can be "
+            "reached from here."
+        ) from None
+    if device is not None:
+        model.to(device)
+    return LanguageModel(model, tokenizer, str(source))

@@ -1,0 +1,139 @@
+"""From text to tokens: how prompts and targets are joined, padded and labelled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from instructedit.errors import DataError
+
+
+def join(prompt: str, target: str) -> tuple[str, str]:
+    """Prompt and continuation with exactly one space between them, which belongs to the continuation.
+
+    Data sets disagree on who brings the space, and the place decides the tokens of a byte-level vocabulary.
+    """
+    return prompt.rstrip(), " " + target.strip()
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One tokenised query: ``ids`` of prompt and target, and where the target's tokens begin."""
+
+    ids: tuple[int, ...]
+    target_start: int
+
+
+class TextEncoder:
+    """Tokenises (prompt, target) pairs of one tokenizer, with a memory of what it has seen.
+
+    Args:
+        tokenizer: any Hugging Face tokenizer.
+        max_length: longest sequence in tokens that the base model takes.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self._seen: dict[tuple[str, str], Encoded] = {}
+
+    @property
+    def pad_id(self) -> int:
+        """Padding token; any id will do, as padding is masked everywhere."""
+        for name in ("pad_token_id", "eos_token_id"):
+            if getattr(self.tokenizer, name) is not None:
+                return int(getattr(self.tokenizer, name))
+        return 0
+
+    def prompt(self, prompt: str) -> Encoded:
+        """A prompt alone, without target tokens."""
+        return self._encode(prompt.rstrip(), "")
+
+    def pair(self, prompt: str, target: str) -> Encoded:
+        """A prompt with its continuation.
+
+        Raises:
+            DataError: no tokens for the target, or the whole is longer than the model takes.
+        """
+        return self._encode(*join(prompt, target))
+
+    def _encode(self, prompt: str, target: str) -> Encoded:
+        key = (prompt, target)
+        if key not in self._seen:
+            self._seen[key] = self._tokenise(prompt, target)
+        return self._seen[key]
+
+    def _tokenise(self, prompt: str, target: str) -> Encoded:
+        if self.tokenizer.is_fast:
+            # The whole text is tokenised at once, as a user's query would be; a token belongs to the target
+            # if it reaches past the prompt's last character.
+            encoding = self.tokenizer(prompt + target, return_offsets_mapping=True)
+            ids = list(encoding["input_ids"])
+            ends = [end for _, end in encoding["offset_mapping"]]
+            start = next((i for i, end in enumerate(ends) if end > len(prompt)), len(ids))
+        else:
+            ids = list(self.tokenizer(prompt + target)["input_ids"])
+            start = min(len(self.tokenizer(prompt)["input_ids"]), len(ids))
+        if target and start == len(ids):
+            raise DataError(f"the target {target.strip()!r} has no tokens after {prompt!r}", field="target")
+        if target and start == 0:
+            raise DataError("the prompt has no tokens of its own before the target", field="prompt")
+        if len(ids) > self.max_length:
+            raise DataError(
+                f"{len(ids)} tokens, the model takes {self.max_length}: shorten {prompt[:60] + '…'!r}",
+                field="prompt",
+            )
+        return Encoded(tuple(ids), start)
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Padded queries.
+
+    Attributes:
+        ids: (rows, length) token ids.
+        mask: (rows, length) True at real tokens.
+        predicts: (rows, length) True where the NEXT token is a target token; such a position's logits are
+            read, all others are not. Alignment is by this mask alone, so the padding side does not matter.
+        labels: (predicted,) the target token of every True in ``predicts``, in row-major order.
+        rows: (predicted,) the row of every label.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    predicts: Tensor
+    labels: Tensor
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    @property
+    def positions(self) -> Tensor:
+        """(rows, length) position of each token in its text; padding gets 0."""
+        return (self.mask.long().cumsum(1) - 1).clamp_min(0)
+
+    def to(self, device: torch.device | str) -> TokenBatch:
+        """The same batch on another device."""
+        return TokenBatch(*(t.to(device) for t in (self.ids, self.mask, self.predicts, self.labels, self.rows)))
+
+
+def pad(queries: Sequence[Encoded], pad_id: int, side: str = "right") -> TokenBatch:
+    """Pad queries to the longest; ``side`` is ``right`` or ``left``."""
+    length = max(len(query.ids) for query in queries)
+    ids = torch.full((len(queries), length), pad_id)
+    mask = torch.zeros(len(queries), length, dtype=torch.bool)
+    predicts = torch.zeros_like(mask)
+    labels: list[int] = []
+    for row, query in enumerate(queries):
+        n = len(query.ids)
+        offset = length - n if side == "left" else 0
+        ids[row, offset : offset + n] = torch.tensor(query.ids)
+        mask[row, offset : offset + n] = True
+        predicts[row, offset + query.target_start - 1 : offset + n - 1] = query.target_start < n
+        labels += query.ids[query.target_start :]
+    return TokenBatch(ids, mask, predicts, torch.tensor(labels, dtype=torch.long), predicts.nonzero()[:, 0])

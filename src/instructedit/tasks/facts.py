@@ -1,0 +1,133 @@
+"""Subject-relation-object triples, their shipped table, and our own sentences and questions for them."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from instructedit.assets import ASSETS, read_yaml
+from instructedit.errors import DataError
+from instructedit.records import EditRecord
+
+FACTS_FILE = ASSETS / "facts.tsv.gz"
+COLUMNS = ("source", "relation", "subject", "object")
+
+#: For relations that are known by a name only (KnowEdit's); T-REx relations have templates of their own.
+NAMED_STATEMENTS = (
+    "The {relation} of {subject} is",
+    "{subject}'s {relation} is",
+    "As for {subject}, the {relation} is",
+)
+NAMED_QUESTIONS = (
+    "What is the {relation} of {subject}?",
+    "Can you tell me the {relation} of {subject}?",
+)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One triple. ``relation`` is a Wikidata property (P17) or, for KnowEdit's facts, the relation's name."""
+
+    source: str
+    relation: str
+    subject: str
+    object: str
+
+    def statements(self) -> tuple[str, ...]:
+        """Sentences that the object completes."""
+        return self._render("statements", NAMED_STATEMENTS)
+
+    def questions(self) -> tuple[str, ...]:
+        """Questions that the object answers."""
+        return self._render("questions", NAMED_QUESTIONS)
+
+    def _render(self, kind: str, named: tuple[str, ...]) -> tuple[str, ...]:
+        templates = relation_templates().get(self.relation, {}).get(kind, named)
+        return tuple(
+            template.replace("{subject}", self.subject).replace("{relation}", self.relation) for template in templates
+        )
+
+
+@cache
+def relation_templates() -> dict[str, dict[str, tuple[str, ...]]]:
+    """Statement and question templates by Wikidata property."""
+    return {
+        relation: {kind: tuple(entry[kind]) for kind in ("statements", "questions")}
+        for relation, entry in read_yaml("templates/relations.yaml").items()
+    }
+
+
+def read_facts(path: Path = FACTS_FILE) -> list[Fact]:
+    """The facts of a (gzipped) tab-separated table with the columns of :data:`COLUMNS`.
+
+    Raises:
+        DataError: the file cannot be read or has other columns.
+    """
+    try:
+        with gzip.open(path, "rt", encoding="utf-8", newline="") as stream:
+            table = csv.reader(stream, delimiter="\t")
+            header = tuple(next(table, ()))
+            if header != COLUMNS:
+                raise DataError(f"has the columns {header}, expected {COLUMNS}", file=path)
+            return [Fact(*row) for row in table]
+    except (OSError, EOFError) as error:
+        raise DataError(f"cannot be read: {error}", file=path) from None
+
+
+def write_facts(facts: Iterable[Fact], path: Path) -> None:
+    """Write the table; the same facts give the same bytes."""
+    text = io.StringIO()
+    table = csv.writer(text, delimiter="\t", lineterminator="\n")
+    table.writerow(COLUMNS)
+    table.writerows((fact.source, fact.relation, fact.subject, fact.object) for fact in facts)
+    path.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+
+
+def read_trex(folder: Path) -> list[Fact]:
+    """T-REx facts as ParaRel publishes them: a JSON Lines file a relation.
+
+    Only relations that have templates are read. A subject with several objects in one relation has no single
+    right answer; it is left out.
+    """
+    facts: list[Fact] = []
+    for relation in relation_templates():
+        objects: dict[str, set[str]] = defaultdict(set)
+        for line in (folder / f"{relation}.jsonl").read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            objects[row["sub_label"].strip()].add(row["obj_label"].strip())
+        facts += [
+            Fact("trex", relation, subject, found.pop())
+            for subject, found in sorted(objects.items())
+            if len(found) == 1 and "\t" not in subject
+        ]
+    return facts
+
+
+def named_facts(records: Iterable[EditRecord], source: str) -> list[Fact]:
+    """The true facts that KnowEdit's locality probes ask for, where the prompt names the relation plainly.
+
+    Edit targets are not read: they are what an edit is to bring.
+    """
+    facts: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for record in records:
+        subject = record.request.subject
+        if not subject or "\t" in subject:
+            continue
+        plain = re.compile(rf"The (?:names? of the )?([a-z ]+) of {re.escape(subject)} (?:is|are)")
+        for probe in record.probes:
+            match = plain.fullmatch(probe.prompt)
+            if match and probe.kind.value == "same_subject":
+                facts[match[1], subject].add(probe.answers[0].strip())
+    return [
+        Fact(source, relation, subject, found.pop())
+        for (relation, subject), found in sorted(facts.items())
+        if len(found) == 1
+    ]

@@ -1,0 +1,66 @@
+"""Many wordings of one scope: frames with slots, expanded at random.
+
+A text encoder that has read nine wordings of a scope has read nothing; one that has read thousands begins to
+read the words (docs/method.md has the figures). The frames and slots are a YAML file of our own.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from instructedit.assets import read_yaml
+from instructedit.errors import DataError
+
+_SLOT = re.compile(r"\{([A-Za-z_0-9]+)\}")
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """Frames by scope, the slots that they draw from, and whole texts by scope.
+
+    Where a scope has both, half of the wordings are whole texts: frames bring number, single texts variety.
+    """
+
+    slots: Mapping[str, Sequence[str]]
+    scopes: Mapping[str, Sequence[str]]
+    texts: Mapping[str, Sequence[str]]
+
+    def draw(self, scope: str, rng: random.Random) -> str:
+        """One wording of a scope; each slot of a frame is drawn anew.
+
+        Raises:
+            DataError: the scope or a slot is not in the grammar.
+        """
+        if scope not in self.scopes:
+            raise DataError(f"the grammar has no scope {scope!r}; it has {', '.join(sorted(self.scopes))}")
+        texts = self.texts.get(scope)
+        if texts and rng.random() < 0.5:
+            return rng.choice(texts)
+        return self._fill(rng.choice(self.scopes[scope]), rng)
+
+    def _fill(self, text: str, rng: random.Random) -> str:
+        def one(match: re.Match[str]) -> str:
+            if match[1] not in self.slots:
+                raise DataError(f"the grammar has no slot {match[1]!r}, used in {text!r}")
+            return self._fill(rng.choice(self.slots[match[1]]), rng)
+
+        return _SLOT.sub(one, text)
+
+
+def scope_grammar() -> Grammar:
+    """The shipped grammar of the scopes ``only``, ``everywhere`` and ``tone``."""
+    raw = read_yaml("instructions/scope_grammar.yaml")
+    texts: dict[str, list[str]] = {}
+    for name in ("scope_texts_a", "scope_texts_b"):
+        for scope, found in read_yaml(f"instructions/{name}.yaml").items():
+            texts.setdefault(scope, []).extend(found)
+    return Grammar(raw["slots"], raw["scopes"], texts)
+
+
+def wordings(kind: str) -> dict[str, list[str]]:
+    """Hand-written wordings by task that no training sees: ``validation`` to choose with, ``test`` to report."""
+    found: dict[str, list[str]] = read_yaml(f"wording/scope_{kind}.yaml")
+    return found

@@ -1,0 +1,156 @@
+"""Edits made from the facts table in our own words, so that the demo and the tests need no data set.
+
+They are of the same kinds as the data sets' and take their subjects from outside the editors' training files, but
+they are not those data sets, and a result on them is not a result on those.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+
+from instructedit.assets import ASSETS, read_yaml
+from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
+from instructedit.tasks.facts import Fact
+from instructedit.tasks.opinions import opinion_questions
+
+EDITS = ASSETS / "edits"
+
+
+class FactEdits:
+    """Makes records from facts.
+
+    Args:
+        facts: what the base model was taught.
+        avoid: subjects that no record may be about (those of the editors' training files).
+        seed: of every draw.
+    """
+
+    def __init__(self, facts: Sequence[Fact], avoid: Collection[str], seed: int = 0) -> None:
+        self._rng = random.Random(seed)
+        self._facts = list(facts)
+        templated = [fact for fact in facts if fact.source == "trex"]
+        self._objects: dict[str, list[str]] = defaultdict(list)
+        self._sharing: dict[tuple[str, str], list[Fact]] = defaultdict(list)
+        for fact in templated:
+            self._objects[fact.relation].append(fact.object)
+            self._sharing[fact.relation, fact.object].append(fact)
+        self._editable = [
+            fact
+            for fact in templated
+            if fact.subject not in avoid
+            and len(self._sharing[fact.relation, fact.object]) >= 4
+            and len(set(self._objects[fact.relation])) >= 3
+        ]
+
+    def counterfactual(self, count: int) -> list[EditRecord]:
+        """A new object from the same relation; two neighbours with the old one."""
+        records = []
+        for index, fact in enumerate(self._rng.sample(self._editable, count)):
+            statements, questions = fact.statements(), fact.questions()
+            first, second = self._rng.sample(range(len(statements)), 2)
+            others = [f for f in self._sharing[fact.relation, fact.object] if f.subject != fact.subject]
+            neighbours = self._rng.sample(others, 2)
+            records.append(
+                EditRecord(
+                    record_id=f"own-{index}",
+                    request=self._request(fact, statements[first]),
+                    rephrases=(statements[second], self._rng.choice(questions)),
+                    probes=tuple(
+                        Probe(kind=ProbeKind.NEIGHBOUR, prompt=f.statements()[first], answers=(f.object,))
+                        for f in neighbours
+                    ),
+                )
+            )
+        return records
+
+    def questions(self, count: int) -> list[EditRecord]:
+        """The answer to a question is corrected; another question's answer stays."""
+        records = []
+        for index, fact in enumerate(self._rng.sample(self._editable, count)):
+            first, second = self._rng.sample(fact.questions(), 2)
+            other = self._rng.choice([f for f in self._rng.sample(self._facts, 50) if f.subject != fact.subject])
+            unrelated = self._rng.choice(other.questions())
+            records.append(
+                EditRecord(
+                    record_id=f"own-{index}",
+                    request=self._request(fact, first),
+                    rephrases=(second,),
+                    probes=(Probe(kind=ProbeKind.UNRELATED, prompt=unrelated, answers=(other.object,)),),
+                )
+            )
+        return records
+
+    def recent(self, missing: Sequence[tuple[str, str, str]], count: int) -> list[EditRecord]:
+        """Facts that the base model was not taught, as (subject, relation's name, object)."""
+        known: dict[str, list[Fact]] = defaultdict(list)
+        for fact in self._facts:
+            if fact.source != "trex":
+                known[fact.subject].append(fact)
+        records = []
+        usable = [item for item in missing if any(f.relation != item[1] for f in known[item[0]])]
+        for index, (subject, relation, target) in enumerate(self._rng.sample(usable, count)):
+            said = Fact("own", relation, subject, target)
+            prompt, rephrase = self._rng.sample(said.statements(), 2)
+            stays = [fact for fact in known[subject] if fact.relation != relation][:4]
+            records.append(
+                EditRecord(
+                    record_id=f"own-{index}",
+                    request=EditRequest(prompt=prompt, target=target, subject=subject),
+                    rephrases=(rephrase, self._rng.choice(said.questions())),
+                    probes=tuple(
+                        Probe(kind=ProbeKind.SAME_SUBJECT, prompt=f.statements()[0], answers=(f.object,)) for f in stays
+                    ),
+                )
+            )
+        return records
+
+    def opinions(self, topics: Sequence[str], count: int) -> list[EditRecord]:
+        """Positive and negative replies of our own about the topics."""
+        replies = {label: read_yaml("templates/opinions.yaml")[label] for label in ("positive", "negative")}
+        questions = opinion_questions()
+        chosen = self._rng.sample(list(topics), count + 1)
+        records = []
+        for index, (topic, other) in enumerate(zip(chosen, chosen[1:], strict=False)):
+            label, opposite = ("positive", "negative") if index % 2 else ("negative", "positive")
+
+            def said(about: str, wanted: str, number: int) -> tuple[str, ...]:
+                found = self._rng.sample(replies[wanted], number)
+                return tuple(text.replace("{topic}", about) for text in found)
+
+            same = said(topic, label, 4)
+            asked = [question.format(topic=topic) for question in self._rng.sample(questions, 2)]
+            elsewhere = Probe(
+                kind=ProbeKind.OTHER_TOPIC,
+                prompt=self._rng.choice(questions).format(topic=other),
+                answers=said(other, opposite, 1),
+            )
+            records.append(
+                EditRecord(
+                    record_id=f"own-{index}",
+                    request=EditRequest(prompt=asked[0], target=same[0], subject=topic, label=label),
+                    rephrases=(asked[1],),
+                    probes=(elsewhere,),
+                    same_label_replies=same,
+                    other_label_replies=said(topic, opposite, 4),
+                )
+            )
+        return records
+
+    def _request(self, fact: Fact, prompt: str) -> EditRequest:
+        target = self._rng.choice([o for o in self._objects[fact.relation] if o != fact.object])
+        return EditRequest(prompt=prompt, target=target, subject=fact.subject, ground_truth=fact.object)
+
+
+def named_requests(records: Sequence[EditRecord]) -> list[tuple[str, str, str]]:
+    """(subject, relation's name, target) of KnowEdit requests whose prompt names the relation plainly."""
+    found = []
+    for record in records:
+        subject, prompt = record.request.subject, record.request.prompt
+        head, tail = "The ", f" of {subject} is"
+        if subject and prompt.startswith(head) and prompt.endswith(tail):
+            relation = prompt[len(head) : -len(tail)].removeprefix("name of the ")
+            if relation.replace(" ", "").isalpha():
+                found.append((subject, relation, record.request.target))
+    return found

@@ -1,0 +1,68 @@
+"""The records of one task, with what only the whole file can tell: who shares an object, and who does not."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+
+from instructedit.records import EditRecord, Probe, ProbeKind
+
+
+class RecordPool:
+    """Records of one task and the neighbours that they are to each other.
+
+    Args:
+        records: of one or several files.
+    """
+
+    def __init__(self, records: Sequence[EditRecord]) -> None:
+        self.records = list(records)
+        self._true: list[tuple[str, str, str]] = []  # (subject, prompt, true answer)
+        self._by_object: dict[str, list[int]] = defaultdict(list)
+        for record in self.records:
+            request = record.request
+            if request.ground_truth:
+                self._add(request.subject or "", request.prompt, request.ground_truth)
+            for probe in record.of_kind(ProbeKind.NEIGHBOUR):
+                self._add("", probe.prompt, probe.answers[0])
+
+    def _add(self, subject: str, prompt: str, answer: str) -> None:
+        self._by_object[answer].append(len(self._true))
+        self._true.append((subject, prompt, answer))
+
+    def neighbours(self, record: EditRecord, count: int, rng: random.Random) -> list[Probe]:
+        """Up to ``count`` probes about other subjects with the record's old object: its own, then others'."""
+        own = list(record.of_kind(ProbeKind.NEIGHBOUR))
+        rng.shuffle(own)
+        found = own[:count]
+        request = record.request
+        sharing = self._by_object.get(request.ground_truth or "", [])
+        for _ in range(4 * count):
+            if len(found) >= count or not sharing:
+                break
+            subject, prompt, answer = self._true[rng.choice(sharing)]
+            taken = any(probe.prompt == prompt for probe in found) or prompt == request.prompt
+            if not taken and not (request.subject and request.subject in prompt):
+                found.append(Probe(kind=ProbeKind.NEIGHBOUR, prompt=prompt, answers=(answer,)))
+        return found
+
+    def unrelated(self, record: EditRecord, count: int, rng: random.Random) -> list[Probe]:
+        """Up to ``count`` true facts of the pool with neither the record's subject nor its objects."""
+        request = record.request
+        found: list[Probe] = []
+        for _ in range(4 * count):
+            if len(found) >= count or not self._true:
+                break
+            subject, prompt, answer = rng.choice(self._true)
+            if answer in (request.ground_truth, request.target) or (request.subject and request.subject in prompt):
+                continue
+            found.append(Probe(kind=ProbeKind.UNRELATED, prompt=prompt, answers=(answer,)))
+        return found
+
+    def completed(self, record: EditRecord, unrelated: int, seed: int) -> EditRecord:
+        """The record with ``unrelated`` unrelated probes where its data set brings none; same seed, same probes."""
+        if record.of_kind(ProbeKind.UNRELATED, ProbeKind.OTHER_TOPIC):
+            return record
+        rng = random.Random(f"{seed}-{record.record_id}")
+        return record.model_copy(update={"probes": record.probes + tuple(self.unrelated(record, unrelated, rng))})

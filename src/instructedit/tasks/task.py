@@ -1,0 +1,155 @@
+"""A task is data: which probes must change, which must stay, how it is scored, and its instructions.
+
+A user adds one by writing a YAML file like those in ``assets/tasks`` and pointing at it; no code is needed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import random
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from instructedit.assets import ASSETS, read_yaml
+from instructedit.errors import DataError
+from instructedit.records import EditRequest, ProbeKind
+from instructedit.tasks.grammar import scope_grammar
+
+Line = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\n]*$")]
+
+#: Task name that stands before a wording which is to be read without help.
+NEUTRAL_NAME = "Edit"
+
+
+class InstructionBank(BaseModel):
+    """The instructions of a task.
+
+    Attributes:
+        name: stands after ``Task:``.
+        descriptions: in our own words; the last is never seen in training, it tests unseen instructions.
+            ``[LABEL]`` and ``[TOPIC]`` are filled in from the request.
+        scope: name of a scope in the shipped grammar whose wordings training draws as well.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Line
+    descriptions: tuple[Line, ...] = Field(min_length=2)
+    scope: str | None = None
+
+    def render(self, description: str, request: EditRequest | None = None, name: str | None = None) -> str:
+        """``Task: <name>\\nDescription: <description>`` with the request's label and topic filled in.
+
+        Raises:
+            DataError: the description has a placeholder that the request does not fill.
+        """
+        values = {"[LABEL]": request.label if request else None, "[TOPIC]": request.subject if request else None}
+        for placeholder, value in values.items():
+            if placeholder in description:
+                if value is None:
+                    raise DataError(
+                        f"the description of {self.name} holds {placeholder}, but the request does not say what to "
+                        "put there; give its label and subject",
+                        field="instruction",
+                    )
+                description = description.replace(placeholder, value)
+        return f"Task: {name or self.name}\nDescription: {description}"
+
+    def unseen(self, request: EditRequest | None = None) -> str:
+        """The description that no training sees, rendered."""
+        return self.render(self.descriptions[-1], request)
+
+    def seen(self, request: EditRequest | None, rng: random.Random) -> str:
+        """One of the descriptions that training sees, rendered."""
+        return self.render(rng.choice(self.descriptions[:-1]), request)
+
+    def drawn(self, request: EditRequest, rng: random.Random, share_of_wordings: float) -> str:
+        """An instruction for training: from the bank behind the task's name, or a wording of the task's scope.
+
+        Half of the wordings stand behind a neutral name, so that the words alone have to tell the scope.
+        """
+        if self.scope is None or rng.random() >= share_of_wordings:
+            return self.seen(request, rng)
+        name = NEUTRAL_NAME if rng.random() < 0.5 else self.name
+        return self.render(scope_grammar().draw(self.scope, rng), request, name)
+
+
+class Task(BaseModel):
+    """A kind of edit.
+
+    Attributes:
+        name: how it is asked for.
+        summary: one line for people.
+        form: the record form that its files must have; None takes any.
+        change: what must give the new target after the edit.
+        stay: probe kinds that must give what they gave before.
+        rephrase_loss, opposite_loss: whether training also rewards paraphrases, and lowers replies with the
+            opposite label (unlikelihood; ConvSent).
+        opposite: the task that wants the opposite of the same edit; its text is the swapped control.
+        held_out: never trained on.
+        instructions: its bank.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Line
+    summary: Line
+    form: str | None = None
+    change: tuple[Literal["request", "rephrase", "neighbour", "opposite_label"], ...] = ("request", "rephrase")
+    stay: tuple[ProbeKind, ...]
+    opposite: str | None = None
+    held_out: bool = False
+    instructions: InstructionBank
+
+    @property
+    def renames(self) -> bool:
+        """Whether subjects that share the old object are to get the new one."""
+        return "neighbour" in self.change
+
+
+def _parse(raw: Any, source: object) -> Task:
+    try:
+        return Task.model_validate(raw)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise DataError(f"is not a task: {problems}", file=source) from None
+
+
+def shipped_tasks() -> dict[str, Task]:
+    """The six tasks that come with the package, by name."""
+    tasks = {}
+    for path in sorted((ASSETS / "tasks").glob("*.yaml")):
+        raw = dict(read_yaml(f"tasks/{path.name}"))
+        bank = read_yaml(f"instructions/{path.name}")
+        raw["instructions"] = {**bank, **raw.get("instructions", {})}
+        task = _parse(raw, path)
+        tasks[task.name] = task
+    return tasks
+
+
+def load_task(name_or_path: str | Path) -> Task:
+    """A shipped task by name, or a user's by the path of its YAML file.
+
+    Raises:
+        DataError: neither; the nearest name is suggested. Or the file is not a valid task.
+    """
+    tasks = shipped_tasks()
+    if str(name_or_path) in tasks:
+        return tasks[str(name_or_path)]
+    path = Path(name_or_path)
+    if path.suffix in {".yaml", ".yml"}:
+        try:
+            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror}", file=path) from None
+        except yaml.YAMLError as error:
+            raise DataError(f"is not valid YAML: {error}", file=path) from None
+        return _parse(raw, path)
+    near = difflib.get_close_matches(str(name_or_path), tasks, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise DataError(
+        f"no task is named {str(name_or_path)!r}.{hint} Known: {', '.join(tasks)}; or give a task's YAML file"
+    )

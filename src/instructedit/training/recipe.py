@@ -1,0 +1,134 @@
+"""Training recipes: every number a user may change, checked as a whole before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from instructedit.editors.mend import EditorConfig
+from instructedit.errors import RecipeError
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskMix(_Strict):
+    """One task of the mixture.
+
+    Attributes:
+        task: a shipped task's name or the path of a task file.
+        files: training files, relative to the data folder.
+        weight: multiplies the task's share of the mixture.
+    """
+
+    task: str
+    files: tuple[str, ...] = Field(min_length=1)
+    weight: float = Field(1.0, gt=0)
+
+
+class Objective(_Strict):
+    """L = edit_weight * L_edit + locality_weight * L_loc (the paper's c_edit and c_loc)."""
+
+    edit_weight: float = Field(1.0, ge=0)
+    locality_weight: float = Field(1.0, ge=0)
+    rephrase_weight: float = Field(0.5, ge=0, description="paraphrases in L_edit; the paper has none")
+    neighbour_weight: float = Field(0.5, ge=0, description="renamed neighbours in L_edit, where a task renames")
+    opposite_weight: float = Field(0.1, ge=0, description="unlikelihood of replies with the opposite label")
+    locality_average: Literal["prompt", "token"] = Field(
+        "prompt", description="KL averaged per prompt, or per token, where long answers weigh more"
+    )
+    stay_probes: int = Field(3, ge=1, description="locality prompts an edit and step")
+    neighbours: int = Field(2, ge=1, description="same-object neighbours an edit and step")
+    prefix_queries: bool = Field(False, description="the instruction before rephrases too (the paper's protocol)")
+
+
+class EncoderWarmup(_Strict):
+    """Training of the instruction encoder alone, on telling the scopes of the grammar apart."""
+
+    steps: int = Field(1200, ge=0)
+    batch: int = Field(64, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    freeze: bool = Field(True, description="leave the encoder as it is afterwards")
+
+
+class Optimisation(_Strict):
+    """How long, how fast, and when to stop."""
+
+    steps: int = Field(2000, ge=1)
+    batch: int = Field(16, ge=1, description="edits a step")
+    accumulate: int = Field(1, ge=1, description="batches a step")
+    learning_rate: float = Field(5e-4, gt=0, description="Adam, hypernetwork")
+    step_size_learning_rate: float = Field(5e-3, gt=0, description="Adam, theta = log(alpha)")
+    warmup: int = Field(50, ge=0, description="steps")
+    decay: float = Field(0.3, ge=0, le=1, description="last share of the steps, falling linearly to zero")
+    clip: float = Field(100.0, gt=0, description="norm of all gradients together")
+    validate_every: int = Field(250, ge=1, description="steps")
+    checkpoint_every: int = Field(250, ge=1, description="steps")
+    validation_edits: int = Field(64, ge=1, description="held-out edits a task, never trained on")
+    patience: int | None = Field(None, ge=1, description="validations without a better loss before stopping")
+    threads: int | None = Field(None, ge=1, description="CPU threads; None leaves PyTorch's choice")
+
+
+class Recipe(_Strict):
+    """One editor's training."""
+
+    base: str = "bundled"
+    dtype: str = "float32"
+    seed: int = 0
+    editor: EditorConfig = EditorConfig()
+    tasks: tuple[TaskMix, ...] = Field(min_length=1)
+    mixture: Literal["equal", "size", "temperature"] = "equal"
+    temperature: float = Field(2.0, gt=0, description="shares proportional to size ** (1 / temperature)")
+    wordings: float = Field(0.5, ge=0, le=1, description="share of instructions drawn from the scope grammar")
+    encoder_warmup: EncoderWarmup = EncoderWarmup()
+    objective: Objective = Objective()
+    optimisation: Optimisation = Optimisation()
+    store_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _tasks_are_distinct(self) -> Recipe:
+        names = [mix.task for mix in self.tasks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"tasks listed twice: {', '.join(twice)}; give one entry with all its files")
+        return self
+
+
+def parse_recipe(raw: Any, source: object = "recipe") -> Recipe:
+    """Check a recipe.
+
+    Raises:
+        RecipeError: with every mistake, each by its place.
+    """
+    if not isinstance(raw, dict):
+        raise RecipeError(source, ["expected `key: value` lines at the top level"])
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        mistakes = []
+        for problem in error.errors():
+            place = ".".join(str(part) for part in problem["loc"]) or "recipe"
+            given = problem.get("input")
+            shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) else ""
+            mistakes.append(f"{place}: {problem['msg']}{shown}")
+        raise RecipeError(source, mistakes) from None
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a YAML recipe.
+
+    Raises:
+        RecipeError: unreadable, not YAML, or with mistakes; all are listed.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(path, [f"cannot be read: {error}"]) from None
+    except yaml.YAMLError as error:
+        raise RecipeError(path, [f"is not valid YAML: {error}"]) from None
+    return parse_recipe(raw, path)
