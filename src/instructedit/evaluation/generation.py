@@ -53,7 +53,7 @@ def generate(
                 pad_token_id=language_model.text.pad_id,
             )
         for index, ids in zip(chosen, out[:, batch.ids.shape[1] :], strict=True):
-            texts[index] = language_model.tokenizer.decode(ids, skip_special_tokens=True)
+            texts[index] = str(language_model.tokenizer.decode(ids, skip_special_tokens=True))
     return [texts[index] for index in range(len(prompts))]
 
 

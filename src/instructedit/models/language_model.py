@@ -47,7 +47,7 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where inputs have to be."""
-        return self.model.get_input_embeddings().weight.device
+        return torch.device(self.model.get_input_embeddings().weight.device)
 
     def split(self, cut: int) -> SplitForward:
         """The split forward below block ``cut``; made once."""
@@ -123,5 +123,5 @@ def load_language_model(
             "reached from here."
         ) from None
     if device is not None:
-        model.to(device)
+        torch.nn.Module.to(model, device)
     return LanguageModel(model, tokenizer, str(source))

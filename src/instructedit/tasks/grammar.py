@@ -54,7 +54,7 @@ def scope_grammar() -> Grammar:
     """The shipped grammar of the scopes ``only``, ``everywhere`` and ``tone``."""
     raw = read_yaml("instructions/scope_grammar.yaml")
     texts: dict[str, list[str]] = {}
-    for name in ("scope_texts_a", "scope_texts_b"):
+    for name in ("scope_texts_a", "scope_texts_b", "scope_texts_c", "scope_texts_d"):
         for scope, found in read_yaml(f"instructions/{name}.yaml").items():
             texts.setdefault(scope, []).extend(found)
     return Grammar(raw["slots"], raw["scopes"], texts)

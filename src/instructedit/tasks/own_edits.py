@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 
 from instructedit.assets import ASSETS, read_yaml
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
@@ -112,7 +113,7 @@ class FactEdits:
         questions = opinion_questions()
         chosen = self._rng.sample(list(topics), count + 1)
         records = []
-        for index, (topic, other) in enumerate(zip(chosen, chosen[1:], strict=False)):
+        for index, (topic, other) in enumerate(pairwise(chosen)):
             label, opposite = ("positive", "negative") if index % 2 else ("negative", "positive")
 
             def said(about: str, wanted: str, number: int) -> tuple[str, ...]:

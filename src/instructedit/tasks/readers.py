@@ -301,8 +301,9 @@ def recognise(row: Row) -> Form:
         if len(form.fields) > 2 and len(missing) == 1:
             raise row.error(next(iter(missing)), f"missing; the other fields are those of a {form.name} record")
     known = "\n".join(f"  {form.name}: {', '.join(sorted(form.fields))}" for form in FORMS)
+    fields = ", ".join(sorted(present)) or "(none)"
     raise DataError(
-        f"unknown form with the fields {', '.join(sorted(present)) or '(none)'}. Known forms, by their fields:\n{known}",
+        f"unknown form with the fields {fields}. Known forms, by their fields:\n{known}",
         file=row.file,
         record=row.index,
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate.accelerator import Accelerator
 
 from instructedit.data import find_data
 from instructedit.editors.files import create_editor, save_editor

@@ -177,13 +177,13 @@ def build_base(
         logger.warning("epoch %d: recall %s", epoch + 1, found)
 
     model, tokenizer = pretrain(corpus, recipe.model, on_step, measure)
-    model = model.to(torch.bfloat16)
+    torch.nn.Module.to(model, torch.bfloat16)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     write_facts(facts, out / "facts.tsv.gz")
     if recipe.edits is not None and data is not None:
         write_own_edits(facts, recipe.edits, data, out / "edits")
-    model = model.float()
+    model.float()
     card = {
         "recipe": recipe.model_dump(mode="json"),
         "parameters": sum(p.numel() for p in model.parameters()),
