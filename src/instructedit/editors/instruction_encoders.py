@@ -134,8 +134,8 @@ class SentenceEncoder(InstructionEncoder):
         hidden = self._frozen[0](**inputs).last_hidden_state
         mask = inputs["attention_mask"][..., None]
         mean = (hidden * mask).sum(1) / mask.sum(1)
-        pooled: Tensor = torch.nn.functional.normalize(mean, dim=-1)
-        return pooled * mean.shape[-1] ** 0.5
+        scaled: Tensor = torch.nn.functional.normalize(mean, dim=-1) * mean.shape[-1] ** 0.5
+        return scaled
 
     def encode(self, language_model: LanguageModel, texts: Sequence[str]) -> Tensor:
         return torch.tanh(self.out(self._pool(texts).to(self.out.weight.device)))

@@ -8,7 +8,7 @@ delta, plus the unlikelihood -log(1 - p) of unwanted ones; L_loc is KL(before ||
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from torch.nn import functional
 from instructedit.deltas.delta import DeltaBatch
 from instructedit.editors.mend import Mend
 from instructedit.models.language_model import LanguageModel
+from instructedit.models.split import TrunkState
 from instructedit.models.text import Encoded, pad
 from instructedit.training.mixture import Example
 from instructedit.training.recipe import Objective
@@ -27,13 +28,12 @@ from instructedit.training.recipe import Objective
 class _Row(NamedTuple):
     query: Encoded
     edit: int
-    kind: str  # rise, fall or stay
     weight: float
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Parts of the loss of one batch, and sums by task for the log."""
+    """Parts of the loss of one batch, and the means by task for the log."""
 
     total: Tensor
     edit: float
@@ -42,79 +42,92 @@ class Losses:
 
 
 def compute(
-    editor: Mend, language_model: LanguageModel, deltas: DeltaBatch, examples: Sequence[Example], objective: Objective
+    editor: Mend,
+    language_model: LanguageModel,
+    deltas: DeltaBatch,
+    examples: Sequence[Example],
+    objective: Objective,
 ) -> Losses:
     """The loss of a batch of examples under their deltas; differentiable with respect to the deltas."""
-    count = len(examples)
-    device = language_model.device
-    rise = torch.zeros(count, device=device)
-    fall = torch.zeros(count, device=device)
-    divergence = torch.zeros(count, device=device)
-    rise_weight = torch.zeros(count, device=device)
-    stay_weight = torch.zeros(count, device=device)
-    split = language_model.split(editor.cut)
-    for rows in by_length(_rows(language_model, examples)):
-        batch = pad([row.query for row in rows], language_model.text.pad_id).to(device)
-        edits = torch.tensor([row.edit for row in rows], device=device)
-        state = split.trunk(batch)
-        with deltas.attached(language_model, edits):
-            logits = split.top(state).float()
-        kinds = [row.kind for row in rows]
-        weights = torch.tensor([row.weight for row in rows], device=device)
-        label_kind = torch.tensor([("rise", "fall", "stay").index(kind) for kind in kinds], device=device)[batch.rows]
-        lengths = torch.bincount(batch.rows, minlength=len(rows))
-        # Every label's share in its row's mean, times the row's weight.
-        share = (weights / lengths)[batch.rows]
-        edit_of_label = edits[batch.rows]
-
-        wanted = label_kind == 0
-        if wanted.any():
-            losses = functional.cross_entropy(logits[wanted], batch.labels[wanted], reduction="none")
-            rise = rise.index_add(0, edit_of_label[wanted], losses * share[wanted])
-            is_rise = torch.tensor([kind == "rise" for kind in kinds], device=device)
-            rise_weight = rise_weight.index_add(0, edits[is_rise], weights[is_rise])
-        unwanted = label_kind == 1
-        if unwanted.any():
-            log_p = logits[unwanted].log_softmax(-1).gather(1, batch.labels[unwanted][:, None])[:, 0]
-            unlikelihood = -torch.log1p(-log_p.exp().clamp(max=1 - 1e-4))
-            fall = fall.index_add(0, edit_of_label[unwanted], unlikelihood * share[unwanted])
-        staying = label_kind == 2
-        if staying.any():
-            with torch.no_grad():
-                before = split.top(state).float()[staying].log_softmax(-1)
-            kl = functional.kl_div(logits[staying].log_softmax(-1), before, log_target=True, reduction="none").sum(-1)
-            # Per prompt every row counts once; per token a row counts with its length.
-            counted = share[staying] if objective.locality_average == "prompt" else weights[batch.rows[staying]]
-            divergence = divergence.index_add(0, edit_of_label[staying], kl * counted)
-            stay_weight = stay_weight.index_add(0, edit_of_label[staying], counted)
-    edit_losses = rise / rise_weight.clamp_min(1e-6) + fall
-    if objective.locality_average == "prompt":
-        locality_losses = divergence / stay_weight.clamp_min(1e-6)
-        locality = locality_losses.mean()
-    else:
-        locality_losses = divergence / stay_weight.clamp_min(1e-6)
-        locality = divergence.sum() / stay_weight.sum().clamp_min(1e-6)
-    total = objective.edit_weight * edit_losses.mean() + objective.locality_weight * locality
-    return Losses(
-        total,
-        edit_losses.mean().item(),
-        locality.item(),
-        _by_task(examples, edit_losses.detach(), locality_losses.detach()),
-    )
-
-
-def _rows(language_model: LanguageModel, examples: Sequence[Example]) -> list[_Row]:
     pair = language_model.text.pair
-    rows = []
-    for edit, item in enumerate(examples):
-        rows += [_Row(pair(want.prompt, want.answer), edit, "rise", want.weight) for want in item.rise]
-        rows += [_Row(pair(want.prompt, want.answer), edit, "fall", want.weight) for want in item.fall]
-        rows += [_Row(pair(prompt, answer), edit, "stay", 1.0) for prompt, answer in item.stay]
-    return rows
+    rise = [_Row(pair(w.prompt, w.answer), edit, w.weight) for edit, e in enumerate(examples) for w in e.rise]
+    fall = [_Row(pair(w.prompt, w.answer), edit, w.weight) for edit, e in enumerate(examples) for w in e.fall]
+    stay = [_Row(pair(*query), edit, 1.0) for edit, e in enumerate(examples) for query in e.stay]
+
+    batch = _Batch(editor.cut, language_model, deltas, len(examples))
+    risen, rise_weight = batch.average(rise, _cross_entropy)
+    fallen, _ = batch.average(fall, _unlikelihood)
+    per_token = objective.locality_average == "token"
+    moved, stay_weight = batch.average(stay, _divergence, per_token)
+
+    edit_losses = risen / rise_weight.clamp_min(1e-6) + fallen
+    locality_losses = moved / stay_weight.clamp_min(1e-6)
+    # Per token, long answers weigh more across the whole batch; per prompt, every edit counts once.
+    locality = moved.sum() / stay_weight.sum().clamp_min(1e-6) if per_token else locality_losses.mean()
+    total = objective.edit_weight * edit_losses.mean() + objective.locality_weight * locality
+    by_task = _by_task(examples, edit_losses.detach(), locality_losses.detach())
+    return Losses(total, edit_losses.mean().item(), locality.item(), by_task)
+
+
+#: A loss per label (labels,), from edited logits (labels, vocabulary), labels, and what gives the unedited logits.
+_LabelLoss = Callable[[Tensor, Tensor, Callable[[], Tensor]], Tensor]
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, unedited: Callable[[], Tensor]) -> Tensor:
+    return functional.cross_entropy(logits, labels, reduction="none")
+
+
+def _unlikelihood(logits: Tensor, labels: Tensor, unedited: Callable[[], Tensor]) -> Tensor:
+    probability = logits.softmax(-1).gather(1, labels[:, None])[:, 0]
+    return -torch.log1p(-probability.clamp(max=1 - 1e-4))
+
+
+def _divergence(logits: Tensor, labels: Tensor, unedited: Callable[[], Tensor]) -> Tensor:
+    before = unedited().log_softmax(-1)
+    return functional.kl_div(logits.log_softmax(-1), before, log_target=True, reduction="none").sum(-1)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    cut: int
+    language_model: LanguageModel
+    deltas: DeltaBatch
+    edits: int
+
+    def average(self, rows: Sequence[_Row], loss: _LabelLoss, per_token: bool = False) -> tuple[Tensor, Tensor]:
+        """Weighted sums (edits,) of the rows' losses, and the sums of their weights.
+
+        A row's loss is the mean over its labels; per token it is their sum, and its weight their number.
+        """
+        device = self.language_model.device
+        total = torch.zeros(self.edits, device=device)
+        weight = torch.zeros(self.edits, device=device)
+        split = self.language_model.split(self.cut)
+        for group in by_length(rows):
+            batch = pad([row.query for row in group], self.language_model.text.pad_id).to(device)
+            edits = torch.tensor([row.edit for row in group], device=device)
+            weights = torch.tensor([row.weight for row in group], device=device)
+            state = split.trunk(batch)
+            with self.deltas.attached(self.language_model, edits):
+                logits = split.top(state).float()
+
+            @torch.no_grad()
+            def unedited(state: TrunkState = state) -> Tensor:
+                return split.top(state).float()
+
+            losses = loss(logits, batch.labels, unedited)
+            if not per_token:
+                weights = weights / torch.bincount(batch.rows, minlength=len(group))
+            label_weights = weights[batch.rows]
+            total = total.index_add(0, edits[batch.rows], losses * label_weights)
+            weight = weight.index_add(0, edits[batch.rows], label_weights)
+        return total, weight
 
 
 def by_length(rows: Sequence[_Row], waste: float = 0.25) -> Iterator[list[_Row]]:
     """Rows in groups of like length: at most about a share ``waste`` of a group is padding."""
+    if not rows:
+        return
     ordered = sorted(rows, key=lambda row: len(row.query.ids))
     group: list[_Row] = []
     tokens = 0

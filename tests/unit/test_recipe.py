@@ -1,0 +1,147 @@
+"""Training recipes are checked as a whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from instructedit.editors.mend import EditorConfig
+from instructedit.errors import RecipeError
+from instructedit.training.recipe import Recipe, load_recipe, parse_recipe
+
+MIX = {"task": "counterfact", "files": ["own.jsonl"]}
+SHIPPED = sorted(
+    path
+    for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml")
+    if "tasks" in yaml.safe_load(path.read_text(encoding="utf-8"))
+)
+
+
+def mistakes(raw: Any) -> tuple[str, ...]:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(raw)
+    return caught.value.mistakes
+
+
+def test_three_mistakes_are_listed_at_once() -> None:
+    found = mistakes(
+        {"tasks": [MIX], "optimisation": {"steps": 0, "batch": "many"}, "editor": {"conditioning": "mind-reading"}}
+    )
+    assert [mistake.split(":")[0] for mistake in found] == [
+        "editor.conditioning",
+        "optimisation.steps",
+        "optimisation.batch",
+    ]
+    assert "(given: 'many')" in found[2]
+    with pytest.raises(RecipeError, match=r"^recipe: 3 mistakes\n  - editor\.conditioning: .*\n  - .*\n  - "):
+        parse_recipe({"tasks": [MIX], "optimisation": {"steps": 0, "batch": "many"}, "editor": {"conditioning": "x"}})
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"optimisation": {"learning_rat": 1}}, "optimisation.learning_rat"),
+        ({"colour": "red"}, "colour"),
+        ({"editor": {"rank": 0}}, "editor.rank"),
+        ({"editor": {"step_size": -1.0}}, "editor.step_size"),
+        ({"seed": "zero"}, "seed"),
+        ({"wordings": 1.5}, "wordings"),
+        ({"tasks": []}, "tasks"),
+        ({"tasks": [{"task": "zsre"}]}, "tasks.0.files"),
+        ({"tasks": [MIX | {"weight": 0}]}, "tasks.0.weight"),
+        ({"mixture": "random"}, "mixture"),
+        ({"editor": {"encoder": "sentence"}}, "editor"),
+        ({"editor": {"sentence_encoder": "some/folder"}}, "editor"),
+        ({"optimisation": {"learning_rate": float("nan")}}, "optimisation.learning_rate"),
+    ],
+)
+def test_mistake_is_told_by_its_place(change: dict[str, Any], place: str) -> None:
+    (mistake,) = mistakes({"tasks": [MIX], **change})
+    assert mistake.startswith(f"{place}: ")
+
+
+def test_recipe_without_tasks_is_a_mistake() -> None:
+    assert mistakes({}) == ("tasks: Field required",)
+
+
+@pytest.mark.parametrize("conditioning", ["prefix", "hypernetwork", "both"])
+def test_mend_takes_no_instruction(conditioning: str) -> None:
+    (mistake,) = mistakes({"tasks": [MIX], "editor": {"name": "mend", "conditioning": conditioning}})
+    assert "mend takes no instruction" in mistake
+
+
+@pytest.mark.parametrize("editor", [{"name": "mend"}, {"name": "mend", "conditioning": "none"}])
+def test_mend_without_conditioning_reads_nothing(editor: dict[str, str]) -> None:
+    config = parse_recipe({"tasks": [MIX], "editor": editor}).editor
+    assert not config.reads_prefix
+    assert not config.conditions_hypernetwork
+
+
+def test_task_listed_twice_is_a_mistake() -> None:
+    (mistake,) = mistakes({"tasks": [MIX, MIX, {"task": "recent", "files": ["a"]}]})
+    assert "tasks listed twice: counterfact" in mistake
+
+
+@pytest.mark.parametrize("raw", [None, [], "text", 3])
+def test_recipe_that_is_no_mapping_is_told(raw: object) -> None:
+    assert mistakes(raw) == ("expected `key: value` lines at the top level",)
+
+
+def test_defaults_need_tasks_alone() -> None:
+    recipe = parse_recipe({"tasks": [MIX]})
+    assert recipe.base == "bundled"
+    assert recipe.mixture == "equal"
+    assert recipe.editor == EditorConfig()
+    assert recipe.editor.conditions_hypernetwork
+    assert not recipe.editor.reads_prefix
+    assert recipe.objective.edit_weight == recipe.objective.locality_weight == 1
+
+
+@pytest.mark.parametrize(
+    "editor",
+    [
+        {},
+        {"conditioning": "both", "encoder": "base"},
+        pytest.param(
+            {"name": "mend"},
+            marks=pytest.mark.xfail(strict=True, reason="what mend writes as its conditioning, it refuses to read"),
+        ),
+    ],
+    ids=str,
+)
+def test_recipe_survives_writing_and_reading(editor: dict[str, str]) -> None:
+    recipe = parse_recipe({"tasks": [MIX], "editor": editor})
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(b"tasks: [", "is not valid YAML"), (b"\xff\xfe", "cannot be read"), (b"", "expected `key: value`")],
+)
+def test_file_that_is_no_recipe_is_told(tmp_path: Path, content: bytes, problem: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(content)
+    with pytest.raises(RecipeError, match=problem) as caught:
+        load_recipe(path)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_recipe_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="cannot be read: .*No such file"):
+        load_recipe(tmp_path / "nowhere.yaml")
+
+
+def test_yaml_numbers_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("tasks: [{task: recent, files: [a]}]\noptimisation: {learning_rate: 5e-4, patience: 3}\n")
+    recipe = load_recipe(path)
+    assert recipe.optimisation.learning_rate == 5e-4
+    assert recipe.optimisation.patience == 3
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_recipe_is_valid(path: Path) -> None:
+    assert load_recipe(path).tasks

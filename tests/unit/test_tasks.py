@@ -1,0 +1,233 @@
+"""The six tasks, their instructions, a user's own task, and the grammar of scopes."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import yaml
+
+from instructedit.assets import ASSETS, read_yaml
+from instructedit.errors import DataError
+from instructedit.records import EditRequest, ProbeKind
+from instructedit.tasks.grammar import Grammar, scope_grammar, wordings
+from instructedit.tasks.task import Task, load_task, shipped_tasks
+
+NAMES = ("convsent", "counterfact", "recent", "rename", "this-fact", "zsre")
+REQUEST = EditRequest(prompt="How are gnomes?", target="Lovely.", subject="garden gnomes", label="positive")
+OWN_TASK = {
+    "name": "recipes",
+    "summary": "change an ingredient",
+    "change": ["request", "rephrase"],
+    "stay": ["unrelated"],
+    "instructions": {"name": "Recipe", "descriptions": ["Change one ingredient.", "Swap [TOPIC] alone."]},
+}
+every_task = pytest.mark.parametrize("name", NAMES)
+
+
+def write_task(folder: Path, raw: object) -> Path:
+    path = folder / "recipes.yaml"
+    path.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    return path
+
+
+def test_six_tasks_ship() -> None:
+    assert tuple(shipped_tasks()) == NAMES
+    assert [name for name, task in shipped_tasks().items() if task.held_out] == ["zsre"]
+    assert [name for name, task in shipped_tasks().items() if task.renames] == ["rename"]
+
+
+@every_task
+def test_task_has_ten_descriptions_of_one_line(name: str) -> None:
+    task = load_task(name)
+    descriptions = task.instructions.descriptions
+    assert len(set(descriptions)) == 10
+    assert all("\n" not in text and text.strip() == text for text in descriptions)
+    assert task.summary
+    assert task.stay
+
+
+@every_task
+def test_instructions_are_rendered_whole(name: str) -> None:
+    bank = load_task(name).instructions
+    for description in bank.descriptions:
+        head, body = bank.render(description, REQUEST).split("\n")
+        assert head == f"Task: {bank.name}"
+        assert body.startswith("Description: ")
+        assert "[" not in body
+
+
+@every_task
+def test_opposite_is_a_task(name: str) -> None:
+    opposite = load_task(name).opposite
+    assert opposite is None or load_task(opposite).renames != load_task(name).renames
+
+
+def test_convsent_fills_label_and_topic() -> None:
+    bank = load_task("convsent").instructions
+    assert all("garden gnomes" in bank.render(text, REQUEST) for text in bank.descriptions)
+    assert all("positive" in bank.render(text, REQUEST) for text in bank.descriptions)
+
+
+@pytest.mark.parametrize(
+    ("missing", "placeholder"), [({"label": None}, r"\[LABEL\]"), ({"subject": None}, r"\[TOPIC\]")]
+)
+def test_unfilled_placeholder_is_an_error(missing: dict[str, None], placeholder: str) -> None:
+    bank = load_task("convsent").instructions
+    with pytest.raises(DataError, match=placeholder):
+        bank.unseen(REQUEST.model_copy(update=missing))
+    with pytest.raises(DataError, match="field instruction"):
+        bank.unseen(None)
+
+
+@every_task
+def test_training_never_draws_the_unseen_description(name: str) -> None:
+    bank = load_task(name).instructions
+    unseen = bank.unseen(REQUEST)
+    rng = random.Random(0)
+    drawn = {bank.drawn(REQUEST, rng, 0.0) for _ in range(200)}
+    assert len(drawn) == 9
+    assert unseen not in drawn
+    assert unseen not in {bank.drawn(REQUEST, rng, 1.0) for _ in range(200)}
+
+
+def test_half_of_the_wordings_stand_behind_a_neutral_name() -> None:
+    bank = load_task("this-fact").instructions
+    rng = random.Random(0)
+    heads = [bank.drawn(REQUEST, rng, 1.0).split("\n")[0] for _ in range(400)]
+    assert set(heads) == {"Task: Edit", f"Task: {bank.name}"}
+    assert 150 < heads.count("Task: Edit") < 250
+
+
+def test_users_task_is_a_yaml_file(tmp_path: Path) -> None:
+    task = load_task(write_task(tmp_path, OWN_TASK))
+    assert task.stay == (ProbeKind.UNRELATED,)
+    assert task.instructions.unseen(REQUEST) == "Task: Recipe\nDescription: Swap garden gnomes alone."
+    drawn = task.instructions.drawn(REQUEST, random.Random(0), 0.5)
+    assert drawn == "Task: Recipe\nDescription: Change one ingredient."
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"stay": ["nothing"]}, "stay.0"),
+        ({"instructions": {"name": "Recipe", "descriptions": ["only one"]}}, "instructions.descriptions"),
+        ({"instructions": {"name": "Recipe", "descriptions": ["a\nb", "c"]}}, "instructions.descriptions.0"),
+        ({"instructions": {"name": "Recipe", "descriptions": ["a", "c\n"]}}, "instructions.descriptions.1"),
+        ({"change": ["everything"]}, "change.0"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_wrong_task_file_is_told_by_its_place(tmp_path: Path, change: dict[str, object], place: str) -> None:
+    path = write_task(tmp_path, OWN_TASK | change)
+    with pytest.raises(DataError) as caught:
+        load_task(path)
+    assert f"{place}: " in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"just a line",
+        b"name: [",
+        b"",
+        pytest.param(
+            b"\xff\xfe\x00",
+            marks=pytest.mark.xfail(strict=True, reason="UnicodeDecodeError of a task file comes through"),
+        ),
+    ],
+)
+def test_file_that_is_no_task_is_told(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "recipes.yaml"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="recipes.yaml"):
+        load_task(path)
+
+
+def test_missing_task_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read: No such file"):
+        load_task(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("counterfacts", "counterfact"), ("this_fact", "this-fact"), ("zsrE", "zsre")]
+)
+def test_nearest_name_is_suggested(wrong: str, right: str) -> None:
+    with pytest.raises(DataError, match=f"Did you mean '{right}'"):
+        load_task(wrong)
+
+
+def test_unknown_name_lists_the_tasks() -> None:
+    with pytest.raises(DataError, match="Known: " + ", ".join(NAMES)):
+        load_task("qqqq")
+
+
+@pytest.mark.parametrize("scope", ["only", "everywhere", "tone"])
+def test_grammar_expands_fully_and_repeatably(scope: str) -> None:
+    grammar = scope_grammar()
+    rng, again = random.Random(1), random.Random(1)
+    drawn = [grammar.draw(scope, rng) for _ in range(500)]
+    assert drawn == [grammar.draw(scope, again) for _ in range(500)]
+    assert len(set(drawn)) > 250
+    assert not [text for text in drawn if "{" in text or "}" in text or "\n" in text or not text.strip()]
+
+
+@pytest.mark.parametrize("scope", ["only", "everywhere", "tone"])
+def test_every_frame_of_the_grammar_can_be_filled(scope: str) -> None:
+    grammar = scope_grammar()
+    for frame in grammar.scopes[scope]:
+        alone = Grammar(grammar.slots, {scope: [frame]}, {})
+        assert "{" not in alone.draw(scope, random.Random(0))
+
+
+def test_grammar_tells_what_it_lacks() -> None:
+    grammar = Grammar({"a": ["x"]}, {"only": ["{a} and {b}"]}, {})
+    with pytest.raises(DataError, match="no scope 'all'"):
+        grammar.draw("all", random.Random(0))
+    with pytest.raises(DataError, match="no slot 'b'"):
+        grammar.draw("only", random.Random(0))
+
+
+def test_every_scope_of_a_task_is_in_the_grammar() -> None:
+    scopes = {task.instructions.scope for task in shipped_tasks().values()}
+    assert scopes <= scope_grammar().scopes.keys()
+
+
+def spoken(text: str) -> str:
+    return " ".join(text.casefold().split()).strip(".!")
+
+
+def training_texts() -> set[str]:
+    """Every text that any training may have drawn or shown."""
+    texts = [text for task in shipped_tasks().values() for text in task.instructions.descriptions]
+    for path in sorted((ASSETS / "instructions").glob("scope_texts_*.yaml")):
+        texts += [text for found in read_yaml(f"instructions/{path.name}").values() for text in found]
+    return {spoken(text) for text in texts}
+
+
+@pytest.mark.parametrize(("kind", "least"), [("test", 60), ("validation", 30)])
+def test_wordings_are_many_and_new(kind: str, least: int) -> None:
+    found = wordings(kind)
+    assert found.keys() == {"this-fact", "rename"}
+    for texts in found.values():
+        assert len({spoken(text) for text in texts}) == len(texts) >= least
+        assert not {spoken(text) for text in texts} & training_texts()
+
+
+def test_test_and_validation_wordings_are_disjoint() -> None:
+    said = [{spoken(text) for texts in wordings(kind).values() for text in texts} for kind in ("test", "validation")]
+    assert not said[0] & said[1]
+
+
+def test_a_wording_has_one_scope() -> None:
+    for kind in ("test", "validation"):
+        one, other = ({spoken(text) for text in texts} for texts in wordings(kind).values())
+        assert not one & other
+
+
+def test_tasks_cannot_be_changed() -> None:
+    task: Task = load_task("zsre")
+    with pytest.raises(ValueError, match="frozen"):
+        task.name = "other"
