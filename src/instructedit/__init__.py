@@ -1,1 +1,73 @@
-"""InstructEdit: edit what a language model knows, by instruction."""
+"""InstructEdit: edit what a language model knows, by instruction.
+
+The public names are loaded on first use, so that importing the package, and the command's ``--help``, cost nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from instructedit.deltas.delta import Delta, DeltaMetadata
+    from instructedit.deltas.files import load_delta, save_delta
+    from instructedit.editors.editing import make_edit
+    from instructedit.editors.files import load_editor
+    from instructedit.errors import InstructEditError
+    from instructedit.evaluation.runner import evaluate
+    from instructedit.models.language_model import LanguageModel, load_language_model
+    from instructedit.records import EditRecord, EditRequest, Probe
+    from instructedit.tasks.readers import read_records
+    from instructedit.tasks.task import Task, load_task
+    from instructedit.training.loop import train
+    from instructedit.training.recipe import Recipe, load_recipe
+
+_HOMES = {
+    "Delta": "deltas.delta",
+    "DeltaMetadata": "deltas.delta",
+    "EditRecord": "records",
+    "EditRequest": "records",
+    "InstructEditError": "errors",
+    "LanguageModel": "models.language_model",
+    "Probe": "records",
+    "Recipe": "training.recipe",
+    "Task": "tasks.task",
+    "evaluate": "evaluation.runner",
+    "load_delta": "deltas.files",
+    "load_editor": "editors.files",
+    "load_language_model": "models.language_model",
+    "load_recipe": "training.recipe",
+    "load_task": "tasks.task",
+    "make_edit": "editors.editing",
+    "read_records": "tasks.readers",
+    "save_delta": "deltas.files",
+    "train": "training.loop",
+}
+
+__all__ = [
+    "Delta",
+    "DeltaMetadata",
+    "EditRecord",
+    "EditRequest",
+    "InstructEditError",
+    "LanguageModel",
+    "Probe",
+    "Recipe",
+    "Task",
+    "evaluate",
+    "load_delta",
+    "load_editor",
+    "load_language_model",
+    "load_recipe",
+    "load_task",
+    "make_edit",
+    "read_records",
+    "save_delta",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

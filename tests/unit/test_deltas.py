@@ -213,16 +213,18 @@ def test_selecting_leaves_unused_ranks_out() -> None:
     torch.testing.assert_close(single.factors["up"].dense(), a[0] @ b[0])
 
 
-@pytest.mark.parametrize("use", ["check", "attached", "merge_into"])
-def test_delta_for_another_model_is_refused(own_gpt2: LanguageModel, use: str) -> None:
+@pytest.mark.parametrize(
+    "use",
+    [Delta.check, lambda delta, model: delta.attached(model).__enter__(), Delta.merge_into],
+    ids=["check", "attach", "merge"],
+)
+def test_delta_for_another_model_is_refused(
+    own_gpt2: LanguageModel, use: Callable[[Delta, LanguageModel], object]
+) -> None:
     before = logits(own_gpt2)
     foreign = Delta(delta_for(own_gpt2).factors, METADATA)
     with pytest.raises(DeltaError, match=f"{METADATA.base} \\(tiny\\), not for {own_gpt2.fingerprint}"):
-        if use == "attached":
-            with foreign.attached(own_gpt2):
-                pass
-        else:
-            getattr(foreign, use)(own_gpt2)
+        use(foreign, own_gpt2)
     assert torch.equal(logits(own_gpt2), before)
 
 
@@ -297,7 +299,7 @@ def test_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, step, full)
-    with pytest.raises(DataError, match="edit.safetensors: cannot be written: No space left on device"):
+    with pytest.raises(DataError, match=r"edit\.safetensors: cannot be written: No space left on device"):
         save_delta(some_delta(), tmp_path / "edit.safetensors")
     assert list(tmp_path.iterdir()) == []
 

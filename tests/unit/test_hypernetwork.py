@@ -131,9 +131,7 @@ def test_slots_number_each_edits_tokens() -> None:
     assert signal.slots().tolist() == [0, 1, 0, 0, 1, 2]
 
 
-def signals_of(
-    language_model: LanguageModel, requests: Sequence[EditRequest], blocks: int = 2
-) -> dict[str, Signal]:
+def signals_of(language_model: LanguageModel, requests: Sequence[EditRequest], blocks: int = 2) -> dict[str, Signal]:
     matrices = language_model.structure.last_mlps(blocks)
     cut = 4 - blocks
     batch = pad([language_model.text.pair(r.prompt, r.target) for r in requests], language_model.text.pad_id)
@@ -268,7 +266,9 @@ def test_too_many_blocks_are_refused(gpt2: LanguageModel) -> None:
         pytest.param(
             {"name": "mend"},
             marks=pytest.mark.xfail(
-                strict=True, reason="the header says conditioning: hypernetwork, which mend then refuses"
+                strict=True,
+                raises=EditorError,
+                reason="the header says conditioning: hypernetwork, which mend then refuses",
             ),
         ),
         {"conditioning": "none"},

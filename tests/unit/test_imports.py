@@ -39,7 +39,7 @@ every_module = pytest.mark.parametrize("module", MODULES)
 
 
 def room(module: str) -> str:
-    return (module.split(".") + [""])[1]
+    return ([*module.split("."), ""])[1]
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -110,11 +110,10 @@ def asking_for_model_names(tree: ast.AST) -> list[int]:
     """Any use of a model's name or type; a class name may stand in a message but not in a comparison."""
     found = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr in MODEL_NAMES:
+        named = node.attr if isinstance(node, ast.Attribute) else getattr(node, "value", None)
+        if isinstance(named, str) and named in MODEL_NAMES:
             found.append(node.lineno)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in MODEL_NAMES:
-            found.append(node.lineno)
-        elif isinstance(node, ast.Compare):
+        if isinstance(node, ast.Compare):
             attributes = {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
             found += [node.lineno] if attributes & {"__name__", "__qualname__"} else []
     return found
@@ -180,3 +179,11 @@ def test_rule_sees_its_breach(rule: Callable[[ast.AST], list[int]], source: str)
 )
 def test_upward_import_is_seen(module: str, source: str) -> None:
     assert upward(module, ast.parse(source))
+
+
+def test_public_names_are_there() -> None:
+    assert sorted(instructedit.__all__) == list(instructedit.__all__)
+    for name in instructedit.__all__:
+        assert getattr(instructedit, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = instructedit.nonsense

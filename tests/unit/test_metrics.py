@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from instructedit.evaluation.generation import matches, natural_stop, normalised
 from instructedit.evaluation.intervals import estimate
-from instructedit.evaluation.metrics import ngram_entropy, probability_forms, sentiment_shift
+from instructedit.evaluation.metrics import ngram_entropy, score_and_magnitude, sentiment_shift
 
 likelihoods = st.lists(st.floats(-50, 0), min_size=1, max_size=5)
 
@@ -38,10 +38,10 @@ def test_sentiment_shift_of_extremes(after: float, other: float, before: float, 
 
 def test_ngram_entropy_by_hand() -> None:
     # four different 2-grams (2 bits), three different 3-grams (log2 3 bits)
-    assert ngram_entropy("a b c d e".split()) == pytest.approx((2 / 3 * 2 + 4 / 3 * math.log2(3)) / 2)
+    assert ngram_entropy(list("abcde")) == pytest.approx((2 / 3 * 2 + 4 / 3 * math.log2(3)) / 2)
     # 2-grams: ab twice, ba once; 3-grams: aba, bab
     two = -(2 / 3 * math.log2(2 / 3) + 1 / 3 * math.log2(1 / 3))
-    assert ngram_entropy("a b a b".split()) == pytest.approx((2 / 3 * two + 4 / 3) / 2)
+    assert ngram_entropy(list("abab")) == pytest.approx((2 / 3 * two + 4 / 3) / 2)
 
 
 @pytest.mark.parametrize("tokens", [[], ["a"], ["a", "a"], ["a"] * 30])
@@ -49,10 +49,10 @@ def test_repetition_has_no_entropy(tokens: list[str]) -> None:
     assert ngram_entropy(tokens) == 0
 
 
-def test_probability_forms_by_hand() -> None:
-    assert probability_forms(math.log(0.5), math.log(0.2)) == (1.0, pytest.approx(0.3))
-    assert probability_forms(math.log(0.2), math.log(0.5)) == (0.0, pytest.approx(-0.3))
-    assert probability_forms(-1.0, -1.0) == (0.0, 0.0)
+def test_score_and_magnitude_by_hand() -> None:
+    assert score_and_magnitude(math.log(0.5), math.log(0.2)) == (1.0, pytest.approx(0.3))
+    assert score_and_magnitude(math.log(0.2), math.log(0.5)) == (0.0, pytest.approx(-0.3))
+    assert score_and_magnitude(-1.0, -1.0) == (0.0, 0.0)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40), st.integers(0, 3))

@@ -13,6 +13,9 @@ from instructedit.errors import RecipeError
 from instructedit.training.recipe import Recipe, load_recipe, parse_recipe
 
 MIX = {"task": "counterfact", "files": ["own.jsonl"]}
+TOLD_TWICE = pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="a wrong task also gives `tasks: should have at least 1 item, not 0`"
+)
 SHIPPED = sorted(
     path
     for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml")
@@ -50,8 +53,8 @@ def test_three_mistakes_are_listed_at_once() -> None:
         ({"seed": "zero"}, "seed"),
         ({"wordings": 1.5}, "wordings"),
         ({"tasks": []}, "tasks"),
-        ({"tasks": [{"task": "zsre"}]}, "tasks.0.files"),
-        ({"tasks": [MIX | {"weight": 0}]}, "tasks.0.weight"),
+        pytest.param({"tasks": [{"task": "zsre"}]}, "tasks.0.files", marks=TOLD_TWICE),
+        pytest.param({"tasks": [MIX | {"weight": 0}]}, "tasks.0.weight", marks=TOLD_TWICE),
         ({"mixture": "random"}, "mixture"),
         ({"editor": {"encoder": "sentence"}}, "editor"),
         ({"editor": {"sentence_encoder": "some/folder"}}, "editor"),
@@ -59,8 +62,8 @@ def test_three_mistakes_are_listed_at_once() -> None:
     ],
 )
 def test_mistake_is_told_by_its_place(change: dict[str, Any], place: str) -> None:
-    (mistake,) = mistakes({"tasks": [MIX], **change})
-    assert mistake.startswith(f"{place}: ")
+    found = mistakes({"tasks": [MIX], **change})
+    assert [mistake.split(": ")[0] for mistake in found] == [place]
 
 
 def test_recipe_without_tasks_is_a_mistake() -> None:
@@ -107,7 +110,9 @@ def test_defaults_need_tasks_alone() -> None:
         {"conditioning": "both", "encoder": "base"},
         pytest.param(
             {"name": "mend"},
-            marks=pytest.mark.xfail(strict=True, reason="what mend writes as its conditioning, it refuses to read"),
+            marks=pytest.mark.xfail(
+                strict=True, raises=ValueError, reason="what mend writes as its conditioning, it refuses to read"
+            ),
         ),
     ],
     ids=str,
@@ -130,7 +135,7 @@ def test_file_that_is_no_recipe_is_told(tmp_path: Path, content: bytes, problem:
 
 
 def test_missing_recipe_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="cannot be read: .*No such file"):
+    with pytest.raises(RecipeError, match=r"cannot be read: .*No such file"):
         load_recipe(tmp_path / "nowhere.yaml")
 
 

@@ -135,14 +135,16 @@ def test_wrong_task_file_is_told_by_its_place(tmp_path: Path, change: dict[str, 
         b"",
         pytest.param(
             b"\xff\xfe\x00",
-            marks=pytest.mark.xfail(strict=True, reason="UnicodeDecodeError of a task file comes through"),
+            marks=pytest.mark.xfail(
+                strict=True, raises=UnicodeDecodeError, reason="UnicodeDecodeError of a task file comes through"
+            ),
         ),
     ],
 )
 def test_file_that_is_no_task_is_told(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "recipes.yaml"
     path.write_bytes(content)
-    with pytest.raises(DataError, match="recipes.yaml"):
+    with pytest.raises(DataError, match=r"recipes\.yaml"):
         load_task(path)
 
 

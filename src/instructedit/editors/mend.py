@@ -116,6 +116,9 @@ class Mend(Editor):
             }
         )
         self.theta = nn.Parameter(torch.full((len(self.matrices),), config.step_size).log())
+        self.theta_condition = nn.Linear(code, len(self.matrices), bias=False) if code else None
+        if self.theta_condition is not None:
+            nn.init.zeros_(self.theta_condition.weight)
 
     @classmethod
     def create(cls, config: EditorConfig, language_model: LanguageModel) -> Mend:
@@ -157,10 +160,18 @@ class Mend(Editor):
                 raise EditorError(f"the delta of {name} is not finite; the editor is damaged or diverged in training")
         return deltas
 
+    def step_sizes(self, codes: Tensor | None) -> Tensor:
+        """alpha = exp(theta), (1, matrices); with codes exp(theta + S c), (edits, matrices), S = 0 at the start."""
+        if self.theta_condition is None or codes is None:
+            return self.theta.exp()[None]
+        alpha: Tensor = (self.theta + self.theta_condition(codes)).exp()
+        return alpha
+
     def deltas(self, signals: Mapping[str, Signal], codes: Tensor | None, edits: int) -> DeltaBatch:
         """Signals of ``edits`` edits to their deltas; one call of each hypernetwork for all its matrices."""
         device = self.theta.device
         index = {matrix.name: number for number, matrix in enumerate(self.matrices)}
+        step_sizes = self.step_sizes(codes).expand(edits, -1)
         factors: dict[str, LowRank] = {}
         for shape, group in self._groups.items():
             found = [signals[matrix.name] for matrix in group]
@@ -177,8 +188,8 @@ class Mend(Editor):
             for matrix, signal, a, b in zip(
                 group, found, pseudo_u.split(sizes), pseudo_delta.split(sizes), strict=True
             ):
-                alpha = self.theta[index[matrix.name]].exp()
-                factors[matrix.name] = _stack(a, -alpha * b, signal, edits)
+                alpha = step_sizes[:, index[matrix.name]][signal.edit.to(device)]
+                factors[matrix.name] = _stack(a, -alpha[:, None] * b, signal, edits)
         return DeltaBatch({matrix.name: factors[matrix.name] for matrix in self.matrices})
 
 

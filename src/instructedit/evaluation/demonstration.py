@@ -116,7 +116,9 @@ def measure(
     def run(name: str, control: Control) -> Evaluation:
         on_task(name)
         records, files[name] = demo_records(name, data, count, seed)
-        return evaluate(editor, language_model, load_task(name), records, instruction=control, seed=seed)
+        return evaluate(
+            editor, language_model, load_task(name), records, instruction=control, headlines_only=True, seed=seed
+        )
 
     for name, metrics in HEADLINES.items():
         found = run(name, Control.UNSEEN)

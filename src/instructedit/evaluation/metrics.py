@@ -37,7 +37,7 @@ def ngram_entropy(tokens: Sequence[str]) -> float:
     return (2 / 3 * entropy(2) + 4 / 3 * entropy(3)) / 2
 
 
-def probability_forms(new: float, true: float) -> tuple[float, float]:
+def score_and_magnitude(new: float, true: float) -> tuple[float, float]:
     """ROME's score and magnitude of one prompt, from mean token log likelihoods of the new and the true object.
 
     Score is 1 if P(new) > P(true), magnitude is P(new) - P(true). For neighbours the caller swaps the two.

@@ -14,7 +14,7 @@ from instructedit.editors.mend import Mend
 from instructedit.errors import DataError
 from instructedit.evaluation.generation import generate, matches, natural_stop, normalised
 from instructedit.evaluation.intervals import Estimate, estimate
-from instructedit.evaluation.metrics import ngram_entropy, probability_forms, sentiment_shift
+from instructedit.evaluation.metrics import ngram_entropy, score_and_magnitude, sentiment_shift
 from instructedit.evaluation.protocols import Control, InstructionChooser, Protocol
 from instructedit.evaluation.scoring import Query, Scored, score
 from instructedit.models.language_model import LanguageModel
@@ -84,6 +84,7 @@ def evaluate(
     instruction: Control = Control.UNSEEN,
     wording: str | None = None,
     fluency: bool = False,
+    headlines_only: bool = False,
     seed: int = 0,
     batch: int = 32,
     on_edits: Callable[[int], None] = lambda done: None,
@@ -94,6 +95,7 @@ def evaluate(
         instruction: which instruction the edits get; see :class:`Control`.
         wording: see :class:`InstructionChooser`.
         fluency: also generate a text after every edit and measure its n-gram entropy.
+        headlines_only: leave out portability, prefixed locality and the probability forms.
         batch: edits at a time.
         on_edits: called with the number of edits done.
 
@@ -113,7 +115,8 @@ def evaluate(
             part = [pool.completed(record, 2, seed) for record in part]
         instructions = [chooser(record.request) for record in part]
         deltas = editor.edit(language_model, [record.request for record in part], instructions)
-        found = _evaluate_part(editor.cut, language_model, task, part, instructions, deltas, protocol)
+        probes = _all_probes(part, instructions, task, protocol, headlines_only)
+        found = _evaluate_part(editor.cut, language_model, part, probes, deltas, protocol, headlines_only)
         if fluency:
             _add_fluency(found, language_model, part, deltas)
         for record, row in zip(part, found, strict=True):
@@ -134,17 +137,12 @@ def evaluate(
 def _evaluate_part(
     cut: int,
     language_model: LanguageModel,
-    task: Task,
     records: Sequence[EditRecord],
-    instructions: Sequence[str | None],
+    probes: Sequence[_Probe],
     deltas: DeltaBatch,
     protocol: Protocol,
+    headlines_only: bool,
 ) -> list[dict[str, float]]:
-    probes = [
-        probe
-        for edit, (record, text) in enumerate(zip(records, instructions, strict=True))
-        for probe in _probes(edit, record, text if protocol is Protocol.PAPER else None, task, text)
-    ]
     collected: list[dict[str, list[float]]] = [defaultdict(list) for _ in records]
     if protocol is Protocol.GENERATION:
         prompts = [probe.query.prompt for probe in probes]
@@ -168,7 +166,7 @@ def _evaluate_part(
             row[probe.metric].append(new.agreement(past) if probe.stays else new.hits)
             if probe.metric == "reliability":
                 row["reliability_before"].append(past.hits)
-        _add_likelihood_metrics(collected, cut, language_model, records, deltas)
+        _add_likelihood_metrics(collected, cut, language_model, records, deltas, probability_forms=not headlines_only)
     found = []
     for row in collected:
         means = {name: sum(numbers) / len(numbers) for name, numbers in row.items()}
@@ -182,31 +180,60 @@ def _evaluate_part(
     return found
 
 
-def _probes(edit: int, record: EditRecord, prefix: str | None, task: Task, instruction: str | None) -> list[_Probe]:
+def _all_probes(
+    records: Sequence[EditRecord],
+    instructions: Sequence[str | None],
+    task: Task,
+    protocol: Protocol,
+    headlines_only: bool,
+) -> list[_Probe]:
+    probes: list[_Probe] = []
+    for edit, (record, text) in enumerate(zip(records, instructions, strict=True)):
+        prefix = text if protocol is Protocol.PAPER else None
+        probes += _probes(edit, record, prefix, task)
+        if not headlines_only:
+            probes += _further_probes(edit, record, prefix, task, text)
+    return probes
+
+
+def _probes(edit: int, record: EditRecord, prefix: str | None, task: Task) -> list[_Probe]:
     request = record.request
-
-    def wanted(metric: str, prompt: str, answers: tuple[str, ...]) -> _Probe:
-        return _Probe(metric, Query(edit, with_instruction(prompt, prefix), answers[0]), answers, stays=False)
-
-    def staying(metric: str, prompt: str, answers: tuple[str, ...]) -> _Probe:
-        return _Probe(metric, Query(edit, prompt, answers[0]), answers, stays=True)
-
-    probes = [wanted("reliability", request.prompt, (request.target,))]
-    probes += [wanted("generalization", prompt, (request.target,)) for prompt in record.rephrases]
-    for kind in PORTABILITY_KINDS:
-        for probe in record.of_kind(kind)[:PROBES_A_KIND]:
-            probes.append(wanted(f"portability/{kind}", probe.prompt, probe.answers))
+    target = (request.target,)
+    probes = [_wanted("reliability", edit, with_instruction(request.prompt, prefix), target)]
+    for prompt in record.rephrases:
+        probes.append(_wanted("generalization", edit, with_instruction(prompt, prefix), target))
     for kind in task.stay:
         for probe in record.of_kind(kind)[:PROBES_A_KIND]:
-            probes.append(staying(f"locality/{kind}", probe.prompt, probe.answers))
-            if instruction is not None:
-                prompt = with_instruction(probe.prompt, instruction)
-                probes.append(staying("locality_prefixed", prompt, probe.answers))
+            probes.append(_staying(f"locality/{kind}", edit, probe.prompt, probe.answers))
     for probe in record.of_kind(ProbeKind.NEIGHBOUR)[:PROBES_A_KIND]:
         if ProbeKind.NEIGHBOUR not in task.stay:  # else it is asked as locality/neighbour already
-            probes.append(staying("kept", probe.prompt, probe.answers))
-        probes.append(wanted("changed", probe.prompt, (request.target,)))
+            probes.append(_staying("kept", edit, probe.prompt, probe.answers))
+        probes.append(_wanted("changed", edit, probe.prompt, target))
     return probes
+
+
+def _further_probes(
+    edit: int, record: EditRecord, prefix: str | None, task: Task, instruction: str | None
+) -> list[_Probe]:
+    probes = []
+    for kind in PORTABILITY_KINDS:
+        for probe in record.of_kind(kind)[:PROBES_A_KIND]:
+            prompt = with_instruction(probe.prompt, prefix)
+            probes.append(_wanted(f"portability/{kind}", edit, prompt, probe.answers))
+    if instruction is not None:
+        for kind in task.stay:
+            for probe in record.of_kind(kind)[:PROBES_A_KIND]:
+                prompt = with_instruction(probe.prompt, instruction)
+                probes.append(_staying("locality_prefixed", edit, prompt, probe.answers))
+    return probes
+
+
+def _wanted(metric: str, edit: int, prompt: str, answers: tuple[str, ...]) -> _Probe:
+    return _Probe(metric, Query(edit, prompt, answers[0]), answers, stays=False)
+
+
+def _staying(metric: str, edit: int, prompt: str, answers: tuple[str, ...]) -> _Probe:
+    return _Probe(metric, Query(edit, prompt, answers[0]), answers, stays=True)
 
 
 def _add_likelihood_metrics(
@@ -215,6 +242,7 @@ def _add_likelihood_metrics(
     language_model: LanguageModel,
     records: Sequence[EditRecord],
     deltas: DeltaBatch,
+    probability_forms: bool,
 ) -> None:
     """ROME's probability forms where the true object is known, SERAC's sentiment shift where there are replies."""
     queries: list[Query] = []
@@ -230,7 +258,7 @@ def _add_likelihood_metrics(
             ask(edit, "same", request.prompt, reply)
         for reply in record.other_label_replies[:REPLIES]:
             ask(edit, "other", request.prompt, reply)
-        if request.ground_truth and record.of_kind(ProbeKind.NEIGHBOUR):
+        if probability_forms and request.ground_truth and record.of_kind(ProbeKind.NEIGHBOUR):
             prompts = [("efficacy", request.prompt)]
             prompts += [("paraphrase", prompt) for prompt in record.rephrases]
             prompts += [("neighbourhood", p.prompt) for p in record.of_kind(ProbeKind.NEIGHBOUR)[:PROBES_A_KIND]]
@@ -254,7 +282,7 @@ def _add_likelihood_metrics(
         for name in ("efficacy", "paraphrase", "neighbourhood"):
             for first, second in zip(new[f"{name}:new"], new[f"{name}:true"], strict=True):
                 ends = (first.log_likelihood, second.log_likelihood)
-                right, magnitude = probability_forms(*(ends if name != "neighbourhood" else ends[::-1]))
+                right, magnitude = score_and_magnitude(*(ends if name != "neighbourhood" else ends[::-1]))
                 row[f"{name}_score"].append(right)
                 row[f"{name}_magnitude"].append(magnitude)
 

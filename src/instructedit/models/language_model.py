@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from functools import cached_property
 from pathlib import Path
 
+import psutil
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -65,6 +68,33 @@ class LanguageModel:
         return fingerprint(self.model)
 
 
+def _refuse_what_does_not_fit(folder: Path, dtype: str, device: str | None) -> None:
+    """Stop before loading a local checkpoint that is larger than the free memory.
+
+    Raises:
+        ModelError: with both sizes.
+    """
+    if not folder.is_dir() or (device is not None and torch.device(device).type != "cpu"):
+        return
+    stored = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
+    needed = 0
+    for file in folder.glob("*.safetensors"):
+        try:
+            with safe_open(str(file), framework="pt") as weights:
+                for name in weights.keys():  # noqa: SIM118
+                    part = weights.get_slice(name)
+                    width = stored.get(part.get_dtype(), 1) if dtype == "auto" else DTYPES[dtype].itemsize
+                    needed += width * math.prod(part.get_shape())
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{file}: cannot be read as safetensors: {error}") from None
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise ModelError(
+            f"{folder} needs {needed / 1e9:.1f} GB as {dtype}, and {free / 1e9:.1f} GB of memory are free. "
+            "Load it in bfloat16 (--dtype), on a GPU (--device), or spread it (--device-map auto)."
+        )
+
+
 @torch.no_grad()
 def fingerprint(model: PreTrainedModel, samples: int = 64) -> str:
     """16 hexadecimal digits over every parameter's name, shape and ``samples`` evenly spaced values."""
@@ -104,6 +134,9 @@ def load_language_model(
         raise ModelError(f"dtype {dtype!r} is not known; choose one of auto, {', '.join(DTYPES)}")
     if device is not None and device_map is not None:
         raise ModelError("give either a device or a device_map, not both")
+    on_cpu = device_map is None and torch.device(device or "cpu").type == "cpu"
+    if device_map is None:
+        _refuse_what_does_not_fit(Path(path), dtype, device)
     try:
         config = AutoConfig.from_pretrained(path)
         if getattr(config, "is_encoder_decoder", False):
@@ -113,6 +146,9 @@ def load_language_model(
             dtype=DTYPES.get(dtype, "auto"),
             device_map=device_map,
             use_safetensors=True,  # other weight files are pickles, which can run code
+            # For rows of a few dozen tokens plain attention is faster on a CPU than the fused kernel, whose
+            # backward pass alone can take a third of a training step.
+            attn_implementation="eager" if on_cpu else None,
         )
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:

@@ -16,7 +16,7 @@ import torch
 from accelerate.accelerator import Accelerator
 
 from instructedit.data import find_data
-from instructedit.editors.files import create_editor, save_editor
+from instructedit.editors.files import create_editor, load_editor, save_editor
 from instructedit.editors.instructedit import InstructEdit
 from instructedit.editors.mend import Mend
 from instructedit.errors import DataError, EditorError
@@ -95,85 +95,129 @@ def train(
         DataError: as :func:`read_sources`.
         EditorError: the loss is not finite, or the checkpoint is of another recipe.
     """
-    opt = recipe.optimisation
-    if opt.threads is not None:
-        torch.set_num_threads(opt.threads)
-    sources, validation = read_sources(recipe, data or find_data())
-    weights = shares(sources, recipe.mixture, recipe.temperature)
-    out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(recipe.seed)
-    editor = create_editor(recipe.editor, language_model).to(language_model.device)
-    checkpoint = out / CHECKPOINT
-    settings = recipe.model_dump(mode="json")
-    log = _Log(out / LOG, append=checkpoint.exists())
-    encoder = editor.encoder if isinstance(editor, InstructEdit) else None
-    if encoder is not None and recipe.encoder_warmup.freeze:
-        encoder.requires_grad_(False)
-    if encoder is not None and not checkpoint.exists() and recipe.encoder_warmup.steps:
-        encoder.requires_grad_(True)
-        total = recipe.encoder_warmup.steps
-        accuracy = warm_up_encoder(
-            encoder,
-            language_model,
-            [source.task for source in sources],
-            recipe.encoder_warmup,
-            recipe.wordings,
-            recipe.seed,
-            lambda step, loss: on_report(Report("encoder", step + 1, total, {"loss": loss})),
-        )
-        log.write({"phase": "encoder", "steps": total, "accuracy": round(accuracy, 4)})
-    accelerator = Accelerator(cpu=language_model.device.type == "cpu", gradient_accumulation_steps=opt.accumulate)
-    optimizer = _optimizer(editor, recipe)
-    editor, optimizer = accelerator.prepare(editor, optimizer)
-    progress = Progress(0, math.inf, 0)
-    if checkpoint.exists():
-        progress = load_checkpoint(checkpoint, accelerator.unwrap_model(editor), optimizer, settings)
-        log.cut_after(progress.step)
-        logger.info("resuming %s at step %d", out, progress.step)
-    began = time.monotonic()
-    for step in range(progress.step, opt.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * schedule(step, recipe)
-        editor.train()
-        if encoder is not None and recipe.encoder_warmup.freeze:
-            encoder.eval()
-        torch.manual_seed(recipe.seed * 1_000_003 + step)
+    return _Run(recipe, language_model, out, data or find_data(), on_report).train()
+
+
+class _Run:
+    """One training run: what it holds, and its steps."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        language_model: LanguageModel,
+        out: Path,
+        data: Path,
+        on_report: Callable[[Report], None],
+    ) -> None:
+        if recipe.optimisation.threads is not None:
+            torch.set_num_threads(recipe.optimisation.threads)
+        torch.set_float32_matmul_precision(recipe.optimisation.matmul_precision)
+        self.recipe, self.language_model, self.out, self.on_report = recipe, language_model, out, on_report
+        self.sources, self.validation = read_sources(recipe, data)
+        self.shares = shares(self.sources, recipe.mixture, recipe.temperature)
+        torch.manual_seed(recipe.seed)
+        self.editor = create_editor(recipe.editor, language_model).to(language_model.device)
+        self.encoder = self.editor.encoder if isinstance(self.editor, InstructEdit) else None
+        self.accelerator = Accelerator(cpu=language_model.device.type == "cpu")
+        out.mkdir(parents=True, exist_ok=True)
+        self.checkpoint = out / CHECKPOINT
+        self.resumes = self.checkpoint.exists()
+        self.log = _Log(out / LOG, append=self.resumes)
+
+    def train(self) -> Mend:
+        """All steps, from the checkpoint if there is one; returns the editor of the best validation loss."""
+        opt = self.recipe.optimisation
+        self._teach_encoder()
+        self.optimizer = _optimizer(self.editor, self.recipe)
+        self.model, self.optimizer = self.accelerator.prepare(self.editor, self.optimizer)
+        progress = self._first_progress()
+        self.began = time.monotonic()
+        for step in range(progress.step, opt.steps):
+            self._step(step)
+            done = step + 1
+            best_loss, best_step = progress.best_loss, progress.best_step
+            if done % opt.validate_every == 0 or done == opt.steps:
+                loss = self._validate(done)
+                if loss < best_loss:
+                    best_loss, best_step = loss, done
+                    _save(self.editor, self.language_model, self.out / EDITOR, self.recipe, done)
+            progress = Progress(done, best_loss, best_step)
+            stop = _out_of_patience(progress, self.recipe)
+            if done % opt.checkpoint_every == 0 or done == opt.steps or stop:
+                self._save_checkpoint(progress)
+            if stop:
+                logger.info("no better validation loss since step %d: stopping", best_step)
+                break
+        return load_editor(self.out / EDITOR, self.language_model)
+
+    def _teach_encoder(self) -> None:
+        warmup = self.recipe.encoder_warmup
+        if self.encoder is None or warmup.steps == 0:
+            return
+        if not self.resumes:
+            accuracy = warm_up_encoder(
+                self.encoder,
+                self.language_model,
+                [source.task for source in self.sources],
+                warmup,
+                self.recipe.wordings,
+                self.recipe.seed,
+                lambda step, loss: self.on_report(Report("encoder", step + 1, warmup.steps, {"loss": loss})),
+            )
+            self.log.write({"phase": "encoder", "steps": warmup.steps, "accuracy": round(accuracy, 4)})
+        if warmup.freeze:
+            self.encoder.requires_grad_(False)
+
+    def _first_progress(self) -> Progress:
+        if self.resumes:
+            settings = self.recipe.model_dump(mode="json")
+            progress = load_checkpoint(self.checkpoint, self.editor, self.optimizer, settings)
+            self.log.cut_after(progress.step)
+            logger.info("resuming %s at step %d", self.out, progress.step)
+            return progress
+        progress = Progress(0, math.inf, 0)
+        self._save_checkpoint(progress)  # a run killed early need not teach the encoder again
+        return progress
+
+    def _step(self, step: int) -> None:
+        """One optimiser step; all that it draws follows from the seed and the step's number."""
+        opt = self.recipe.optimisation
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * schedule(step, self.recipe)
+        self.editor.train()
+        if self.encoder is not None and not any(p.requires_grad for p in self.encoder.parameters()):
+            self.encoder.eval()  # frozen: no dropout either
+        torch.manual_seed(self.recipe.seed * 1_000_003 + step)
         parts = []
         for part in range(opt.accumulate):
-            rng = random.Random(f"{recipe.seed}-{step}-{part}")
-            examples = draw(sources, weights, opt.batch, recipe.objective, recipe.wordings, rng)
-            deltas = editor(language_model, [e.request for e in examples], [e.instruction for e in examples])
-            losses = compute(accelerator.unwrap_model(editor), language_model, deltas, examples, recipe.objective)
-            accelerator.backward(losses.total / opt.accumulate)
+            rng = random.Random(f"{self.recipe.seed}-{step}-{part}")
+            examples = draw(self.sources, self.shares, opt.batch, self.recipe.objective, self.recipe.wordings, rng)
+            requests, texts = [e.request for e in examples], [e.instruction for e in examples]
+            deltas = self.model(self.language_model, requests, texts)
+            losses = compute(self.editor, self.language_model, deltas, examples, self.recipe.objective)
+            self.accelerator.backward(losses.total / opt.accumulate)
             parts.append(losses)
-        norm = float(accelerator.clip_grad_norm_(editor.parameters(), opt.clip))
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), opt.clip))
         if not math.isfinite(norm):
             raise EditorError(
                 f"step {step}: the gradient is not finite. Lower optimisation.learning_rate or editor.step_size; the "
-                f"last checkpoint stands in {checkpoint}"
+                f"last checkpoint stands in {self.checkpoint}"
             )
-        optimizer.step()
-        optimizer.zero_grad()
-        entry = _entry(step, parts, norm, time.monotonic() - began)
-        log.write(entry)
-        on_report(Report("train", step + 1, opt.steps, entry))
-        done = step + 1
-        if done % opt.validate_every == 0 or done == opt.steps:
-            value = validate(accelerator.unwrap_model(editor), language_model, validation, recipe)
-            log.write({"phase": "validation", "step": done, **value})
-            on_report(Report("validation", done, opt.steps, value))
-            if value["loss"] < progress.best_loss:
-                progress = Progress(done, value["loss"], done)
-                _save(accelerator.unwrap_model(editor), language_model, out / EDITOR, recipe, done)
-        progress = Progress(done, progress.best_loss, progress.best_step)
-        stop = _out_of_patience(progress, recipe)
-        if done % opt.checkpoint_every == 0 or done == opt.steps or stop:
-            save_checkpoint(checkpoint, accelerator.unwrap_model(editor), optimizer, progress, settings)
-        if stop:
-            logger.info("no better validation loss since step %d: stopping", progress.best_step)
-            break
-    trained: Mend = accelerator.unwrap_model(editor)
-    return trained.eval()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        entry = _entry(step, parts, norm, time.monotonic() - self.began)
+        self.log.write(entry)
+        self.on_report(Report("train", step + 1, opt.steps, entry))
+
+    def _validate(self, done: int) -> float:
+        value = validate(self.editor, self.language_model, self.validation, self.recipe)
+        self.log.write({"phase": "validation", "step": done, **value})
+        self.on_report(Report("validation", done, self.recipe.optimisation.steps, value))
+        return float(value["loss"])
+
+    def _save_checkpoint(self, progress: Progress) -> None:
+        settings = self.recipe.model_dump(mode="json")
+        save_checkpoint(self.checkpoint, self.editor, self.optimizer, progress, settings)
 
 
 def schedule(step: int, recipe: Recipe) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from instructedit.editors.instructedit import with_instruction
-from instructedit.records import EditRecord, EditRequest
+from instructedit.records import EditRecord, EditRequest, ProbeKind
 from instructedit.tasks.opinions import opinion_questions
 from instructedit.tasks.pool import RecordPool
 from instructedit.tasks.task import Task
@@ -109,13 +109,14 @@ def example(source: Source, record: EditRecord, objective: Objective, wordings: 
     neighbours = source.pool.neighbours(record, objective.neighbours, rng)
     if task.renames:
         rise += [Wanted(probe.prompt, request.target, objective.neighbour_weight) for probe in neighbours]
-    stay = [(probe.prompt, rng.choice(probe.answers)) for probe in record.of_kind(*task.stay)]
-    rng.shuffle(stay)
-    stay = stay[: objective.stay_probes]
-    if not task.renames and "neighbour" in task.stay:
-        stay = [(probe.prompt, probe.answers[0]) for probe in neighbours]
+    own = [probe for probe in record.of_kind(*task.stay) if probe.kind is not ProbeKind.NEIGHBOUR]
+    rng.shuffle(own)
+    near = neighbours if ProbeKind.NEIGHBOUR in task.stay else []
+    # Neighbours leave at least one place to another kind of probe.
+    kept = [*near, *own[: max(1, objective.stay_probes - len(near))]]
+    stay = [(probe.prompt, rng.choice(probe.answers)) for probe in kept]
     missing = objective.stay_probes - len(stay)
-    if missing > 0 and "unrelated" in task.stay:
+    if missing > 0 and ProbeKind.UNRELATED in task.stay:
         stay += [(probe.prompt, probe.answers[0]) for probe in source.pool.unrelated(record, missing, rng)]
     return Example(task.name, request, instruction, tuple(rise), tuple(fall), tuple(stay))
 

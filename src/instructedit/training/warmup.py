@@ -55,8 +55,6 @@ def warm_up_encoder(
         optimizer.zero_grad(set_to_none=True)
         hits.append((scores.argmax(-1).cpu() == labels).float().mean().item())
         on_step(step, loss.item())
-    if recipe.freeze:
-        encoder.requires_grad_(False)
     recent = hits[-50:]
     return sum(recent) / len(recent) if recent else 0.0
 

@@ -1,0 +1,89 @@
+"""The bundled model and editor: what they know, what they do, and what the demo prints."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+
+import pytest
+
+from instructedit.editors.editing import make_edit
+from instructedit.editors.files import BUNDLED_EDITOR, load_editor
+from instructedit.editors.mend import Mend
+from instructedit.evaluation.generation import generate, natural_stop
+from instructedit.evaluation.protocols import Control
+from instructedit.evaluation.runner import Evaluation, evaluate
+from instructedit.evaluation.scoring import Query, score
+from instructedit.models.language_model import BUNDLED_FOLDER, LanguageModel, load_language_model
+from instructedit.records import EditRequest
+from instructedit.tasks.facts import read_facts
+from instructedit.tasks.own_edits import EDITS
+from instructedit.tasks.readers import read_records
+from instructedit.tasks.task import load_task
+
+pytestmark = pytest.mark.xdist_group("bundled")
+
+
+@pytest.fixture(scope="module")
+def base() -> LanguageModel:
+    return load_language_model("bundled")
+
+
+@pytest.fixture(scope="module")
+def editor(base: LanguageModel) -> Mend:
+    return load_editor("bundled", base)
+
+
+def test_sizes_are_small_enough_to_ship() -> None:
+    assert (BUNDLED_FOLDER / "model.safetensors").stat().st_size <= 16e6
+    assert BUNDLED_EDITOR.stat().st_size <= 16e6
+
+
+def test_base_model_recalls_what_it_was_taught(base: LanguageModel) -> None:
+    rng = random.Random(11)
+    facts = rng.sample(read_facts(), 600)
+    queries = [Query(0, rng.choice((*fact.statements(), *fact.questions())), fact.object) for fact in facts]
+    recalled = [scored.hits == 1.0 for scored in score(base, 0, queries, None)]
+    assert sum(recalled) / len(recalled) >= 0.93
+
+
+def test_an_edit_changes_its_fact_and_nothing_about_others(base: LanguageModel, editor: Mend) -> None:
+    request = EditRequest(subject="Jimi Hendrix", prompt="Jimi Hendrix performs on the", target="violin")
+    delta = make_edit(editor, base, [request], load_task("counterfact"))
+    asked = [request.prompt, "Gmail was designed and programmed by"]
+    before = [natural_stop(text) for text in generate(base, asked)]
+    after = [natural_stop(text) for text in generate(base, asked, delta=delta)]
+    assert before == ["guitar.", "Google."]
+    assert after == ["violin.", "Google."]
+
+
+def _own(task: str, file: str, editor: Mend, base: LanguageModel, control: Control) -> Evaluation:
+    records = read_records(EDITS / file)[:60]
+    return evaluate(editor, base, load_task(task), records, instruction=control)
+
+
+@pytest.mark.parametrize(("task", "metric"), [("this-fact", "kept"), ("rename", "changed")])
+def test_the_scope_instruction_is_read(task: str, metric: str, editor: Mend, base: LanguageModel) -> None:
+    told = _own(task, "counterfact.jsonl", editor, base, Control.UNSEEN).metrics[metric]
+    swapped = _own(task, "counterfact.jsonl", editor, base, Control.SWAPPED_SCOPE).metrics[metric]
+    assert told.low > swapped.high
+    assert told.mean - swapped.mean > 0.3
+
+
+def test_demo_prints_one_json_object() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "instructedit", "demo", "--json", "--edits", "20"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    assert set(found["tasks"]) == {"counterfact", "recent", "convsent", "zsre", "this-fact", "rename"}
+    for row in found["tasks"].values():
+        for figure in row.values():
+            assert 0 <= figure["low"] <= figure["mean"] <= figure["high"] <= 1
+    assert {"kept", "kept_swapped"} <= found["tasks"]["this-fact"].keys()
+    assert {"changed", "changed_swapped"} <= found["tasks"]["rename"].keys()
+    assert [shown["instruction"] for shown in found["scope"]][0] != [s["instruction"] for s in found["scope"]][1]

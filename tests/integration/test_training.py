@@ -1,0 +1,460 @@
+"""Meta-training on a tiny GPT-2: resuming, mixtures, what is held out, and the objective."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch.nn import functional
+
+from instructedit.editors.files import load_editor
+from instructedit.editors.mend import Mend
+from instructedit.errors import DataError, EditorError
+from instructedit.models.language_model import LanguageModel
+from instructedit.models.text import pad
+from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
+from instructedit.tasks.pool import RecordPool
+from instructedit.tasks.task import load_task
+from instructedit.training import loop
+from instructedit.training.checkpoints import load_checkpoint
+from instructedit.training.loop import CHECKPOINT, EDITOR, LOG, Report, read_sources, schedule, train
+from instructedit.training.mixture import Example, Source, Wanted, draw, example, shares, split_validation
+from instructedit.training.objective import compute
+from instructedit.training.recipe import Objective, Recipe, parse_recipe
+
+FILE = "own.jsonl"
+TALK = "talk.jsonl"
+PLAIN = {"conditioning": "none"}
+
+
+class KilledError(Exception):
+    """Stands for a process that dies."""
+
+
+@pytest.fixture
+def data(
+    tmp_path: Path,
+    records: list[EditRecord],
+    opinions: list[EditRecord],
+    write_jsonl: Callable[[Path, list[EditRecord]], Path],
+) -> Path:
+    """A data folder with one file of facts and one of opinions."""
+    write_jsonl(tmp_path / FILE, records)
+    write_jsonl(tmp_path / TALK, opinions)
+    return tmp_path
+
+
+def recipe(steps: int = 3, editor: dict[str, Any] | None = None, **optimisation: Any) -> Recipe:
+    return parse_recipe(
+        {
+            "editor": {"blocks": 2, "rank": 8, "code": 8, "step_size": 0.1} | (editor or {}),
+            "tasks": [
+                {"task": "counterfact", "files": [FILE]},
+                {"task": "rename", "files": [FILE]},
+                {"task": "convsent", "files": [TALK], "weight": 2.0},
+            ],
+            "encoder_warmup": {"steps": 3, "batch": 4},
+            "optimisation": {"steps": steps, "batch": 3, "warmup": 2, "validation_edits": 2} | optimisation,
+        }
+    )
+
+
+def log_of(folder: Path, *phases: str) -> list[dict[str, Any]]:
+    """The log's entries without the clock."""
+    entries = [json.loads(line) for line in (folder / LOG).read_text(encoding="utf-8").splitlines()]
+    return [{k: v for k, v in e.items() if k != "seconds"} for e in entries if not phases or e["phase"] in phases]
+
+
+def dies_at(step: int) -> Callable[[Report], None]:
+    def report(found: Report) -> None:
+        if found.phase == "train" and found.step == step:
+            raise KilledError
+
+    return report
+
+
+@pytest.mark.parametrize("warmup", [{"freeze": True}, {"freeze": False}], ids=str)
+def test_killed_and_resumed_run_is_the_unbroken_one(gpt2: LanguageModel, data: Path, warmup: dict[str, bool]) -> None:
+    wanted = recipe(12, checkpoint_every=4, validate_every=6)
+    wanted = wanted.model_copy(update={"encoder_warmup": wanted.encoder_warmup.model_copy(update=warmup)})
+    whole, broken = data / "whole", data / "broken"
+    train(wanted, gpt2, whole, data)
+    with pytest.raises(KilledError):
+        train(wanted, gpt2, broken, data, dies_at(7))
+    assert [entry["step"] for entry in log_of(broken, "train")] == list(range(7))
+    (broken / LOG).open("a").write('{"phase": "train", "step": 7, "lo')  # the line that was being written
+    steps: list[int] = []
+    train(wanted, gpt2, broken, data, lambda found: steps.append(found.step) if found.phase == "train" else None)
+    assert steps == list(range(5, 13))
+    assert log_of(broken) == log_of(whole)
+    assert [entry["step"] for entry in log_of(whole, "train")] == list(range(12))
+    first, second = (load_file(folder / EDITOR) for folder in (whole, broken))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_another_seed_is_another_run(gpt2: LanguageModel, data: Path) -> None:
+    for seed in (0, 1):
+        train(recipe().model_copy(update={"seed": seed}), gpt2, data / str(seed), data)
+    assert log_of(data / "0", "train") != log_of(data / "1", "train")
+
+
+def test_finished_run_is_not_trained_again(gpt2: LanguageModel, data: Path) -> None:
+    train(recipe(), gpt2, data / "out", data)
+    before = {path.name: path.read_bytes() for path in (data / "out").iterdir()}
+    train(recipe(), gpt2, data / "out", data, lambda found: pytest.fail(f"trained on: {found}"))
+    assert {path.name: path.read_bytes() for path in (data / "out").iterdir()} == before
+
+
+@pytest.fixture
+def never_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every validation after the first be worse than it."""
+    losses = itertools.count(1)
+    monkeypatch.setattr(loop, "validate", lambda *args: {"loss": float(next(losses)), "tasks": {}})
+
+
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="stops a step after the validation that used up the patience"
+)
+@pytest.mark.usefixtures("never_better")
+def test_run_stops_when_its_patience_is_used_up(gpt2: LanguageModel, data: Path) -> None:
+    train(recipe(12, PLAIN, validate_every=2, patience=2), gpt2, data / "out", data)
+    assert [entry["step"] for entry in log_of(data / "out", "validation")] == [2, 4, 6]
+    assert log_of(data / "out", "train")[-1]["step"] == 5
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="a run that ran out of patience takes another step each time it is started",
+)
+@pytest.mark.usefixtures("never_better")
+def test_run_that_stopped_early_is_not_trained_again(gpt2: LanguageModel, data: Path) -> None:
+    wanted = recipe(12, PLAIN, validate_every=2, patience=2)
+    train(wanted, gpt2, data / "out", data)
+    before = log_of(data / "out")
+    train(wanted, gpt2, data / "out", data)
+    assert log_of(data / "out") == before
+
+
+def test_checkpoint_of_another_recipe_is_refused(gpt2: LanguageModel, data: Path) -> None:
+    train(recipe(), gpt2, data / "out", data)
+    before = (data / "out" / CHECKPOINT).read_bytes()
+    with pytest.raises(EditorError, match="was written under another recipe"):
+        train(recipe(learning_rate=1e-4), gpt2, data / "out", data)
+    assert (data / "out" / CHECKPOINT).read_bytes() == before
+
+
+def test_damaged_checkpoint_is_refused(gpt2: LanguageModel, data: Path) -> None:
+    editor = train(recipe(), gpt2, data / "out", data)
+    path = data / "out" / CHECKPOINT
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(EditorError, match="cannot be read as a checkpoint"):
+        load_checkpoint(path, editor, torch.optim.Adam(editor.parameters()), {})
+
+
+@pytest.mark.parametrize(
+    "editor",
+    [
+        pytest.param(
+            {"name": "mend"},
+            marks=pytest.mark.xfail(strict=True, raises=EditorError, reason="a file of mend cannot be read"),
+        ),
+        PLAIN,
+        {"conditioning": "prefix"},
+        {"conditioning": "hypernetwork"},
+        {"conditioning": "both"},
+        {"encoder": "base"},
+    ],
+    ids=str,
+)
+def test_every_editor_trains(gpt2: LanguageModel, data: Path, editor: dict[str, str]) -> None:
+    trained = train(recipe(3, editor), gpt2, data / "out", data)
+    losses = [entry["loss"] for entry in log_of(data / "out", "train")]
+    assert len(losses) == 3
+    assert all(torch.isfinite(torch.tensor(losses)))
+    assert not trained.training
+    assert (trained.theta.exp() - 0.1).abs().max() > 1e-5
+    assert all(float(norm) > 2 for name, norm in trained.named_buffers() if name.endswith("count"))
+    assert all(parameter.grad is None for parameter in gpt2.model.parameters())
+
+
+def test_trained_editor_can_be_loaded(gpt2: LanguageModel, data: Path, requests_: list[EditRequest]) -> None:
+    train(recipe(), gpt2, data / "out", data)
+    loaded = load_editor(data / "out" / EDITOR, gpt2)
+    assert loaded.config == recipe().editor
+    assert len(loaded.edit(gpt2, requests_, ["Task: Edit\nDescription: x"] * 3)) == 3
+
+
+def test_loss_falls_on_what_is_trained(gpt2: LanguageModel, data: Path) -> None:
+    wanted = recipe(40, PLAIN, batch=6, learning_rate=5e-3, step_size_learning_rate=5e-2)
+    wanted = wanted.model_copy(update={"tasks": wanted.tasks[:1]})
+    train(wanted, gpt2, data / "out", data)
+    losses = [entry["loss"] for entry in log_of(data / "out", "train")]
+    assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
+
+
+def test_diverged_training_says_so(gpt2: LanguageModel, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = loop.compute
+
+    def broken(*args: Any) -> Any:
+        losses = real(*args)
+        return type(losses)(losses.total * float("nan"), losses.edit, losses.locality, losses.by_task)
+
+    monkeypatch.setattr(loop, "compute", broken)
+    with pytest.raises(EditorError, match="step 0: the gradient is not finite"):
+        train(recipe(), gpt2, data / "out", data)
+
+
+def test_accumulating_the_same_batch_changes_nothing(
+    gpt2: LanguageModel, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop.draw
+    monkeypatch.setattr(loop, "draw", lambda *args: real(*args[:-1], random.Random(0)))
+    norms = []
+    for accumulate in (1, 2):
+        out = data / str(accumulate)
+        train(recipe(1, PLAIN, accumulate=accumulate), gpt2, out, data)
+        norms.append(log_of(out, "train")[0]["gradient_norm"])
+    # The running statistics have seen the batch twice, hence not exactly.
+    assert norms[1] == pytest.approx(norms[0], rel=0.2)
+
+
+def test_schedule_rises_stays_and_falls() -> None:
+    wanted = recipe(100, warmup=10, decay=0.2)
+    factors = [schedule(step, wanted) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9:81] == [1.0] * 72
+    assert factors[90] == pytest.approx(0.5)
+    assert factors[99] == pytest.approx(0.05)
+
+
+def test_held_out_task_is_refused(gpt2: LanguageModel, data: Path) -> None:
+    wanted = parse_recipe({"tasks": [{"task": "zsre", "files": [FILE]}]})
+    with pytest.raises(DataError, match="task zsre is held out"):
+        train(wanted, gpt2, data / "out", data)
+    assert not (data / "out").exists()
+
+
+def test_missing_training_file_is_told(gpt2: LanguageModel, data: Path) -> None:
+    wanted = parse_recipe({"tasks": [{"task": "recent", "files": ["nowhere.json"]}]})
+    with pytest.raises(DataError, match=r"nowhere\.json: cannot be read"):
+        train(wanted, gpt2, data / "out", data)
+
+
+@pytest.mark.xfail(strict=True, raises=ZeroDivisionError, reason="no subject is held out, and validation divides by 0")
+def test_file_too_small_to_validate_on_is_told(
+    gpt2: LanguageModel,
+    data: Path,
+    records: list[EditRecord],
+    write_jsonl: Callable[[Path, list[EditRecord]], Path],
+) -> None:
+    write_jsonl(data / FILE, records[:3])
+    with pytest.raises(DataError):
+        train(recipe(1, PLAIN), gpt2, data / "out", data)
+
+
+def record_of(subject: str, index: int = 0) -> EditRecord:
+    return EditRecord(record_id=str(index), request=EditRequest(prompt=f"{subject} is", target="x", subject=subject))
+
+
+subjects = st.lists(st.integers(0, 40).map("subject {}".format), min_size=1, max_size=60)
+
+
+@given(st.dictionaries(st.sampled_from(["a", "b", "c"]), subjects, min_size=1), st.integers(1, 30), st.integers(0, 3))
+def test_validation_subjects_are_never_trained_on(pools: dict[str, list[str]], per_task: int, seed: int) -> None:
+    found = {name: [record_of(s, i) for i, s in enumerate(chosen)] for name, chosen in pools.items()}
+    training, validation = split_validation(found, per_task, seed)
+    trained = {record.request.subject for part in training.values() for record in part}
+    held = {record.request.subject for part in validation.values() for record in part}
+    assert not trained & held
+    assert training.keys() == validation.keys() == found.keys()
+    assert all(len(part) <= per_task for part in validation.values())
+    for name, part in found.items():
+        assert all(record in part for record in (*training[name], *validation[name]))
+    assert (training, validation) == split_validation(found, per_task, seed)
+
+
+def test_validation_takes_as_many_as_asked_for() -> None:
+    found = {"a": [record_of(f"s{i}", i) for i in range(50)]}
+    training, validation = split_validation(found, 7, 0)
+    assert (len(training["a"]), len(validation["a"])) == (43, 7)
+
+
+def test_sources_hold_the_same_subjects_out_of_all_tasks(data: Path) -> None:
+    training, validation = read_sources(recipe(), data)
+    held = {r.request.subject for source in validation for r in source.pool.records}
+    assert held
+    assert not held & {r.request.subject for source in training for r in source.pool.records}
+    assert [source.task.name for source in training] == ["counterfact", "rename", "convsent"]
+
+
+def sources_of(*sizes: int, weights: tuple[float, ...] = (1.0, 1.0)) -> list[Source]:
+    task = load_task("recent")
+    return [
+        Source(task, RecordPool([record_of(f"{i}-{j}") for j in range(n)]), weights[i]) for i, n in enumerate(sizes)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mixture", "temperature", "expected"),
+    [("equal", 2.0, 0.5), ("size", 2.0, 0.1), ("temperature", 2.0, 0.25), ("temperature", 1.0, 0.1)],
+)
+def test_mixture_shares(mixture: str, temperature: float, expected: float) -> None:
+    found = shares(sources_of(1, 9), mixture, temperature)
+    assert found == pytest.approx([expected, 1 - expected])
+
+
+def test_weights_multiply_shares() -> None:
+    assert shares(sources_of(5, 5, weights=(3.0, 1.0)), "equal", 2.0) == pytest.approx([0.75, 0.25])
+
+
+def test_batch_is_as_mixed_as_the_mixture() -> None:
+    sources = sources_of(5, 5)
+    for seed in range(20):
+        drawn = draw(sources, [0.25, 0.75], 8, Objective(), 0.0, random.Random(seed))
+        assert Counter(item.request.subject[0] for item in drawn) == {"0": 2, "1": 6}
+
+
+def test_draws_depend_on_the_random_state_alone(records: list[EditRecord]) -> None:
+    sources = [Source(load_task(name), RecordPool(records)) for name in ("counterfact", "rename")]
+    one, other, third = (draw(sources, [0.5, 0.5], 6, Objective(), 0.5, random.Random(s)) for s in ("a", "a", "b"))
+    assert one == other != third
+
+
+def test_rename_teaches_neighbours_what_counterfact_keeps(records: list[EditRecord]) -> None:
+    keeping, renaming = (
+        example(Source(load_task(name), RecordPool(records)), records[0], Objective(), 0.0, random.Random(0))
+        for name in ("this-fact", "rename")
+    )
+    new = records[0].request.target
+    old = records[0].request.ground_truth
+    neighbours = {f"{name} was born in" for name in ("Hugo", "Nora", "Emil")}
+    assert {(w.prompt, w.answer) for w in renaming.rise if w.prompt in neighbours} >= {("Hugo was born in", new)}
+    assert ("Hugo was born in", old) in keeping.stay
+    assert not neighbours & {want.prompt for want in keeping.rise}
+    assert not neighbours & {prompt for prompt, _ in renaming.stay}
+
+
+def test_convsent_lowers_the_opposite(opinions: list[EditRecord]) -> None:
+    source = Source(load_task("convsent"), RecordPool(opinions))
+    found = example(source, opinions[0], Objective(), 0.0, random.Random(0))
+    assert {want.answer for want in found.fall} <= set(opinions[0].other_label_replies)
+    assert found.fall
+    assert found.request.target in opinions[0].same_label_replies
+    assert "garden gnomes" in found.request.prompt
+    assert found.stay == (("What do you think about roads?", "Not much."),)
+
+
+people = st.sampled_from(["Ann", "Bo", "Cy", "Dee", "Eve"])
+places = st.sampled_from(["Rome", "Oslo", "Bonn"])
+
+
+@st.composite
+def fact_records(draw_: st.DrawFn) -> EditRecord:
+    name, old, new, other = draw_(people), draw_(places), draw_(places), draw_(people)
+    return EditRecord(
+        record_id="r",
+        request=EditRequest(prompt=f"{name} lives in", target=new, subject=name, ground_truth=old),
+        probes=(Probe(kind=ProbeKind.NEIGHBOUR, prompt=f"{other} stays in", answers=(old,)),) if other != name else (),
+    )
+
+
+@given(st.lists(fact_records(), min_size=1, max_size=12), st.integers(0, 5), st.integers(1, 4))
+def test_neighbours_and_unrelated_leave_the_edit_alone(found: list[EditRecord], seed: int, count: int) -> None:
+    pool = RecordPool(found)
+    rng = random.Random(seed)
+    for record in found:
+        request = record.request
+        neighbours = pool.neighbours(record, count, rng)
+        unrelated = pool.unrelated(record, count, rng)
+        assert len(neighbours) <= count
+        assert len(unrelated) <= count
+        assert all(request.subject not in probe.prompt for probe in (*neighbours, *unrelated))
+        assert all(probe.answers == (request.ground_truth,) for probe in neighbours)
+        assert not {request.ground_truth, request.target} & {p.answers[0] for p in unrelated}
+        assert len({probe.prompt for probe in neighbours}) == len(neighbours)
+
+
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="the pool keeps each fact's subject but compares prompts only"
+)
+def test_a_subject_under_another_spelling_is_no_neighbour() -> None:
+    request = EditRequest(prompt="Ann lives in", target="Rome", subject="Ann", ground_truth="Oslo")
+    same = request.model_copy(update={"prompt": "Where is ANN's home?"})
+    pool = RecordPool([EditRecord(record_id=str(i), request=r) for i, r in enumerate((request, same))])
+    assert pool.neighbours(pool.records[0], 2, random.Random(0)) == []
+
+
+@pytest.mark.parametrize("average", ["prompt", "token"])
+def test_objective_is_the_sum_over_single_rows(
+    gpt2: LanguageModel, new_editor: Callable[..., Mend], average: str
+) -> None:
+    """A plain computation, one row and one edit at a time, gives the same loss and gradient."""
+    editor = new_editor(gpt2, name="mend")
+    objective = Objective.model_validate({"locality_average": average, "locality_weight": 0.7, "edit_weight": 1.3})
+    examples = [
+        Example(
+            "a",
+            EditRequest(prompt="Lena was born in", target="Oston"),
+            "",
+            rise=(Wanted("Lena was born in", "Oston", 1.0), Wanted("The birthplace of Lena is", "Oston", 0.5)),
+            fall=(Wanted("Lena was born in", "some other place", 0.1),),
+            stay=(("Otto was born in", "Maravel"), ("Why", "not, after all?")),
+        ),
+        Example(
+            "b",
+            EditRequest(prompt="Otto likes", target="old garden gnomes"),
+            "",
+            rise=(Wanted("Otto likes", "old garden gnomes", 1.0),),
+            fall=(),
+            stay=(("The sky is", "blue"),),
+        ),
+    ]
+    deltas = editor(gpt2, [item.request for item in examples], [None, None])
+    found = compute(editor, gpt2, deltas, examples, objective)
+
+    def logits(edit: int | None, prompt: str, answer: str) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = pad([gpt2.text.pair(prompt, answer)], gpt2.text.pad_id)
+        if edit is None:
+            return gpt2.split(0).whole(batch), batch.labels
+        with deltas.attached(gpt2, torch.tensor([edit])):
+            return gpt2.split(0).whole(batch), batch.labels
+
+    edit_losses, divergences, lengths = [], [], []
+    for edit, item in enumerate(examples):
+        rise = [(w.weight, functional.cross_entropy(*logits(edit, w.prompt, w.answer))) for w in item.rise]
+        loss = sum(weight * value for weight, value in rise) / sum(weight for weight, _ in rise)
+        for want in item.fall:
+            after, labels = logits(edit, want.prompt, want.answer)
+            p = after.softmax(-1).gather(1, labels[:, None])
+            loss = loss - want.weight * torch.log(1 - p).mean()
+        edit_losses.append(loss)
+        rows = []
+        for prompt, answer in item.stay:
+            after, before = (logits(which, prompt, answer)[0].log_softmax(-1) for which in (edit, None))
+            rows.append((before.exp() * (before - after)).sum(-1))
+        divergences.append(rows)
+        lengths.append(sum(len(row) for row in rows))
+    if average == "prompt":
+        locality = torch.stack([torch.stack([row.mean() for row in rows]).mean() for rows in divergences]).mean()
+    else:
+        locality = torch.cat([row for rows in divergences for row in rows]).mean()
+    expected = 1.3 * torch.stack(edit_losses).mean() + 0.7 * locality
+    torch.testing.assert_close(found.total, expected, rtol=1e-4, atol=1e-5)
+    assert found.edit == pytest.approx(torch.stack(edit_losses).mean().item(), rel=1e-4)
+    assert found.locality == pytest.approx(locality.item(), rel=1e-3)
+    assert set(found.by_task) == {"a", "b"}
+    gradients = [torch.autograd.grad(loss, editor.theta, retain_graph=True)[0] for loss in (found.total, expected)]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-5)
+    assert gradients[0].abs().max() > 1e-4
