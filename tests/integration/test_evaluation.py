@@ -112,6 +112,26 @@ def test_protocols_measure_what_a_task_asks_for(
     assert len(values["records"]) == 4
 
 
+def test_headlines_are_the_same_figures_and_no_others(
+    gpt2: LanguageModel, editor: Mend, records: list[EditRecord]
+) -> None:
+    task = load_task("this-fact")
+    whole, headlines = (
+        evaluate(editor, gpt2, task, records[:4], headlines_only=only).metrics for only in (False, True)
+    )
+    assert headlines.keys() == {
+        "reliability",
+        "reliability_before",
+        "generalization",
+        "locality",
+        "locality/neighbour",
+        "locality/unrelated",
+        "kept",
+        "changed",
+    }
+    assert headlines == {name: whole[name] for name in headlines}
+
+
 @pytest.mark.parametrize("control", Control)
 def test_controls_run(gpt2: LanguageModel, editor: Mend, records: list[EditRecord], control: Control) -> None:
     result = evaluate(editor, gpt2, load_task("this-fact"), records[:4], instruction=control)

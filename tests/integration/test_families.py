@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     MixtralConfig,
@@ -274,13 +276,25 @@ def test_pickled_weights_are_refused(tmp_path: Path, own_gpt2: LanguageModel) ->
         load_language_model(tmp_path)
 
 
-def test_damaged_weights_are_a_model_error(tmp_path: Path, own_gpt2: LanguageModel) -> None:
+@pytest.mark.parametrize(
+    "device_map",
+    [
+        None,
+        pytest.param(
+            "cpu",
+            marks=pytest.mark.xfail(
+                strict=True, raises=SafetensorError, reason="with a device_map transformers meets the damage first"
+            ),
+        ),
+    ],
+)
+def test_damaged_weights_are_a_model_error(tmp_path: Path, own_gpt2: LanguageModel, device_map: str | None) -> None:
     own_gpt2.model.save_pretrained(tmp_path)
     own_gpt2.tokenizer.save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
     with pytest.raises(ModelError, match=r"model\.safetensors"):
-        load_language_model(tmp_path)
+        load_language_model(tmp_path, device_map=device_map)
 
 
 @pytest.mark.xfail(
@@ -293,6 +307,18 @@ def test_missing_weights_are_a_model_error(tmp_path: Path, own_gpt2: LanguageMod
     own_gpt2.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"h\.2"):
         load_language_model(tmp_path)
+
+
+def test_model_that_does_not_fit_into_memory_is_refused(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoint("gpt2")
+    size = (folder / "model.safetensors").stat().st_size
+    memory = type("Memory", (), {"available": size * 3 // 4})
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    with pytest.raises(ModelError, match=r"needs 0\.0 GB as float32, and 0\.0 GB of memory are free"):
+        load_language_model(folder)
+    assert load_language_model(folder, dtype="bfloat16").structure.hidden == 32
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])

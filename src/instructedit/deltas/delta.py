@@ -194,9 +194,11 @@ class DeltaBatch:
     Attributes:
         factors: by module name, A (edits, inputs, rank) and B (edits, rank, outputs); a rank that an edit does
             not use is zero in both.
+        ranks: by module name, (edits,) how many ranks each edit uses; the used ones come first.
     """
 
     factors: Mapping[str, LowRank]
+    ranks: Mapping[str, Tensor]
 
     def __len__(self) -> int:
         return next(iter(self.factors.values())).a.shape[0]
@@ -205,10 +207,9 @@ class DeltaBatch:
         """One edit's delta by itself, without the unused ranks."""
         factors = {}
         for name, low in self.factors.items():
-            used = low.b[index].abs().amax(-1) > 0
-            factors[name] = LowRank(
-                low.a[index][:, used].detach().contiguous(), low.b[index][used].detach().contiguous()
-            )
+            used = int(self.ranks[name][index])
+            a, b = low.a[index, :, :used], low.b[index, :used]
+            factors[name] = LowRank(a.detach().contiguous(), b.detach().contiguous())
         return Delta(factors, metadata)
 
     @contextmanager
@@ -220,7 +221,13 @@ class DeltaBatch:
         with ExitStack() as stack:
             for name, low in self.factors.items():
                 module = language_model.model.get_submodule(name)
-                stack.enter_context(held(module.register_forward_hook(_adding(low.a[rows], low.b[rows]))))
+                # A short edit beside a long one is not multiplied by the long one's empty ranks.
+                used = int(self.ranks[name][rows].max())
+                # index_select, since its backward adds whole rows; that of a[rows] goes element by element.
+                a = low.a[:, :, :used].index_select(0, rows)
+                b = low.b[:, :used].index_select(0, rows)
+                hook = _adding(a, b)
+                stack.enter_context(held(module.register_forward_hook(hook)))
             yield
 
 

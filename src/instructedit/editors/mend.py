@@ -190,7 +190,8 @@ class Mend(Editor):
             ):
                 alpha = step_sizes[:, index[matrix.name]][signal.edit.to(device)]
                 factors[matrix.name] = _stack(a, -alpha[:, None] * b, signal, edits)
-        return DeltaBatch({matrix.name: factors[matrix.name] for matrix in self.matrices})
+        ranks = {name: torch.bincount(signal.edit, minlength=edits).to(device) for name, signal in signals.items()}
+        return DeltaBatch({matrix.name: factors[matrix.name] for matrix in self.matrices}, ranks)
 
 
 def _stack(a: Tensor, b: Tensor, signal: Signal, edits: int) -> LowRank:

@@ -69,11 +69,11 @@ class InstructionBank(BaseModel):
     def drawn(self, request: EditRequest, rng: random.Random, share_of_wordings: float) -> str:
         """An instruction for training: from the bank behind the task's name, or a wording of the task's scope.
 
-        Half of the wordings stand behind a neutral name, so that the words alone have to tell the scope.
+        Most wordings stand behind a neutral name, so that the words alone have to tell the scope.
         """
         if self.scope is None or rng.random() >= share_of_wordings:
             return self.seen(request, rng)
-        name = NEUTRAL_NAME if rng.random() < 0.5 else self.name
+        name = NEUTRAL_NAME if rng.random() < 0.8 else self.name
         return self.render(scope_grammar().draw(self.scope, rng), request, name)
 
 

@@ -111,6 +111,8 @@ def example(source: Source, record: EditRecord, objective: Objective, wordings: 
         rise += [Wanted(probe.prompt, request.target, objective.neighbour_weight) for probe in neighbours]
     own = [probe for probe in record.of_kind(*task.stay) if probe.kind is not ProbeKind.NEIGHBOUR]
     rng.shuffle(own)
+    # The probe that names the new target and asks for the old answer is the hardest to keep: always among them.
+    own.sort(key=lambda probe: probe.kind is not ProbeKind.FORGETFULNESS)
     near = neighbours if ProbeKind.NEIGHBOUR in task.stay else []
     # Neighbours leave at least one place to another kind of probe.
     kept = [*near, *own[: max(1, objective.stay_probes - len(near))]]
