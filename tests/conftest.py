@@ -160,15 +160,6 @@ def any_model(family: str, tiny: Callable[[str], LanguageModel]) -> LanguageMode
     return tiny(family)
 
 
-@pytest.fixture
-def editable_model(request: pytest.FixtureRequest, family: str, any_model: LanguageModel) -> LanguageModel:
-    """As ``any_model``, for tests that edit it."""
-    if family == "opt":
-        reason = "OPT flattens rows and positions before its MLP; signals and per-row deltas expect three dimensions"
-        request.applymarker(pytest.mark.xfail(strict=True, raises=(RuntimeError, IndexError), reason=reason))
-    return any_model
-
-
 @pytest.fixture(scope="session")
 def gpt2(tiny: Callable[[str], LanguageModel]) -> LanguageModel:
     return tiny("gpt2")

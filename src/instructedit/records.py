@@ -5,9 +5,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-Text = Annotated[str, StringConstraints(min_length=1)]
+Text = Annotated[str, StringConstraints(pattern=r"\S")]
 
 
 class ProbeKind(StrEnum):
@@ -72,12 +72,6 @@ class EditRecord(_Frozen):
     probes: tuple[Probe, ...] = ()
     same_label_replies: tuple[Text, ...] = ()
     other_label_replies: tuple[Text, ...] = ()
-
-    @model_validator(mode="after")
-    def _target_is_a_change(self) -> EditRecord:
-        if not self.request.target.strip():
-            raise ValueError("request.target is blank")
-        return self
 
     def of_kind(self, *kinds: ProbeKind) -> tuple[Probe, ...]:
         """The probes of these kinds, in the record's order."""

@@ -86,4 +86,4 @@ def test_demo_prints_one_json_object() -> None:
             assert 0 <= figure["low"] <= figure["mean"] <= figure["high"] <= 1
     assert {"kept", "kept_swapped"} <= found["tasks"]["this-fact"].keys()
     assert {"changed", "changed_swapped"} <= found["tasks"]["rename"].keys()
-    assert [shown["instruction"] for shown in found["scope"]][0] != [s["instruction"] for s in found["scope"]][1]
+    assert next(shown["instruction"] for shown in found["scope"]) != [s["instruction"] for s in found["scope"]][1]

@@ -18,6 +18,8 @@ from instructedit.deltas.delta import Delta, DeltaMetadata
 from instructedit.deltas.files import load_delta, save_delta
 from instructedit.records import EditRecord
 
+pytestmark = pytest.mark.xdist_group("cli")  # they share a trained editor
+
 PROMPT, TARGET, OTHER = "Lena was born in", "Oston", "The harbour of Maravel is"
 RECIPE: dict[str, Any] = {
     "editor": {"blocks": 2, "rank": 4, "code": 4, "step_size": 1.0},

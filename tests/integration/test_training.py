@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from instructedit.editors.files import load_editor
-from instructedit.editors.mend import Mend
+from instructedit.editors.mend import EditorConfig, Mend
 from instructedit.errors import DataError, EditorError
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import pad
@@ -123,9 +123,6 @@ def never_better(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "validate", lambda *args: {"loss": float(next(losses)), "tasks": {}})
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="stops a step after the validation that used up the patience"
-)
 @pytest.mark.usefixtures("never_better")
 def test_run_stops_when_its_patience_is_used_up(gpt2: LanguageModel, data: Path) -> None:
     train(recipe(12, PLAIN, validate_every=2, patience=2), gpt2, data / "out", data)
@@ -133,11 +130,6 @@ def test_run_stops_when_its_patience_is_used_up(gpt2: LanguageModel, data: Path)
     assert log_of(data / "out", "train")[-1]["step"] == 5
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="a run that ran out of patience takes another step each time it is started",
-)
 @pytest.mark.usefixtures("never_better")
 def test_run_that_stopped_early_is_not_trained_again(gpt2: LanguageModel, data: Path) -> None:
     wanted = recipe(12, PLAIN, validate_every=2, patience=2)
@@ -168,7 +160,6 @@ def test_damaged_checkpoint_is_refused(gpt2: LanguageModel, data: Path) -> None:
     [
         pytest.param(
             {"name": "mend"},
-            marks=pytest.mark.xfail(strict=True, raises=EditorError, reason="a file of mend cannot be read"),
         ),
         PLAIN,
         {"conditioning": "prefix"},
@@ -252,15 +243,14 @@ def test_missing_training_file_is_told(gpt2: LanguageModel, data: Path) -> None:
         train(wanted, gpt2, data / "out", data)
 
 
-@pytest.mark.xfail(strict=True, raises=ZeroDivisionError, reason="no subject is held out, and validation divides by 0")
 def test_file_too_small_to_validate_on_is_told(
     gpt2: LanguageModel,
     data: Path,
     records: list[EditRecord],
     write_jsonl: Callable[[Path, list[EditRecord]], Path],
 ) -> None:
-    write_jsonl(data / FILE, records[:3])
-    with pytest.raises(DataError):
+    write_jsonl(data / FILE, records[:1])
+    with pytest.raises(DataError, match="one subject only"):
         train(recipe(1, PLAIN), gpt2, data / "out", data)
 
 
@@ -326,6 +316,15 @@ def test_batch_is_as_mixed_as_the_mixture() -> None:
         assert Counter(item.request.subject[0] for item in drawn) == {"0": 2, "1": 6}
 
 
+def test_rare_task_is_drawn_by_its_share() -> None:
+    drawn = [
+        item.request.subject[0]
+        for seed in range(300)
+        for item in draw(sources_of(5, 5), [0.05, 0.95], 4, Objective(), 0.0, random.Random(seed))
+    ]
+    assert drawn.count("0") / len(drawn) == pytest.approx(0.05, abs=0.02)
+
+
 def test_draws_depend_on_the_random_state_alone(records: list[EditRecord]) -> None:
     sources = [Source(load_task(name), RecordPool(records)) for name in ("counterfact", "rename")]
     one, other, third = (draw(sources, [0.5, 0.5], 6, Objective(), 0.5, random.Random(s)) for s in ("a", "a", "b"))
@@ -344,6 +343,20 @@ def test_rename_teaches_neighbours_what_counterfact_keeps(records: list[EditReco
     assert ("Hugo was born in", old) in keeping.stay
     assert not neighbours & {want.prompt for want in keeping.rise}
     assert not neighbours & {prompt for prompt, _ in renaming.stay}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_hardest_probe_is_asked_in_every_step(records: list[EditRecord], seed: int) -> None:
+    def probe(kind: ProbeKind, prompt: str) -> Probe:
+        return Probe(kind=kind, prompt=prompt, answers=("Maravel",))
+
+    easy = [probe(ProbeKind.SAME_SUBJECT, f"Question {number}") for number in range(6)]
+    probes = (*records[0].probes, *easy, probe(ProbeKind.FORGETFULNESS, "Hard question"))
+    record = records[0].model_copy(update={"probes": probes})
+    source = Source(load_task("counterfact"), RecordPool(records))
+    asked = [prompt for prompt, _ in example(source, record, Objective(), 0.0, random.Random(seed)).stay]
+    assert "Hard question" in asked
+    assert len(asked) == Objective().stay_probes
 
 
 def test_convsent_lowers_the_opposite(opinions: list[EditRecord]) -> None:
@@ -386,9 +399,6 @@ def test_neighbours_and_unrelated_leave_the_edit_alone(found: list[EditRecord], 
         assert len({probe.prompt for probe in neighbours}) == len(neighbours)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="the pool keeps each fact's subject but compares prompts only"
-)
 def test_a_subject_under_another_spelling_is_no_neighbour() -> None:
     request = EditRequest(prompt="Ann lives in", target="Rome", subject="Ann", ground_truth="Oslo")
     same = request.model_copy(update={"prompt": "Where is ANN's home?"})
@@ -397,11 +407,9 @@ def test_a_subject_under_another_spelling_is_no_neighbour() -> None:
 
 
 @pytest.mark.parametrize("average", ["prompt", "token"])
-def test_objective_is_the_sum_over_single_rows(
-    gpt2: LanguageModel, new_editor: Callable[..., Mend], average: str
-) -> None:
+def test_objective_is_the_sum_over_single_rows(gpt2: LanguageModel, average: str) -> None:
     """A plain computation, one row and one edit at a time, gives the same loss and gradient."""
-    editor = new_editor(gpt2, name="mend")
+    editor = Mend.create(EditorConfig(name="mend", blocks=2, rank=4, step_size=1.0), gpt2).eval()
     objective = Objective.model_validate({"locality_average": average, "locality_weight": 0.7, "edit_weight": 1.3})
     examples = [
         Example(
@@ -409,7 +417,7 @@ def test_objective_is_the_sum_over_single_rows(
             EditRequest(prompt="Lena was born in", target="Oston"),
             "",
             rise=(Wanted("Lena was born in", "Oston", 1.0), Wanted("The birthplace of Lena is", "Oston", 0.5)),
-            fall=(Wanted("Lena was born in", "some other place", 0.1),),
+            fall=(Wanted("Lena was born in", "some other place", 0.1), Wanted("Lena was born in", "Oston", 0.3)),
             stay=(("Otto was born in", "Maravel"), ("Why", "not, after all?")),
         ),
         Example(
@@ -431,13 +439,14 @@ def test_objective_is_the_sum_over_single_rows(
         with deltas.attached(gpt2, torch.tensor([edit])):
             return gpt2.split(0).whole(batch), batch.labels
 
-    edit_losses, divergences, lengths = [], [], []
+    edit_losses, divergences, likely = [], [], []
     for edit, item in enumerate(examples):
         rise = [(w.weight, functional.cross_entropy(*logits(edit, w.prompt, w.answer))) for w in item.rise]
         loss = sum(weight * value for weight, value in rise) / sum(weight for weight, _ in rise)
         for want in item.fall:
             after, labels = logits(edit, want.prompt, want.answer)
             p = after.softmax(-1).gather(1, labels[:, None])
+            likely.append(p.max().item())
             loss = loss - want.weight * torch.log(1 - p).mean()
         edit_losses.append(loss)
         rows = []
@@ -445,13 +454,13 @@ def test_objective_is_the_sum_over_single_rows(
             after, before = (logits(which, prompt, answer)[0].log_softmax(-1) for which in (edit, None))
             rows.append((before.exp() * (before - after)).sum(-1))
         divergences.append(rows)
-        lengths.append(sum(len(row) for row in rows))
     if average == "prompt":
         locality = torch.stack([torch.stack([row.mean() for row in rows]).mean() for rows in divergences]).mean()
     else:
         locality = torch.cat([row for rows in divergences for row in rows]).mean()
     expected = 1.3 * torch.stack(edit_losses).mean() + 0.7 * locality
     torch.testing.assert_close(found.total, expected, rtol=1e-4, atol=1e-5)
+    assert max(likely) > 0.2
     assert found.edit == pytest.approx(torch.stack(edit_losses).mean().item(), rel=1e-4)
     assert found.locality == pytest.approx(locality.item(), rel=1e-3)
     assert set(found.by_task) == {"a", "b"}

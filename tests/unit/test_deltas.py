@@ -167,12 +167,15 @@ def test_an_error_inside_detaches_too(gpt2: LanguageModel) -> None:
     assert torch.equal(logits(gpt2), before)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    ("name", "square"), [("gpt2", "transformer.h.3.attn.c_proj"), ("llama", "model.layers.3.self_attn.o_proj")]
+)
 def test_merging_is_attaching_for_good(
-    name: str, checkpoint: Callable[[str], Path], tiny: Callable[[str], LanguageModel]
+    name: str, square: str, checkpoint: Callable[[str], Path], tiny: Callable[[str], LanguageModel]
 ) -> None:
     own = load_language_model(checkpoint(name))
     delta = delta_for(own)
+    delta = Delta({**delta.factors, square: low_rank(32, 32, 2, seed=9)}, delta.metadata)
     with delta.attached(own):
         attached = logits(own)
     delta.merge_into(own)
@@ -189,7 +192,8 @@ def test_rows_of_a_batch_carry_their_own_edits(gpt2: LanguageModel) -> None:
                 torch.stack([d.factors[name].a for d in deltas]), torch.stack([d.factors[name].b for d in deltas])
             )
             for name in names
-        }
+        },
+        {name: torch.full((2,), 2) for name in names},
     )
     query = gpt2.text.pair("Why", "not")
     batch = pad([query] * 3, gpt2.text.pad_id)
@@ -204,11 +208,9 @@ def test_rows_of_a_batch_carry_their_own_edits(gpt2: LanguageModel) -> None:
 
 
 def test_selecting_leaves_unused_ranks_out() -> None:
-    b = torch.zeros(2, 3, 5)
-    b[0, :2] = 1
-    b[1] = 1
-    a = torch.randn(2, 4, 3)
-    single = DeltaBatch({"up": LowRank(a, b)}).select(0, METADATA)
+    a, b = torch.randn(2, 4, 3), torch.randn(2, 3, 5)
+    a[0, :, 2], b[0, 2] = 0, 0
+    single = DeltaBatch({"up": LowRank(a, b)}, {"up": torch.tensor([2, 3])}).select(0, METADATA)
     assert single.factors["up"].rank == 2
     torch.testing.assert_close(single.factors["up"].dense(), a[0] @ b[0])
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from instructedit.editors.editing import make_edit
 from instructedit.editors.files import load_editor, save_editor
+from instructedit.editors.footprint import footprint
 from instructedit.editors.hypernetwork import Hypernetwork, RunningNorm
 from instructedit.editors.mend import EditorConfig, Mend, chosen_matrices
 from instructedit.editors.signals import Signal, read_signals
@@ -17,6 +19,7 @@ from instructedit.errors import EditorError, ModelError
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.models.text import pad
 from instructedit.records import EditRequest
+from instructedit.tasks.task import load_task
 
 INPUTS, OUTPUTS, CODE = 6, 10, 4
 
@@ -242,6 +245,56 @@ def test_untrained_mend_is_a_gradient_step(gpt2: LanguageModel, requests_: list[
             torch.testing.assert_close(low.a[edit] @ low.b[edit], -0.25 * signal.u[mine].mT @ signal.delta[mine])
 
 
+def test_edits_add_up_each_under_its_own_instruction(
+    gpt2: LanguageModel, new_editor: Callable[..., Mend], requests_: list[EditRequest]
+) -> None:
+    editor = new_editor(gpt2)
+    task = load_task("counterfact")
+    own = requests_[1].model_copy(update={"instruction": "Rename it for all."})
+    texts = [task.instructions.render(text) for text in (task.instructions.descriptions[0], "Rename it for all.")]
+    total = make_edit(editor, gpt2, [requests_[0], own], task)
+    batch = editor.edit(gpt2, [requests_[0], own], texts)
+    for name, low in batch.factors.items():
+        torch.testing.assert_close(total.factors[name].dense(), sum(low.a[row] @ low.b[row] for row in range(2)))
+    total.check(gpt2)
+    assert [request.prompt for request in total.metadata.requests] == [requests_[0].prompt, own.prompt]
+    assert {request.task for request in total.metadata.requests} == {"counterfact"}
+    assert total.metadata.editor == "instructedit"
+    assert total.metadata.versions.keys() == {"instructedit", "torch", "transformers"}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"name": "mend"},
+        {"conditioning": "none", "layers": 1},
+        pytest.param(
+            {"conditioning": "hypernetwork"},
+        ),
+    ],
+    ids=str,
+)
+def test_footprint_counts_the_parameters(
+    gpt2: LanguageModel, new_editor: Callable[..., Mend], config: dict[str, object]
+) -> None:
+    editor = new_editor(gpt2, **config)
+    size = footprint(gpt2, editor.matrices, editor.config)
+    counted = sum(p.numel() for name, p in editor.named_parameters() if not name.startswith("encoder."))
+    assert size.editor == 4 * counted
+    assert size.base == 4 * sum(p.numel() for p in gpt2.model.parameters())
+
+
+def test_code_moves_the_step_sizes_of_its_own_edit(gpt2: LanguageModel, new_editor: Callable[..., Mend]) -> None:
+    editor = new_editor(gpt2)
+    codes = torch.stack((torch.zeros(8), torch.ones(8)))
+    plain, moved = editor.step_sizes(codes)
+    torch.testing.assert_close(plain, editor.theta.exp())
+    assert (moved - plain).abs().min() > 1e-4
+    assert moved.min() > 0
+    nn.init.zeros_(editor.theta_condition.weight)
+    assert torch.equal(*editor.step_sizes(codes))
+
+
 def test_matrices_can_be_chosen_by_name(gpt2: LanguageModel) -> None:
     config = EditorConfig(name="mend", matrices=("transformer.h.1.mlp.c_proj",))
     (matrix,) = chosen_matrices(gpt2, config)
@@ -265,11 +318,6 @@ def test_too_many_blocks_are_refused(gpt2: LanguageModel) -> None:
     [
         pytest.param(
             {"name": "mend"},
-            marks=pytest.mark.xfail(
-                strict=True,
-                raises=EditorError,
-                reason="the header says conditioning: hypernetwork, which mend then refuses",
-            ),
         ),
         {"conditioning": "none"},
         {"conditioning": "both"},

@@ -28,7 +28,6 @@ def test_sentiment_shift_is_a_share(after: list[float], other: list[float], befo
     assert sentiment_shift(after, other, before) <= sentiment_shift([v + 1 for v in after], other, before)
 
 
-@pytest.mark.xfail(strict=True, raises=OverflowError, reason="math.exp overflows where a model is far off")
 @pytest.mark.parametrize(
     ("after", "other", "before", "expected"), [(-1000.0, -1.0, -1.0, 0.0), (-1.0, -2000.0, -1000.0, 1.0)]
 )
@@ -74,8 +73,8 @@ def test_estimate_without_variation_is_a_point(values: list[float]) -> None:
 def test_estimate_is_about_as_wide_as_it_should_be() -> None:
     found = estimate([0.0, 1.0] * 200)
     half = 1.96 * 0.5 / math.sqrt(400)
-    assert found.low == pytest.approx(0.5 - half, abs=0.01)
-    assert found.high == pytest.approx(0.5 + half, abs=0.01)
+    assert found.low == pytest.approx(0.5 - half, abs=0.005)
+    assert found.high == pytest.approx(0.5 + half, abs=0.005)
     assert found.as_dict() == {"mean": 0.5, "low": round(found.low, 5), "high": round(found.high, 5), "count": 400}
 
 

@@ -207,6 +207,17 @@ def test_convsent_gives_a_record_for_each_direction(write: Write) -> None:
     assert (other.request.subject, other.request.label) == ("roads", "positive")
 
 
+def test_convsent_asks_about_the_topics_one_and_seven_places_on(write: Write) -> None:
+    topics = [chr(ord("A") + number) * 3 for number in range(9)]
+    found = read_records(write(*({"ent": t, "pos": [f"{t} is fine."], "neg": [f"{t} is dull."]} for t in topics)))
+    assert len(found) == 18
+    for index, record in enumerate(found):
+        topic = index // 2
+        answers = [answer for probe in record.probes for answer in probe.answers]
+        assert [answer.split()[0] for answer in answers] == [topics[(topic + step) % 9] for step in (1, 7)]
+        assert {answer.split()[-1] for answer in answers} == {"fine.", "dull."}
+
+
 def test_convsent_reads_the_same_every_time(write: Write) -> None:
     path = write(CONVSENT, {"ent": "roads", "pos": ["Fine."], "neg": ["Dull."]})
     assert read_records(path) == read_records(path)
@@ -243,7 +254,6 @@ def test_native_records_survive_writing_and_reading(
     [
         pytest.param(
             mark,
-            marks=pytest.mark.xfail(strict=True, raises=DataError, reason="splitlines() splits inside JSON strings"),
         )
         for mark in ("\u2028", "\u0085")
     ],
@@ -300,7 +310,6 @@ def test_incomplete_records_are_left_out_on_demand(write: Write, good: Raw, bad:
     assert len(read_records(write(good, bad, good), skip_incomplete=True)) == len(whole), field
 
 
-@pytest.mark.xfail(strict=True, raises=DataError, reason="the form is recognised by the first record, complete or not")
 def test_the_first_record_may_be_left_out_too(write: Write) -> None:
     path = write(without(COUNTERFACT, "target_new"), COUNTERFACT)
     assert [record.record_id for record in read_records(path, skip_incomplete=True)] == ["7"]
@@ -363,9 +372,6 @@ def test_requests_are_read(write: Write) -> None:
         pytest.param(
             {"prompt": "a", "target": "  "},
             "target",
-            marks=pytest.mark.xfail(
-                strict=True, raises=pytest.fail.Exception, reason="a blank target of a request file is taken"
-            ),
         ),
     ],
 )

@@ -92,12 +92,12 @@ def test_training_never_draws_the_unseen_description(name: str) -> None:
     assert unseen not in {bank.drawn(REQUEST, rng, 1.0) for _ in range(200)}
 
 
-def test_half_of_the_wordings_stand_behind_a_neutral_name() -> None:
+def test_most_wordings_stand_behind_a_neutral_name() -> None:
     bank = load_task("this-fact").instructions
     rng = random.Random(0)
     heads = [bank.drawn(REQUEST, rng, 1.0).split("\n")[0] for _ in range(400)]
     assert set(heads) == {"Task: Edit", f"Task: {bank.name}"}
-    assert 150 < heads.count("Task: Edit") < 250
+    assert 200 < heads.count("Task: Edit") < 380
 
 
 def test_users_task_is_a_yaml_file(tmp_path: Path) -> None:
@@ -135,9 +135,6 @@ def test_wrong_task_file_is_told_by_its_place(tmp_path: Path, change: dict[str, 
         b"",
         pytest.param(
             b"\xff\xfe\x00",
-            marks=pytest.mark.xfail(
-                strict=True, raises=UnicodeDecodeError, reason="UnicodeDecodeError of a task file comes through"
-            ),
         ),
     ],
 )

@@ -167,8 +167,10 @@ class Delta:
         self.check(language_model)
         with ExitStack() as stack:
             for name, low in self.factors.items():
-                a, b = low.a.to(language_model.device), low.b.to(language_model.device)
-                stack.enter_context(held(language_model.model.get_submodule(name).register_forward_hook(_adding(a, b))))
+                module = language_model.model.get_submodule(name)
+                device = next(module.parameters()).device
+                hook = _adding(low.a.to(device), low.b.to(device))
+                stack.enter_context(held(module.register_forward_hook(hook)))
             yield
 
     @torch.no_grad()
@@ -222,11 +224,13 @@ class DeltaBatch:
             for name, low in self.factors.items():
                 module = language_model.model.get_submodule(name)
                 # A short edit beside a long one is not multiplied by the long one's empty ranks.
-                used = int(self.ranks[name][rows].max())
+                device = next(module.parameters()).device
+                rows = rows.to(low.a.device)
+                used = int(self.ranks[name].to(rows.device)[rows].max())
                 # index_select, since its backward adds whole rows; that of a[rows] goes element by element.
                 a = low.a[:, :, :used].index_select(0, rows)
                 b = low.b[:, :used].index_select(0, rows)
-                hook = _adding(a, b)
+                hook = _adding(a.to(device), b.to(device))
                 stack.enter_context(held(module.register_forward_hook(hook)))
             yield
 
@@ -236,6 +240,8 @@ def _adding(a: Tensor, b: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Te
 
     def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = args[0].to(a.dtype)
-        return output + ((x @ a) @ b).to(output.dtype)
+        if a.ndim == 3 and x.ndim == 2:  # some families flatten rows and positions before their MLP
+            x = x.view(a.shape[0], -1, x.shape[-1])
+        return output + ((x @ a) @ b).to(output.dtype).view_as(output)
 
     return add

@@ -26,7 +26,7 @@ def create_editor(config: EditorConfig, language_model: LanguageModel) -> Mend:
     """An untrained editor of the kind that the config names."""
     kind = editor_class(config.name)
     assert issubclass(kind, Mend)
-    return kind.create(config, language_model)
+    return kind.create(config, language_model).eval()
 
 
 def save_editor(
@@ -83,4 +83,4 @@ def load_editor(path: str | Path, language_model: LanguageModel) -> Mend:
         editor.load_state_dict({name: t.float() if t.dtype is torch.bfloat16 else t for name, t in tensors.items()})
     except (KeyError, RuntimeError, ValidationError) as error:
         raise EditorError(f"file {path}: its header or tensors are damaged: {str(error).splitlines()[0]}") from None
-    return editor.eval()
+    return editor.to(language_model.device).eval()

@@ -31,8 +31,8 @@ def hypernetwork_parameters(matrices: Sequence[Matrix], config: EditorConfig) ->
     for matrix in matrices:
         shape = (matrix.inputs, matrix.outputs)
         groups[shape] = groups.get(shape, 0) + 1
-    total = len(matrices)  # theta
     code = config.code if config.conditions_hypernetwork else 0
+    total = len(matrices) * (1 + code)  # theta and its condition
     for (inputs, outputs), count in groups.items():
         width = inputs + outputs
         layer = 2 * width * min(config.rank, width) + width + 2 * count * width + 2 * width * code

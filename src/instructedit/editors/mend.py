@@ -11,7 +11,7 @@ not change its sign. All matrices of one shape share one g.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -47,9 +47,16 @@ class EditorConfig(BaseModel):
     encoder: Literal["trained", "base", "sentence"] = Field("trained", description="what makes the code")
     sentence_encoder: str | None = Field(None, description="folder or hub id, for encoder: sentence")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _mend_reads_nothing(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and raw.get("name") == "mend":
+            return {"conditioning": "none", **raw}
+        return raw
+
     @model_validator(mode="after")
     def _fits_together(self) -> EditorConfig:
-        if self.name == "mend" and "conditioning" in self.model_fields_set and self.conditioning != "none":
+        if self.name == "mend" and self.conditioning != "none":
             raise ValueError("mend takes no instruction: leave conditioning out or choose instructedit")
         if (self.encoder == "sentence") != (self.sentence_encoder is not None):
             raise ValueError("encoder: sentence and sentence_encoder belong together")

@@ -89,7 +89,9 @@ def read_signals(
     for matrix, gradient in zip(matrices, gradients, strict=True):
         if gradient is None:
             raise EditorError(f"no gradient reaches {matrix.name}; its output does not enter the loss")
-        signals[matrix.name] = _tokens_with_gradient(matrix.name, inputs[matrix.name], gradient, state.batch)
+        # Some families flatten rows and positions before their MLP.
+        u, delta = (t.reshape(*state.batch.mask.shape, -1) for t in (inputs[matrix.name], gradient))
+        signals[matrix.name] = _tokens_with_gradient(matrix.name, u, delta, state.batch)
     return signals
 
 

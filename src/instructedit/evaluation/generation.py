@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from instructedit.deltas.delta import Delta, DeltaBatch
+from instructedit.errors import DataError
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import pad
 
@@ -29,6 +30,9 @@ def generate(
     Args:
         deltas, edits: continue prompt ``i`` with the delta of edit ``edits[i]``;
         delta: or continue all with this one; with neither, the unedited model.
+
+    Raises:
+        DataError: a prompt is blank or fills the model's whole length.
     """
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     texts: dict[int, str] = {}
@@ -36,6 +40,10 @@ def generate(
         chosen = order[start : start + batch_size]
         queries = [language_model.text.prompt(prompts[index]) for index in chosen]
         # Left padding: every row's next token stands at the end of the batch.
+        longest = max(len(query.ids) for query in queries)
+        room = language_model.text.max_length - longest
+        if room < 1:
+            raise DataError(f"a prompt of {longest} tokens leaves the model no room to answer", field="prompt")
         batch = pad(queries, language_model.text.pad_id, side="left").to(language_model.device)
         attached: AbstractContextManager[None] = nullcontext()
         if deltas is not None:
@@ -47,7 +55,7 @@ def generate(
             out = language_model.model.generate(
                 input_ids=batch.ids,
                 attention_mask=batch.mask.long(),
-                max_new_tokens=new_tokens,
+                max_new_tokens=min(new_tokens, room),
                 do_sample=False,
                 num_beams=1,
                 pad_token_id=language_model.text.pad_id,

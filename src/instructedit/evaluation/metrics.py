@@ -20,7 +20,9 @@ def sentiment_shift(same_after: Sequence[float], other_after: Sequence[float], s
         same_before: of the wanted ones before it (b).
     """
     after, other, before = (sum(v) / len(v) for v in (same_after, other_after, same_before))
-    return 1 / (1 + math.exp(other - after)) * min(1.0, math.exp(after - before))
+    z_sentiment = 1 / (1 + math.exp(min(other - after, 700.0)))  # the exponential of more overflows
+    z_topic = math.exp(min(after - before, 0.0))
+    return z_sentiment * z_topic
 
 
 def ngram_entropy(tokens: Sequence[str]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from functools import cached_property
 from pathlib import Path
@@ -68,6 +69,15 @@ class LanguageModel:
         return fingerprint(self.model)
 
 
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that a load would read: those of the index, else the single file."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    single = folder / "model.safetensors"
+    return [single] if single.is_file() else []
+
+
 def _refuse_what_does_not_fit(folder: Path, dtype: str, device: str | None) -> None:
     """Stop before loading a local checkpoint that is larger than the free memory.
 
@@ -78,7 +88,7 @@ def _refuse_what_does_not_fit(folder: Path, dtype: str, device: str | None) -> N
         return
     stored = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
     needed = 0
-    for file in folder.glob("*.safetensors"):
+    for file in _weight_files(folder):
         try:
             with safe_open(str(file), framework="pt") as weights:
                 for name in weights.keys():  # noqa: SIM118
@@ -141,8 +151,9 @@ def load_language_model(
         config = AutoConfig.from_pretrained(path)
         if getattr(config, "is_encoder_decoder", False):
             raise ModelError(f"{source} is an encoder-decoder model; only decoder-only models are edited")
-        model = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             path,
+            output_loading_info=True,
             dtype=DTYPES.get(dtype, "auto"),
             device_map=device_map,
             use_safetensors=True,  # other weight files are pickles, which can run code
@@ -151,13 +162,19 @@ def load_language_model(
             attn_implementation="eager" if on_cpu else None,
         )
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"cannot load the model {source}: {first_line}\n"
             "Give `bundled`, a folder with config.json, model.safetensors and a tokenizer, or a hub id that can be "
             "reached from here."
         ) from None
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ModelError(
+            f"the checkpoint {source} lacks {len(missing)} of the model's weights, the first is {missing[0]}; "
+            "copy it again"
+        )
     if device is not None:
         torch.nn.Module.to(model, device)
     return LanguageModel(model, tokenizer, str(source))

@@ -116,7 +116,8 @@ class SplitForward:
         hook = self.blocks[0].register_forward_hook(lambda *call: kinds.append(isinstance(call[2], tuple)))
         device = next(self.model.parameters()).device
         with held(hook):
-            self.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
+            one = torch.ones(1, 1, dtype=torch.long, device=device)
+            self.model(input_ids=one, attention_mask=one, use_cache=False)
         return kinds[0]
 
 

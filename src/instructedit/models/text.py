@@ -59,6 +59,8 @@ class TextEncoder:
         Raises:
             DataError: no tokens for the target, or the whole is longer than the model takes.
         """
+        if not target.strip():
+            raise DataError(f"the target after {prompt!r} is blank", field="target")
         return self._encode(*join(prompt, target))
 
     def _encode(self, prompt: str, target: str) -> Encoded:
@@ -78,6 +80,8 @@ class TextEncoder:
         else:
             ids = list(self.tokenizer(prompt + target)["input_ids"])
             start = min(len(self.tokenizer(prompt)["input_ids"]), len(ids))
+        if not ids:
+            raise DataError("the prompt is blank", field="prompt")
         if target and start == len(ids):
             raise DataError(f"the target {target.strip()!r} has no tokens after {prompt!r}", field="target")
         if target and start == 0:
@@ -114,7 +118,7 @@ class TokenBatch:
 
     @property
     def positions(self) -> Tensor:
-        """(rows, length) position of each token in its text; padding gets 0."""
+        """(rows, length) position of each token in its text; at padding it means nothing."""
         return (self.mask.long().cumsum(1) - 1).clamp_min(0)
 
     def to(self, device: torch.device | str) -> TokenBatch:

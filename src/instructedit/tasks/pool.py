@@ -18,18 +18,18 @@ class RecordPool:
 
     def __init__(self, records: Sequence[EditRecord]) -> None:
         self.records = list(records)
-        self._true: list[tuple[str, str]] = []  # (prompt, true answer)
+        self._true: list[tuple[str, str, str]] = []  # subject where it is known, prompt, true answer
         self._by_object: dict[str, list[int]] = defaultdict(list)
         for record in self.records:
             request = record.request
             if request.ground_truth:
-                self._add(request.prompt, request.ground_truth)
+                self._add(request.subject or "", request.prompt, request.ground_truth)
             for probe in record.of_kind(ProbeKind.NEIGHBOUR):
-                self._add(probe.prompt, probe.answers[0])
+                self._add("", probe.prompt, probe.answers[0])
 
-    def _add(self, prompt: str, answer: str) -> None:
+    def _add(self, subject: str, prompt: str, answer: str) -> None:
         self._by_object[answer].append(len(self._true))
-        self._true.append((prompt, answer))
+        self._true.append((subject, prompt, answer))
 
     def neighbours(self, record: EditRecord, count: int, rng: random.Random) -> list[Probe]:
         """Up to ``count`` probes about other subjects with the record's old object: its own, then others'."""
@@ -41,9 +41,9 @@ class RecordPool:
         for _ in range(4 * count):
             if len(found) >= count or not sharing:
                 break
-            prompt, answer = self._true[rng.choice(sharing)]
+            subject, prompt, answer = self._true[rng.choice(sharing)]
             taken = any(probe.prompt == prompt for probe in found) or prompt == request.prompt
-            if not taken and not (request.subject and request.subject in prompt):
+            if not taken and not _about(request.subject, subject, prompt):
                 found.append(Probe(kind=ProbeKind.NEIGHBOUR, prompt=prompt, answers=(answer,)))
         return found
 
@@ -54,8 +54,8 @@ class RecordPool:
         for _ in range(4 * count):
             if len(found) >= count or not self._true:
                 break
-            prompt, answer = rng.choice(self._true)
-            if answer in (request.ground_truth, request.target) or (request.subject and request.subject in prompt):
+            subject, prompt, answer = rng.choice(self._true)
+            if answer in (request.ground_truth, request.target) or _about(request.subject, subject, prompt):
                 continue
             found.append(Probe(kind=ProbeKind.UNRELATED, prompt=prompt, answers=(answer,)))
         return found
@@ -66,3 +66,10 @@ class RecordPool:
             return record
         rng = random.Random(f"{seed}-{record.record_id}")
         return record.model_copy(update={"probes": record.probes + tuple(self.unrelated(record, unrelated, rng))})
+
+
+def _about(edited: str | None, subject: str, prompt: str) -> bool:
+    """Whether a fact is about the edited subject: by its own subject, or because the prompt names it."""
+    if not edited:
+        return False
+    return edited.casefold() == subject.casefold() or edited.casefold() in prompt.casefold()

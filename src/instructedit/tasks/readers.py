@@ -61,7 +61,7 @@ class Row:
 
     def texts(self, field: str) -> tuple[str, ...]:
         """A string or a list of strings; blanks are dropped."""
-        value = self.fields.get(field, ())
+        value = self.fields.get(field) or ()
         values = [value] if isinstance(value, str) else value
         if not isinstance(values, (list, tuple)) or not all(isinstance(text, str) for text in values):
             raise self.error(field, "expected a text or a list of texts")
@@ -80,6 +80,8 @@ def _aliases(value: Any) -> tuple[str, ...]:
     KnowEdit writes all three. A list of strings is a list of aliases of one answer; in a list of lists the
     first list is the answer that is scored, as one probe has one answer.
     """
+    if isinstance(value, (int, float)):
+        return (str(value),)
     if isinstance(value, str):
         return (value,) if value.strip() else ()
     if isinstance(value, (list, tuple)) and value:
@@ -328,7 +330,7 @@ def read_rows(path: Path) -> list[Row]:
             values = json.loads(content)
         else:
             values = []
-            for number, line in enumerate(content.splitlines(), start=1):
+            for number, line in enumerate(content.split("\n"), start=1):
                 if line.strip():
                     try:
                         values.append(json.loads(line))
@@ -361,7 +363,7 @@ def read_records(path: str | Path, form: str | None = None, *, skip_incomplete: 
         DataError: as :func:`read_rows` and :func:`recognise`, or a record lacks a field.
     """
     rows = read_rows(Path(path))
-    found = recognise(rows[0])
+    found = _first_form(rows) if skip_incomplete else recognise(rows[0])
     if form is not None and found.name != form:
         raise DataError(f"is a {found.name} file, expected {form}", file=path)
     for row in rows:
@@ -370,6 +372,16 @@ def read_records(path: str | Path, form: str | None = None, *, skip_incomplete: 
     if skip_incomplete:
         rows = [row for row in rows if _is_complete(row, found)]
     return list(found.read(rows))
+
+
+def _first_form(rows: Sequence[Row]) -> Form:
+    """The form of the first record that has one."""
+    for row in rows:
+        try:
+            return recognise(row)
+        except DataError:
+            continue
+    return recognise(rows[0])
 
 
 def _is_complete(row: Row, form: Form) -> bool:

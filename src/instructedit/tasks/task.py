@@ -145,6 +145,8 @@ def load_task(name_or_path: str | Path) -> Task:
             raw = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror}", file=path) from None
+        except UnicodeDecodeError as error:
+            raise DataError(f"is not UTF-8 text (byte {error.start})", file=path) from None
         except yaml.YAMLError as error:
             raise DataError(f"is not valid YAML: {error}", file=path) from None
         return _parse(raw, path)

@@ -65,10 +65,14 @@ def read_sources(recipe: Recipe, data: Path) -> tuple[list[Source], list[Source]
             if name not in read:
                 read[name] = read_records(data / name, skip_incomplete=True)
         records[mix.task] = [record for name in mix.files for record in read[name]]
+        if len({record.request.subject or record.request.prompt for record in records[mix.task]}) < 2:
+            raise DataError(
+                f"task {task.name} has one subject only; training needs another to validate on", field="tasks"
+            )
     train, validation = split_validation(records, recipe.optimisation.validation_edits, recipe.seed)
     return (
-        [Source(tasks[mix.task], RecordPool(train[mix.task]), mix.weight) for mix in recipe.tasks],
-        [Source(tasks[mix.task], RecordPool(validation[mix.task]), mix.weight) for mix in recipe.tasks],
+        [Source(tasks[mix.task], RecordPool(train[mix.task]), mix.weight, mix.locality) for mix in recipe.tasks],
+        [Source(tasks[mix.task], RecordPool(validation[mix.task]), mix.weight, mix.locality) for mix in recipe.tasks],
     )
 
 
@@ -116,7 +120,7 @@ class _Run:
         self.sources, self.validation = read_sources(recipe, data)
         self.shares = shares(self.sources, recipe.mixture, recipe.temperature)
         torch.manual_seed(recipe.seed)
-        self.editor = create_editor(recipe.editor, language_model).to(language_model.device)
+        self.editor = _first_editor(recipe, language_model).to(language_model.device)
         self.encoder = self.editor.encoder if isinstance(self.editor, InstructEdit) else None
         self.accelerator = Accelerator(cpu=language_model.device.type == "cpu")
         out.mkdir(parents=True, exist_ok=True)
@@ -133,6 +137,9 @@ class _Run:
         progress = self._first_progress()
         self.began = time.monotonic()
         for step in range(progress.step, opt.steps):
+            if _out_of_patience(progress, self.recipe):
+                logger.info("no better validation loss since step %d: stopping", progress.best_step)
+                break
             self._step(step)
             done = step + 1
             best_loss, best_step = progress.best_loss, progress.best_step
@@ -142,19 +149,15 @@ class _Run:
                     best_loss, best_step = loss, done
                     _save(self.editor, self.language_model, self.out / EDITOR, self.recipe, done)
             progress = Progress(done, best_loss, best_step)
-            stop = _out_of_patience(progress, self.recipe)
-            if done % opt.checkpoint_every == 0 or done == opt.steps or stop:
+            if done % opt.checkpoint_every == 0 or done == opt.steps or _out_of_patience(progress, self.recipe):
                 self._save_checkpoint(progress)
-            if stop:
-                logger.info("no better validation loss since step %d: stopping", best_step)
-                break
         return load_editor(self.out / EDITOR, self.language_model)
 
     def _teach_encoder(self) -> None:
         warmup = self.recipe.encoder_warmup
         if self.encoder is None or warmup.steps == 0:
             return
-        if not self.resumes:
+        if not self.resumes and self.recipe.start_from is None:
             accuracy = warm_up_encoder(
                 self.encoder,
                 self.language_model,
@@ -220,6 +223,20 @@ class _Run:
         save_checkpoint(self.checkpoint, self.editor, self.optimizer, progress, settings)
 
 
+def _first_editor(recipe: Recipe, language_model: LanguageModel) -> Mend:
+    """A new editor, or the one that the recipe starts from.
+
+    Raises:
+        EditorError: that one has another shape than the recipe asks for.
+    """
+    if recipe.start_from is None:
+        return create_editor(recipe.editor, language_model)
+    editor = load_editor(recipe.start_from, language_model)
+    if editor.config != recipe.editor:
+        raise EditorError(f"{recipe.start_from} has another shape than the recipe's editor; make `editor:` the same")
+    return editor
+
+
 def schedule(step: int, recipe: Recipe) -> float:
     """Factor on the learning rates: linear warm-up, plateau, linear decay over the last share of the steps."""
     opt = recipe.optimisation
@@ -278,7 +295,7 @@ def _entry(step: int, parts: Sequence[Losses], norm: float, seconds: float) -> d
 
 def _out_of_patience(progress: Progress, recipe: Recipe) -> bool:
     opt = recipe.optimisation
-    return opt.patience is not None and progress.step - progress.best_step > opt.patience * opt.validate_every
+    return opt.patience is not None and progress.step - progress.best_step >= opt.patience * opt.validate_every
 
 
 def _save(editor: Mend, language_model: LanguageModel, path: Path, recipe: Recipe, step: int) -> None:

@@ -35,6 +35,7 @@ class Example:
         request, instruction: what the editor sees.
         rise, fall: continuations that are to become more, or less, likely.
         stay: (prompt, answer) pairs whose predictions are to stay.
+        locality: multiplies c_loc for this edit.
     """
 
     task: str
@@ -43,6 +44,7 @@ class Example:
     rise: tuple[Wanted, ...]
     fall: tuple[Wanted, ...]
     stay: tuple[tuple[str, str], ...]
+    locality: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Source:
     task: Task
     pool: RecordPool
     weight: float = 1.0
+    locality: float = 1.0
 
 
 def shares(sources: Sequence[Source], mixture: str, temperature: float) -> list[float]:
@@ -120,7 +123,7 @@ def example(source: Source, record: EditRecord, objective: Objective, wordings: 
     missing = objective.stay_probes - len(stay)
     if missing > 0 and ProbeKind.UNRELATED in task.stay:
         stay += [(probe.prompt, probe.answers[0]) for probe in source.pool.unrelated(record, missing, rng)]
-    return Example(task.name, request, instruction, tuple(rise), tuple(fall), tuple(stay))
+    return Example(task.name, request, instruction, tuple(rise), tuple(fall), tuple(stay), source.locality)
 
 
 def _another_reply(record: EditRecord, rng: random.Random) -> EditRequest:
@@ -144,7 +147,7 @@ def split_validation(
         subjects = sorted({_subject(record) for record in records})
         random.Random(f"{seed}-{name}").shuffle(subjects)
         already = sum(_subject(record) in held for record in records)
-        held.update(subjects[: max(0, min(per_task, len(subjects) // 5) - already)])
+        held.update(subjects[: max(0, min(per_task, max(1, len(subjects) // 5)) - already)])
     train = {name: [r for r in records if _subject(r) not in held] for name, records in pools.items()}
     validation = {name: [r for r in records if _subject(r) in held][:per_task] for name, records in pools.items()}
     return train, validation

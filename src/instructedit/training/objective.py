@@ -62,8 +62,12 @@ def compute(
 
     edit_losses = risen / rise_weight.clamp_min(1e-6) + fallen
     locality_losses = moved / stay_weight.clamp_min(1e-6)
+    emphasis = torch.tensor([item.locality for item in examples], device=moved.device)
     # Per token, long answers weigh more across the whole batch; per prompt, every edit counts once.
-    locality = moved.sum() / stay_weight.sum().clamp_min(1e-6) if per_token else locality_losses.mean()
+    if per_token:
+        locality = (emphasis * moved).sum() / stay_weight.sum().clamp_min(1e-6)
+    else:
+        locality = (emphasis * locality_losses).mean()
     total = objective.edit_weight * edit_losses.mean() + objective.locality_weight * locality
     by_task = _by_task(examples, edit_losses.detach(), locality_losses.detach())
     return Losses(total, edit_losses.mean().item(), locality.item(), by_task)

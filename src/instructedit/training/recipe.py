@@ -23,11 +23,13 @@ class TaskMix(_Strict):
         task: a shipped task's name or the path of a task file.
         files: training files, relative to the data folder.
         weight: multiplies the task's share of the mixture.
+        locality: multiplies c_loc for the task's edits.
     """
 
     task: str
     files: tuple[str, ...] = Field(min_length=1)
     weight: float = Field(1.0, gt=0)
+    locality: float = Field(1.0, ge=0)
 
 
 class Objective(_Strict):
@@ -84,6 +86,7 @@ class Recipe(_Strict):
     dtype: str = "float32"
     seed: int = 0
     editor: EditorConfig = EditorConfig()
+    start_from: str | None = Field(None, description="an editor file to go on from; its encoder is not warmed up again")
     tasks: tuple[TaskMix, ...] = Field(min_length=1)
     mixture: Literal["equal", "size", "temperature"] = "equal"
     temperature: float = Field(2.0, gt=0, description="shares proportional to size ** (1 / temperature)")
@@ -114,7 +117,11 @@ def parse_recipe(raw: Any, source: object = "recipe") -> Recipe:
         return Recipe.model_validate(raw)
     except ValidationError as error:
         mistakes = []
-        for problem in error.errors():
+        problems = error.errors()
+        for problem in problems:
+            inside = [other for other in problems if other["loc"][: len(problem["loc"])] == problem["loc"]]
+            if problem["type"] == "too_short" and len(inside) > 1:
+                continue  # "too few" only because the entries inside are wrong, which is said anyway
             place = ".".join(str(part) for part in problem["loc"]) or "recipe"
             given = problem.get("input")
             shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) else ""

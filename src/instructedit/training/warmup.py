@@ -31,7 +31,7 @@ def warm_up_encoder(
     describes, not on that of the task whose name it resembles. A task without a scope is a class of its own.
     """
     scopes = sorted({task.instructions.scope or task.name for task in tasks})
-    classifier = nn.Linear(encoder.width, len(scopes))
+    classifier = nn.Linear(encoder.width, len(scopes)).to(language_model.device)
     parameters = [p for p in (*encoder.parameters(), *classifier.parameters()) if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     rng = random.Random(f"{seed}-encoder")

@@ -75,7 +75,7 @@ def load_build_recipe(path: Path) -> BuildRecipe:
     """
     try:
         return BuildRecipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(path, [f"cannot be read: {error}"]) from None
     except ValidationError as error:
         mistakes = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
