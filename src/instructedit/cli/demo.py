@@ -13,7 +13,7 @@ from instructedit.cli.options import EditorFile, Model
 
 
 def demo(
-    edits: Annotated[int, typer.Option(min=1, help="Test edits a task in the table.")] = 120,
+    edits: Annotated[int, typer.Option(min=1, help="Test edits a task in the table.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the drawn test edits.")] = 0,
     model: Model = "bundled",
     editor: EditorFile = "bundled",
