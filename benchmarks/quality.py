@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="write the result as JSON here")
     parser.add_argument("--editor", default="bundled")
-    parser.add_argument("--limit", type=int, default=300, help="test edits a row, drawn at random")
+    parser.add_argument("--limit", type=int, default=200, help="test edits a row, drawn at random")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     model = load_language_model("bundled")

@@ -7,6 +7,7 @@ import json
 import math
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -151,7 +152,7 @@ def load_language_model(
         config = AutoConfig.from_pretrained(path)
         if getattr(config, "is_encoder_decoder", False):
             raise ModelError(f"{source} is an encoder-decoder model; only decoder-only models are edited")
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             output_loading_info=True,
             dtype=DTYPES.get(dtype, "auto"),
@@ -161,6 +162,7 @@ def load_language_model(
             # backward pass alone can take a third of a training step.
             attn_implementation="eager" if on_cpu else None,
         )
+        model, report = loaded
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
