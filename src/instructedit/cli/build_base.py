@@ -19,7 +19,7 @@ def build_base_command(
 ) -> None:
     """Train a small base model from scratch on real facts and measure what it knows.
 
-    The bundled one takes about 35 minutes on two CPU cores.
+    The bundled one takes about 45 minutes on two CPU cores.
     """
     quiet_libraries()
     logging.getLogger("instructedit").setLevel(logging.WARNING)
