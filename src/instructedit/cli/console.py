@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -43,6 +44,6 @@ def emit_json(value: Any, target: Path | None = None) -> None:
     """One JSON value on standard output, or into a file."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     if target is None or str(target) == "-":
-        print(text)  # noqa: T201 - the result itself, not a message
+        typer.echo(text)
     else:
         write_atomically(target, (text + "\n").encode())

@@ -151,8 +151,9 @@ class Delta:
                 f"({self.metadata.source or 'source unknown'}), not for {language_model.fingerprint} "
                 f"({language_model.source}). Load the model that it was made for, or make the edit anew."
             )
+        modules = dict(language_model.model.named_modules())
         for name, low in self.factors.items():
-            module = dict(language_model.model.named_modules()).get(name)
+            module = modules.get(name)
             shape = linear_shape(module) if module is not None else None
             if shape != (low.a.shape[0], low.b.shape[1]):
                 raise DeltaError(f"the delta has no place at {name}: it expects {tuple(low.a.shape)}, found {shape}")
@@ -223,11 +224,10 @@ class DeltaBatch:
         with ExitStack() as stack:
             for name, low in self.factors.items():
                 module = language_model.model.get_submodule(name)
-                # A short edit beside a long one is not multiplied by the long one's empty ranks.
                 device = next(module.parameters()).device
                 rows = rows.to(low.a.device)
-                used = int(self.ranks[name].to(rows.device)[rows].max())
-                # index_select, since its backward adds whole rows; that of a[rows] goes element by element.
+                # A short edit beside a long one is not multiplied by the long one's empty ranks.
+                used = int(self.ranks[name][rows].max())
                 a = low.a[:, :, :used].index_select(0, rows)
                 b = low.b[:, :used].index_select(0, rows)
                 hook = _adding(a.to(device), b.to(device))

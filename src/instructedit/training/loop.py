@@ -7,7 +7,8 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,22 @@ def train(
         DataError: as :func:`read_sources`.
         EditorError: the loss is not finite, or the checkpoint is of another recipe.
     """
-    return _Run(recipe, language_model, out, data or find_data(), on_report).train()
+    with _numerics(recipe):
+        return _Run(recipe, language_model, out, data or find_data(), on_report).train()
+
+
+@contextmanager
+def _numerics(recipe: Recipe) -> Iterator[None]:
+    """The recipe's threads and precision, which PyTorch keeps for the whole process; the old ones come back."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    if recipe.optimisation.threads is not None:
+        torch.set_num_threads(recipe.optimisation.threads)
+    torch.set_float32_matmul_precision(recipe.optimisation.matmul_precision)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
 
 
 class _Run:
@@ -113,9 +129,6 @@ class _Run:
         data: Path,
         on_report: Callable[[Report], None],
     ) -> None:
-        if recipe.optimisation.threads is not None:
-            torch.set_num_threads(recipe.optimisation.threads)
-        torch.set_float32_matmul_precision(recipe.optimisation.matmul_precision)
         self.recipe, self.language_model, self.out, self.on_report = recipe, language_model, out, on_report
         self.sources, self.validation = read_sources(recipe, data)
         self.shares = shares(self.sources, recipe.mixture, recipe.temperature)
