@@ -1,8 +1,11 @@
 """The figures of the README: an editor on the real test files, under its own and under wrong instructions.
 
     python benchmarks/quality.py --out docs/results/bundled.json
+    python benchmarks/quality.py --validation recipes/ours.yaml --editor build/A/editor.safetensors --out a.json
 
 Needs the public data sets (INSTRUCTEDIT_DATA). Every row is one call of ``evaluate``; the JSON holds them whole.
+With ``--validation`` the edits are those that the recipe holds out of its training files: what editors are chosen
+by, so that the test files are read once.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import argparse
 import json
 import random
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,8 +25,11 @@ from instructedit.evaluation.demonstration import TEST_FILES
 from instructedit.evaluation.protocols import Control, Protocol
 from instructedit.evaluation.runner import evaluate
 from instructedit.models.language_model import load_language_model
+from instructedit.records import EditRecord
 from instructedit.tasks.readers import read_records
 from instructedit.tasks.task import load_task
+from instructedit.training.loop import read_sources
+from instructedit.training.recipe import load_recipe
 
 WIKI = "wiki_counterfact/test_cf.json"
 #: task, file, protocol, instruction, wording
@@ -41,6 +48,18 @@ RUNS: tuple[tuple[str, str, Protocol, Control, str | None], ...] = (
     ),
     *((task, TEST_FILES[task], Protocol.PLAIN, Control.NONE, None) for task in ("counterfact", "zsre")),
 )
+#: The rows that choose an editor: no held-out task, and the wordings kept for validation.
+VALIDATION_RUNS: tuple[tuple[str, str, Protocol, Control, str | None], ...] = (
+    *((task, "", Protocol.PLAIN, Control.UNSEEN, None) for task in TEST_FILES if task != "zsre"),
+    *((task, "", Protocol.PLAIN, Control.SWAPPED_SCOPE, None) for task in ("this-fact", "rename")),
+    *((task, "", Protocol.PLAIN, Control.UNSEEN, "validation") for task in ("this-fact", "rename")),
+)
+
+
+def _held_out(recipe: str) -> dict[str, Sequence[EditRecord]]:
+    """The records that a recipe validates on, by task."""
+    _, validation = read_sources(load_recipe(recipe), find_data())
+    return {source.task.name: source.pool.records for source in validation}
 
 
 def main() -> None:
@@ -50,13 +69,15 @@ def main() -> None:
     parser.add_argument("--editor", default="bundled")
     parser.add_argument("--limit", type=int, default=200, help="test edits a row, drawn at random")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--validation", metavar="RECIPE", help="use the recipe's held-out edits, not the test files")
     options = parser.parse_args()
     model = load_language_model("bundled")
     editor = load_editor(options.editor, model)
     rows: list[dict[str, Any]] = []
     began = time.monotonic()
-    for name, file, protocol, control, wording in RUNS:
-        records = read_records(find_data() / file)
+    held_out = _held_out(options.validation) if options.validation else None
+    for name, file, protocol, control, wording in VALIDATION_RUNS if held_out else RUNS:
+        records = held_out[name] if held_out else read_records(find_data() / file)
         records = random.Random(options.seed).sample(records, min(options.limit, len(records)))
         found = evaluate(
             editor,
@@ -68,14 +89,15 @@ def main() -> None:
             wording=wording,
             seed=options.seed,
         )
-        rows.append({"file": file, **found.as_dict()})
+        rows.append({"file": file or f"held out of {options.validation}", **found.as_dict()})
         shown = {key: round(100 * value.mean, 1) for key, value in found.metrics.items() if "/" not in key}
-        print(name, Path(file).name, protocol, found.instruction, shown, flush=True)
+        print(name, Path(file).name or "held out", protocol, found.instruction, shown, flush=True)
     result = {
         "base": model.fingerprint,
         "editor": options.editor,
         "seed": options.seed,
         "limit": options.limit,
+        "validation": options.validation,
         "minutes": round((time.monotonic() - began) / 60, 1),
         "versions": {package: version(package) for package in ("instructedit", "torch", "transformers")},
         "rows": rows,

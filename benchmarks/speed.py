@@ -1,91 +1,304 @@
-"""Seconds per applied edit, per evaluated edit and per training step on the bundled model.
+"""Seconds and peak memory per trained, applied and evaluated edit; ours beside EasyEdit's MEND.
 
-    python benchmarks/speed.py --out speed.json
+    python benchmarks/speed.py --shape gpt2 --easyedit ../EasyEdit --out docs/results/speed-gpt2-cpu.json
 
-Each figure is the median over repetitions, with the smallest and largest beside it.
+Both run on the same random-weight model, the same edited matrices, rank and token counts, each measurement in a
+process of its own, so that peaks of memory do not mix. Without ``--easyedit`` the peer's rows are left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import random
+import resource
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from floor import floor
+from tqdm import tqdm
+from workload import SHAPES, Load, load_model, make_examples
 
-from instructedit.editors.files import load_editor
+from instructedit.editors.files import create_editor
+from instructedit.editors.mend import EditorConfig, Mend
 from instructedit.evaluation.runner import evaluate
-from instructedit.models.language_model import load_language_model
-from instructedit.tasks.own_edits import EDITS
-from instructedit.tasks.pool import RecordPool
-from instructedit.tasks.readers import read_records
+from instructedit.models.language_model import DTYPES, LanguageModel
+from instructedit.records import EditRecord, Probe, ProbeKind
 from instructedit.tasks.task import load_task
-from instructedit.training.mixture import Source, draw
-from instructedit.training.objective import compute
-from instructedit.training.recipe import Objective
+from instructedit.training.loop import make_optimizer
+from instructedit.training.mixture import Example
+from instructedit.training.objective import descend
+from instructedit.training.recipe import Objective, Optimisation
 
 
-def seconds(work: Callable[[], Any], repetitions: int) -> dict[str, float]:
-    """Median, minimum and maximum wall time of ``work``, after one warm-up."""
-    work()
+@dataclass(frozen=True)
+class Job:
+    """One measurement: all that a process has to know.
+
+    Attributes:
+        what: train, edit or evaluate.
+        system: ours or easyedit.
+        dtype: of the base model.
+        autocast: whether the hypernetwork's products are in bfloat16; its parameters stay in float32.
+        precision: of float32 matrix products, see ``torch.set_float32_matmul_precision``.
+        batch: edits at a time; the peer takes one.
+        cache: whether trunk states are remembered (the second and later times are measured).
+    """
+
+    what: str
+    system: str
+    shape: str
+    device: str = "cpu"
+    dtype: str = "float32"
+    autocast: bool = False
+    precision: str = "highest"
+    threads: int = 0
+    batch: int = 1
+    blocks: int = 3
+    rank: int = 1920
+    accumulate: int = 10
+    cache: bool = False
+    repetitions: int = 5
+    load: Load = field(default_factory=Load)
+    easyedit: str | None = None
+
+
+def _synchronise(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def _seconds(work: Callable[[int], Any], job: Job) -> list[float]:
+    """Wall times of ``work(repetition)``, after one warm-up."""
     times = []
-    for _ in range(repetitions):
+    for repetition in range(job.repetitions + 1):
+        _synchronise(job.device)
         began = time.perf_counter()
-        work()
+        work(repetition)
+        _synchronise(job.device)
         times.append(time.perf_counter() - began)
-    return {"median": statistics.median(times), "low": min(times), "high": max(times)}
+    return times[1:]
+
+
+def _peak(job: Job) -> int:
+    """Bytes: of the device's memory, or of the whole process on a CPU."""
+    if job.device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextmanager
+def _remembering(job: Job, language_model: LanguageModel, cut: int) -> Iterator[None]:
+    if not job.cache:
+        yield
+        return
+    with language_model.remembering_trunks(cut, memory=2_000_000_000):
+        yield
+
+
+def _ours(job: Job, language_model: LanguageModel) -> list[float]:
+    config = EditorConfig(name="mend", blocks=job.blocks, rank=job.rank, last_relu=True, step_size=1e-4)
+    editor = create_editor(config, language_model).to(language_model.device)
+    vocabulary = SHAPES[job.shape].vocabulary
+    examples = make_examples(job.batch, job.load, vocabulary)
+    requests = [example.request for example in examples]
+    if job.what == "edit":
+        return _seconds(lambda _: editor.edit(language_model, requests, [None] * job.batch), job)
+    if job.what == "evaluate":
+        records = [_record(example, index) for index, example in enumerate(examples)]
+        task = load_task("counterfact")
+        return _seconds(lambda _: evaluate(editor, language_model, task, records, headlines_only=True), job)
+    optimizer = make_optimizer(editor, Optimisation(learning_rate=1e-6, step_size_learning_rate=1e-4))
+    editor.train()
+    autocast = torch.autocast(language_model.device.type, torch.bfloat16, enabled=job.autocast)
+    with _remembering(job, language_model, editor.cut), autocast:
+        return _seconds(lambda step: train_step(editor, language_model, examples, optimizer), job)
+
+
+def train_step(
+    editor: Mend, language_model: LanguageModel, examples: list[Example], optimizer: torch.optim.Optimizer
+) -> float:
+    """What the training loop does in one step; returns the mean loss of the edits."""
+    deltas = editor(language_model, [e.request for e in examples], [None] * len(examples))
+    losses = descend(editor, language_model, deltas, examples, Objective())
+    torch.nn.utils.clip_grad_norm_(editor.parameters(), 100.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return losses.mean_edit
+
+
+def _record(example: Example, index: int) -> EditRecord:
+    probes = tuple(Probe(kind=ProbeKind.UNRELATED, prompt=prompt, answers=(answer,)) for prompt, answer in example.stay)
+    return EditRecord(record_id=str(index), request=example.request, probes=probes)
+
+
+def _easyedit(job: Job, language_model: LanguageModel) -> list[float]:
+    from easyedit_peer import EasyEditMend
+
+    assert job.easyedit is not None
+    matrices = [matrix.name for matrix in language_model.structure.last_mlps(job.blocks)]
+    peer = EasyEditMend(
+        Path(job.easyedit),
+        language_model,
+        matrices,
+        rank=job.rank,
+        learning_rate=1e-6,
+        accumulate=job.accumulate,
+    )
+    examples = make_examples(job.accumulate, job.load, SHAPES[job.shape].vocabulary)
+    peer.train_edit(examples[0])  # its running statistics need an edit before any other use
+    if job.what == "train":  # a whole round, with its share of the optimiser's step
+        times = _seconds(lambda _: [peer.train_edit(example) for example in examples], job)
+        return [value / job.accumulate for value in times]
+    one = peer.apply_edit if job.what == "edit" else peer.evaluate_edit
+    return _seconds(lambda repetition: one(examples[repetition % len(examples)]), job)
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """Run one measurement in this process."""
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    torch.set_float32_matmul_precision(job.precision)
+    random.seed(0)
+    language_model = load_model(job.shape, DTYPES[job.dtype], job.device)
+    gc.collect()
+    base = _peak(job)
+    times = (_ours if job.system == "ours" else _easyedit)(job, language_model)
+    each = [value / job.batch for value in times]
+    return {
+        **asdict(job),
+        "threads": torch.get_num_threads(),
+        "seconds": {"median": statistics.median(each), "low": min(each), "high": max(each)},
+        "peak_bytes": _peak(job),
+        "base_bytes": base,
+    }
+
+
+def run_apart(job: Job) -> dict[str, Any]:
+    """Run one measurement in a process of its own."""
+    command = [sys.executable, __file__, "--job", json.dumps(asdict(job))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {**asdict(job), "failed": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "?"}
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def headline_jobs(base: Job, batches: list[int]) -> list[Job]:
+    """Ours at every batch size, with the caches and precisions a user may choose, and the peer."""
+    jobs = []
+    if base.easyedit:
+        precisions = ["highest", "medium"] if base.device == "cpu" else ["highest", "high"]
+        for what in ("train", "edit", "evaluate"):
+            jobs += [replace(base, what=what, system="easyedit", precision=p) for p in precisions]
+    fast = "medium" if base.device == "cpu" else "high"
+    for batch in batches:
+        jobs += [replace(base, what="train", batch=batch, precision=p) for p in ("highest", fast)]
+        jobs.append(replace(base, what="train", batch=batch, precision=fast, cache=True))
+        jobs.append(replace(base, what="edit", batch=batch, precision=fast))
+    jobs.append(replace(base, what="evaluate", batch=max(batches), precision=fast))
+    jobs.append(replace(base, what="evaluate", batch=128, precision=fast))
+    return jobs
+
+
+def sweep_jobs(base: Job, batch: int) -> dict[str, list[Job]]:
+    """Cost against batch size, prompt length, edited blocks and number of locality prompts."""
+    base = replace(base, what="train", precision="medium" if base.device == "cpu" else "high", repetitions=3)
+    at = replace(base, batch=batch)
+    return {
+        "batch": [replace(base, batch=size) for size in (1, 2, 4, 8, 16, 32)],
+        "prompt tokens": [replace(at, load=replace(at.load, edit=size)) for size in (16, 32, 48, 64, 96, 128)],
+        "blocks": [replace(at, blocks=count) for count in (1, 2, 3, 4, 6) if count < 12],
+        "edits": [replace(base, what="edit", batch=size) for size in (1, 4, 16, 64)],
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "| what | system | batch | precision | cache | ms an edit (low-high) | peak MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if "failed" in row:
+            cells = f"failed: {row['failed'][:60]} | "
+        else:
+            low, mid, high = (1000 * row["seconds"][key] for key in ("low", "median", "high"))
+            cells = f"{mid:.1f} ({low:.1f}-{high:.1f}) | {row['peak_bytes'] / 1e6:.0f}"
+        name = (
+            f"{row['what']} | {row['system']} | {row['batch']} | {row['precision']} | {'yes' if row['cache'] else ''}"
+        )
+        lines.append(f"| {name} | {cells} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
-    """Run all measurements and print them."""
+    """Run the measurements and print them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="write the result as JSON here")
-    parser.add_argument("--edits", type=int, default=32, help="edits at a time")
+    parser.add_argument("--shape", choices=list(SHAPES), default="gpt2")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; default PyTorch's choice")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="edits at a time")
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--rank", type=int, default=1920)
+    parser.add_argument("--easyedit", type=Path, help="a checkout of EasyEdit, for the peer's rows")
+    parser.add_argument("--sweep", action="store_true", help="also cost against batch, length, blocks and edits")
+    parser.add_argument("--out", type=Path, help="write the result as JSON here")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    model = load_language_model("bundled")
-    editor = load_editor("bundled", model)
-    task = load_task("counterfact")
-    records = read_records(EDITS / "counterfact.jsonl")[: options.edits]
-    requests = [record.request for record in records]
-    texts = [task.instructions.unseen(request) for request in requests]
-    examples = draw([Source(task, RecordPool(records))], [1.0], options.edits, Objective(), 0.0, random.Random(0))
+    if options.job:
+        raw = json.loads(options.job)
+        print(json.dumps(measure(Job(**{**raw, "load": Load(**raw["load"])}))))
+        return
+    base = Job(
+        "train",
+        "ours",
+        options.shape,
+        device=options.device,
+        dtype=options.dtype,
+        threads=options.threads,
+        rank=options.rank,
+        repetitions=options.repetitions,
+        easyedit=str(options.easyedit) if options.easyedit else None,
+    )
+    sweeps = sweep_jobs(base, max(options.batches)) if options.sweep else {}
+    jobs = headline_jobs(base, options.batches)
+    with tqdm(total=len(jobs) + sum(map(len, sweeps.values())), unit="run") as bar:
 
-    def train_step() -> None:
-        editor.train()
-        deltas = editor(model, [e.request for e in examples], [e.instruction for e in examples])
-        compute(editor, model, deltas, examples, Objective()).total.backward()
-        editor.zero_grad()
-        editor.eval()
+        def run(job: Job) -> dict[str, Any]:
+            bar.set_postfix_str(f"{job.system} {job.what} x{job.batch}")
+            found = run_apart(job)
+            bar.update()
+            return found
 
-    work: dict[str, Callable[[], Any]] = {
-        "edit": lambda: editor.edit(model, requests, texts),
-        "evaluate": lambda: evaluate(editor, model, task, records, headlines_only=True),
-        "train": train_step,
-    }
+        rows = [run(job) for job in jobs]
+        swept = {name: [run(job) for job in part] for name, part in sweeps.items()}
     result = {
-        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
-        "versions": {name: version(name) for name in ("instructedit", "torch", "transformers")},
-        "edits": options.edits,
-        "repetitions": options.repetitions,
-        "milliseconds_an_edit": {
-            name: {
-                key: round(1000 * value / options.edits, 3) for key, value in seconds(job, options.repetitions).items()
-            }
-            for name, job in work.items()
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else "cpu",
         },
+        "versions": {name: version(name) for name in ("instructedit", "torch", "transformers")},
+        "floor": floor(options.shape, base.blocks, base.rank, base.load, max(options.batches)),
+        "rows": rows,
+        "sweeps": swept,
     }
-    text = json.dumps(result, indent=2)
-    print(text)
+    print(table(rows))
     if options.out is not None:
-        options.out.write_text(text + "\n", encoding="utf-8")
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

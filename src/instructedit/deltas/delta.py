@@ -169,9 +169,7 @@ class Delta:
         with ExitStack() as stack:
             for name, low in self.factors.items():
                 module = language_model.model.get_submodule(name)
-                device = next(module.parameters()).device
-                hook = _adding(low.a.to(device), low.b.to(device))
-                stack.enter_context(held(module.register_forward_hook(hook)))
+                stack.enter_context(held(module.register_forward_hook(_adding(low.a, low.b))))
             yield
 
     @torch.no_grad()
@@ -185,6 +183,8 @@ class Delta:
         for name, low in self.factors.items():
             module = language_model.model.get_submodule(name)
             assert isinstance(module.weight, Tensor)
+            if module.weight.is_meta:
+                raise DeltaError(f"{name} is offloaded, so nothing can be written into it; load the model in memory")
             dense = low.dense().to(module.weight.device)
             change = dense.mT if isinstance(module, nn.Linear) else dense
             module.weight.copy_((module.weight.float() + change.float()).to(module.weight.dtype))
@@ -206,6 +206,26 @@ class DeltaBatch:
     def __len__(self) -> int:
         return next(iter(self.factors.values())).a.shape[0]
 
+    def leaves(self) -> DeltaBatch:
+        """The same values cut off from their graph; they collect gradients for :meth:`backward`."""
+        return DeltaBatch(
+            {
+                name: LowRank(low.a.detach().requires_grad_(), low.b.detach().requires_grad_())
+                for name, low in self.factors.items()
+            },
+            self.ranks,
+        )
+
+    def backward(self, leaves: DeltaBatch) -> None:
+        """Pass the gradients that :meth:`leaves` have collected on to what these factors were made from."""
+        pairs = [
+            (mine, leaf.grad)
+            for name, low in self.factors.items()
+            for mine, leaf in ((low.a, leaves.factors[name].a), (low.b, leaves.factors[name].b))
+            if mine.requires_grad and leaf.grad is not None
+        ]
+        torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
+
     def select(self, index: int, metadata: DeltaMetadata) -> Delta:
         """One edit's delta by itself, without the unused ranks."""
         factors = {}
@@ -224,14 +244,12 @@ class DeltaBatch:
         with ExitStack() as stack:
             for name, low in self.factors.items():
                 module = language_model.model.get_submodule(name)
-                device = next(module.parameters()).device
                 rows = rows.to(low.a.device)
                 # A short edit beside a long one is not multiplied by the long one's empty ranks.
                 used = int(self.ranks[name][rows].max())
                 a = low.a[:, :, :used].index_select(0, rows)
                 b = low.b[:, :used].index_select(0, rows)
-                hook = _adding(a.to(device), b.to(device))
-                stack.enter_context(held(module.register_forward_hook(hook)))
+                stack.enter_context(held(module.register_forward_hook(_adding(a, b))))
             yield
 
 
@@ -239,9 +257,10 @@ def _adding(a: Tensor, b: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Te
     """A forward hook that adds (x A) B; with a leading row dimension each row has its own A and B."""
 
     def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x = args[0].to(a.dtype)
+        # The output is where the layer runs; its weights may be offloaded, and its input may come from elsewhere.
+        x, here_a, here_b = args[0].to(output.device, a.dtype), a.to(output.device), b.to(output.device)
         if a.ndim == 3 and x.ndim == 2:  # some families flatten rows and positions before their MLP
             x = x.view(a.shape[0], -1, x.shape[-1])
-        return output + ((x @ a) @ b).to(output.dtype).view_as(output)
+        return output + ((x @ here_a) @ here_b).to(output.dtype).view_as(output)
 
     return add

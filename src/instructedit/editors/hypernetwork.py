@@ -14,7 +14,7 @@ both zero at the start (FiLM):
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 
@@ -35,13 +35,19 @@ class RunningNorm(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Take in tokens (tokens, width)."""
-        count = self.count + x.shape[0]
-        shift = x.mean(0) - self.mean
-        self.square += (
-            x.var(0, unbiased=False) * x.shape[0] + shift.square() * (self.count * x.shape[0] / count).float()
+        """Take in tokens (tokens, width), those of all processes where several train together."""
+        # Moments about the mean so far, which all processes share: they add up, over processes as over tokens.
+        shifted = (x - self.mean).double()
+        moments = torch.stack(
+            (torch.full_like(self.mean, x.shape[0]).double(), shifted.sum(0), shifted.square().sum(0))
         )
-        self.mean += shift * float(x.shape[0] / count)
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(moments)
+        added, shift, square = moments
+        count = self.count + added[0]
+        # Chan, Golub and LeVeque's pairwise update, with the tokens' mean at shift / added from the old one.
+        self.square += (square - shift.square() / count).float()
+        self.mean += (shift / count).float()
         self.count.copy_(count)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -40,6 +40,11 @@ class EditorConfig(BaseModel):
     layers: int = Field(2, ge=1, description="of the hypernetwork")
     last_relu: bool = Field(False, description="ReLU in the last layer too, as in MEND's network")
     step_size: float = Field(1e-3, gt=0, description="alpha at the start")
+    edit_loss: Literal["mean", "sum"] = Field(
+        "mean",
+        description="over a target's tokens, of the loss whose gradient is read; the sum is as strong a token "
+        "in a long target as in a short one",
+    )
     conditioning: Literal["none", "prefix", "hypernetwork", "both"] = Field(
         "hypernetwork", description="where the instruction enters"
     )
@@ -153,7 +158,7 @@ class Mend(Editor):
         ]
         batch = pad(queries, text.pad_id).to(language_model.device)
         state = language_model.split(self.cut).trunk(batch)
-        signals = read_signals(language_model, state, self.cut, self.matrices)
+        signals = read_signals(language_model, state, self.cut, self.matrices, average=self.config.edit_loss == "mean")
         return self.deltas(signals, self.codes(language_model, instructions), len(requests))
 
     @torch.no_grad()

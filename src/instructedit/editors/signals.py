@@ -46,19 +46,24 @@ class Signal:
         return torch.arange(len(self.edit), device=self.edit.device) - starts[self.edit]
 
 
-def edit_loss(logits: Tensor, batch: TokenBatch) -> Tensor:
-    """(rows,) mean over the row's target tokens of -log p(token)."""
+def edit_loss(logits: Tensor, batch: TokenBatch, average: bool = True) -> Tensor:
+    """(rows,) mean (or sum) over the row's target tokens of -log p(token)."""
     losses = functional.cross_entropy(logits.float(), batch.labels, reduction="none")
-    counts = torch.bincount(batch.rows, minlength=len(batch))
-    return torch.zeros(len(batch), device=losses.device).index_add(0, batch.rows, losses) / counts
+    total = torch.zeros(len(batch), device=losses.device).index_add(0, batch.rows, losses)
+    return total / torch.bincount(batch.rows, minlength=len(batch)) if average else total
 
 
 def read_signals(
-    language_model: LanguageModel, state: TrunkState, cut: int, matrices: Sequence[Matrix]
+    language_model: LanguageModel,
+    state: TrunkState,
+    cut: int,
+    matrices: Sequence[Matrix],
+    average: bool = True,
 ) -> dict[str, Signal]:
     """Signals of a batch of edits, one edit a row: one forward and one backward pass through the top.
 
-    Rows do not meet inside the model, so the sum of their losses gives each row its own gradient.
+    Rows do not meet inside the model, so the sum of their losses gives each row its own gradient. Averaged over
+    the target's tokens, as MEND has it, a long target's tokens each leave a weaker signal than a short one's.
 
     Raises:
         EditorError: a matrix was not reached, or an edit's gradient is zero or not finite there.
@@ -83,7 +88,7 @@ def read_signals(
         if missing:
             raise EditorError(f"not reached by the forward pass: {', '.join(missing)}. Edit matrices that are used.")
         gradients = torch.autograd.grad(
-            edit_loss(logits, state.batch).sum(), [outputs[m.name] for m in matrices], allow_unused=True
+            edit_loss(logits, state.batch, average).sum(), [outputs[m.name] for m in matrices], allow_unused=True
         )
     signals = {}
     for matrix, gradient in zip(matrices, gradients, strict=True):

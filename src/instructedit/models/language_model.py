@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from accelerate.utils.modeling import align_module_device
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
@@ -25,6 +28,7 @@ from instructedit.errors import ModelError
 from instructedit.models.split import SplitForward
 from instructedit.models.structure import Structure, find_structure
 from instructedit.models.text import TextEncoder
+from instructedit.models.trunk_cache import TrunkCache, TrunkKey
 
 BUNDLED = "bundled"
 BUNDLED_FOLDER = ASSETS / "base"
@@ -51,14 +55,32 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs have to be."""
-        return torch.device(self.model.get_input_embeddings().weight.device)
+        """Where inputs have to be: where the embedding runs, wherever its weights are kept."""
+        embedding = self.model.get_input_embeddings()
+        assert isinstance(embedding.weight, torch.Tensor)
+        if embedding.weight.is_meta:
+            return torch.device(getattr(embedding, "_hf_hook").execution_device)  # noqa: B009 - Accelerate's
+        return embedding.weight.device
 
     def split(self, cut: int) -> SplitForward:
         """The split forward below block ``cut``; made once."""
         if cut not in self._splits:
             self._splits[cut] = SplitForward(self.model, self.structure, cut)
         return self._splits[cut]
+
+    @contextmanager
+    def remembering_trunks(
+        self, cut: int, *, memory: int, folder: Path | None = None, disk: int = 0
+    ) -> Iterator[TrunkCache]:
+        """Inside the ``with`` trunk states at ``cut`` are computed once a text; see :class:`TrunkCache`."""
+        split = self.split(cut)
+        key = TrunkKey(self.fingerprint, cut, str(self.model.dtype).removeprefix("torch."))
+        before, split.cache = split.cache, TrunkCache(key, memory=memory, folder=folder, disk=disk)
+        try:
+            yield split.cache
+        finally:
+            split.cache.flush()
+            split.cache = before
 
     @cached_property
     def fingerprint(self) -> str:
@@ -112,13 +134,12 @@ def fingerprint(model: PreTrainedModel, samples: int = 64) -> str:
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        if parameter.is_meta:
-            raise ModelError(
-                f"{name} is not in memory (offloaded), so the model cannot be identified; load it without disk offload"
-            )
-        values = parameter.detach().flatten()
-        step = max(1, values.numel() // samples)
-        digest.update(values[::step][:samples].to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+        place, _, own_name = name.rpartition(".")
+        module = model.get_submodule(place)
+        with align_module_device(module):  # brings offloaded weights in for a moment
+            values = getattr(module, own_name).detach().flatten()
+            step = max(1, values.numel() // samples)
+            digest.update(values[::step][:samples].to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -127,7 +148,7 @@ def load_language_model(
     *,
     dtype: str = "float32",
     device: str | None = None,
-    device_map: str | None = None,
+    device_map: str | Mapping[str, str | int] | None = None,
 ) -> LanguageModel:
     """Load a causal language model with its tokenizer.
 
@@ -135,7 +156,8 @@ def load_language_model(
         source: ``bundled``, a folder with a Hugging Face checkpoint, or a hub id.
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto`` (as stored).
         device: where to put it; default the CPU. Not together with ``device_map``.
-        device_map: Accelerate's placement, for example ``auto``.
+        device_map: Accelerate's placement, ``auto`` or the device of every part by module name; what goes to
+            ``disk`` is read from the checkpoint when it is needed.
 
     Raises:
         ModelError: not found, no safetensors weights, not a dense decoder-only model.
@@ -156,7 +178,7 @@ def load_language_model(
             path,
             output_loading_info=True,
             dtype=DTYPES.get(dtype, "auto"),
-            device_map=device_map,
+            device_map=device_map if device_map is None or isinstance(device_map, str) else dict(device_map),
             use_safetensors=True,  # other weight files are pickles, which can run code
             # For rows of a few dozen tokens plain attention is faster on a CPU than the fused kernel, whose
             # backward pass alone can take a third of a training step.

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from instructedit.models.hooks import held
 from instructedit.models.structure import Structure
 from instructedit.models.text import TokenBatch
+from instructedit.models.trunk_cache import TrunkCache
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,15 @@ class SplitForward:
         model: a causal language model.
         structure: of that model.
         cut: index of the first block of the top; 0 makes the whole model the top.
+
+    Attributes:
+        cache: trunk states already known; see :meth:`LanguageModel.remembering_trunks`.
     """
 
     def __init__(self, model: PreTrainedModel, structure: Structure, cut: int) -> None:
         self.model = model
         self.cut = cut
+        self.cache: TrunkCache | None = None
         self.blocks: list[nn.Module] = [model.get_submodule(name) for name in structure.blocks]
         self.head: nn.Module = model.get_submodule(structure.head)
         accepted = inspect.signature(model.forward).parameters
@@ -51,7 +56,11 @@ class SplitForward:
 
     @torch.no_grad()
     def trunk(self, batch: TokenBatch) -> TrunkState:
-        """Run the blocks below the cut; never records gradients."""
+        """Run the blocks below the cut, or remember what they gave; never records gradients."""
+        hidden = self._trunk(batch) if self.cache is None else self.cache.states(batch, self._trunk)
+        return TrunkState(hidden, batch)
+
+    def _trunk(self, batch: TokenBatch) -> Tensor:
         found: list[Tensor] = []
 
         def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -63,7 +72,7 @@ class SplitForward:
             held(self.blocks[self.cut].register_forward_pre_hook(catch, with_kwargs=True)),
         ):
             self._run(batch, nothing)
-        return TrunkState(found[0], batch)
+        return found[0]
 
     def top(self, state: TrunkState) -> Tensor:
         """Logits (predicted, vocabulary) where ``state.batch.predicts`` is True, in row-major order."""

@@ -114,6 +114,15 @@ def question_form(prompt: str) -> str | None:
     return f"What {match[2]} the {match[1]}?" if match else None
 
 
+def negated_form(prompt: str, excluded: str) -> str | None:
+    """``The name of the spouse of X is`` -> ``The name of the spouse of X, which is not Y, is``, else None.
+
+    The pattern of KnowEdit's Forgetfulness probes.
+    """
+    match = re.fullmatch(r"([Tt]he .+) (?:is|are)", prompt.strip())
+    return f"{match[1]}, which is not {excluded}, is" if match else None
+
+
 def _read_native(rows: Sequence[Row]) -> Iterator[EditRecord]:
     for row in rows:
         try:

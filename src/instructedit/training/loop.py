@@ -8,13 +8,16 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as distributed
 from accelerate.accelerator import Accelerator
+from accelerate.utils.dataclasses import DistributedDataParallelKwargs
+from accelerate.utils.operations import gather_object
 
 from instructedit.data import find_data
 from instructedit.editors.files import create_editor, load_editor, save_editor
@@ -22,14 +25,15 @@ from instructedit.editors.instructedit import InstructEdit
 from instructedit.editors.mend import Mend
 from instructedit.errors import DataError, EditorError
 from instructedit.models.language_model import DTYPES, LanguageModel
+from instructedit.models.trunk_cache import TrunkCache
 from instructedit.records import EditRecord
 from instructedit.tasks.pool import RecordPool
 from instructedit.tasks.readers import read_records
 from instructedit.tasks.task import load_task
 from instructedit.training.checkpoints import Progress, load_checkpoint, save_checkpoint
 from instructedit.training.mixture import Source, draw, shares, split_validation
-from instructedit.training.objective import Losses, compute
-from instructedit.training.recipe import Recipe
+from instructedit.training.objective import Losses, descend, measure
+from instructedit.training.recipe import Optimisation, Recipe
 from instructedit.training.warmup import warm_up_encoder
 
 logger = logging.getLogger(__name__)
@@ -72,7 +76,10 @@ def read_sources(recipe: Recipe, data: Path) -> tuple[list[Source], list[Source]
             )
     train, validation = split_validation(records, recipe.optimisation.validation_edits, recipe.seed)
     return (
-        [Source(tasks[mix.task], RecordPool(train[mix.task]), mix.weight, mix.locality) for mix in recipe.tasks],
+        [
+            Source(tasks[mix.task], RecordPool(train[mix.task]), mix.weight, mix.locality, mix.recombine)
+            for mix in recipe.tasks
+        ],
         [Source(tasks[mix.task], RecordPool(validation[mix.task]), mix.weight, mix.locality) for mix in recipe.tasks],
     )
 
@@ -98,10 +105,16 @@ def train(
 
     Raises:
         DataError: as :func:`read_sources`.
-        EditorError: the loss is not finite, or the checkpoint is of another recipe.
+        EditorError: the loss is not finite, the checkpoint is of another recipe, or another process ended.
     """
-    with _numerics(recipe):
-        return _Run(recipe, language_model, out, data or find_data(), on_report).train()
+    with _numerics(recipe), _telling_of_lost_processes(out / CHECKPOINT):
+        run = _Run(recipe, language_model, out, data or find_data(), on_report)
+        with _remembering_trunks(recipe, language_model, run.editor.cut) as cache:
+            run.forgets = cache if recipe.trunk_memory.keep == "step" else None
+            editor = run.train()
+        if cache is not None and cache.hits + cache.misses:
+            run.log.write({"phase": "trunk", "texts": cache.hits + cache.misses, "hit_rate": round(cache.hit_rate, 4)})
+        return editor
 
 
 @contextmanager
@@ -116,6 +129,34 @@ def _numerics(recipe: Recipe) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)
+
+
+@contextmanager
+def _remembering_trunks(recipe: Recipe, language_model: LanguageModel, cut: int) -> Iterator[TrunkCache | None]:
+    """The recipe's trunk cache, if it wants one and there is a trunk."""
+    wanted = recipe.trunk_memory
+    if cut == 0 or wanted.memory == 0:
+        yield None
+        return
+    folder = None if wanted.folder is None else Path(wanted.folder)
+    memory, disk = int(wanted.memory * 1e9), int(wanted.disk * 1e9)
+    with language_model.remembering_trunks(cut, memory=memory, folder=folder, disk=disk) as cache:
+        yield cache
+
+
+@contextmanager
+def _telling_of_lost_processes(checkpoint: Path) -> Iterator[None]:
+    """A failed exchange between processes means that one of them has ended: say so, and how to go on."""
+    try:
+        yield
+    except RuntimeError as error:
+        of_exchange = isinstance(error, distributed.DistError) or "gloo" in str(error)
+        if not (distributed.is_initialized() and of_exchange):
+            raise
+        raise EditorError(
+            "another process of this training has ended or cannot be reached. See its own messages; then start the "
+            f"same command again in all processes: it goes on from {checkpoint}"
+        ) from error
 
 
 class _Run:
@@ -135,17 +176,30 @@ class _Run:
         torch.manual_seed(recipe.seed)
         self.editor = _first_editor(recipe, language_model).to(language_model.device)
         self.encoder = self.editor.encoder if isinstance(self.editor, InstructEdit) else None
-        self.accelerator = Accelerator(cpu=language_model.device.type == "cpu")
+        self.accelerator = Accelerator(
+            cpu=language_model.device.type == "cpu",
+            mixed_precision=recipe.optimisation.mixed_precision,
+            # The only buffers are running statistics, which the editor itself reduces over the processes.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+        self.processes, self.rank = self.accelerator.num_processes, self.accelerator.process_index
+        if recipe.optimisation.batch % self.processes:
+            raise EditorError(
+                f"optimisation.batch is {recipe.optimisation.batch}, which {self.processes} processes cannot share "
+                "evenly; choose a multiple"
+            )
         out.mkdir(parents=True, exist_ok=True)
         self.checkpoint = out / CHECKPOINT
         self.resumes = self.checkpoint.exists()
-        self.log = _Log(out / LOG, append=self.resumes)
+        self.accelerator.wait_for_everyone()  # nobody writes before everybody has looked
+        self.forgets: TrunkCache | None = None
+        self.log = _Log(out / LOG, append=self.resumes, writes=self.accelerator.is_main_process)
 
     def train(self) -> Mend:
         """All steps, from the checkpoint if there is one; returns the editor of the best validation loss."""
         opt = self.recipe.optimisation
         self._teach_encoder()
-        self.optimizer = _optimizer(self.editor, self.recipe)
+        self.optimizer = make_optimizer(self.editor, opt)
         self.model, self.optimizer = self.accelerator.prepare(self.editor, self.optimizer)
         progress = self._first_progress()
         self.began = time.monotonic()
@@ -160,10 +214,12 @@ class _Run:
                 loss = self._validate(done)
                 if loss < best_loss:
                     best_loss, best_step = loss, done
-                    _save(self.editor, self.language_model, self.out / EDITOR, self.recipe, done)
+                    if self.accelerator.is_main_process:
+                        _save(self.editor, self.language_model, self.out / EDITOR, self.recipe, done)
             progress = Progress(done, best_loss, best_step)
             if done % opt.checkpoint_every == 0 or done == opt.steps or _out_of_patience(progress, self.recipe):
                 self._save_checkpoint(progress)
+        self.accelerator.wait_for_everyone()
         return load_editor(self.out / EDITOR, self.language_model)
 
     def _teach_encoder(self) -> None:
@@ -186,7 +242,7 @@ class _Run:
 
     def _first_progress(self) -> Progress:
         if self.resumes:
-            settings = self.recipe.model_dump(mode="json")
+            settings = self.recipe.model_dump(mode="json", exclude={"trunk_memory"})
             progress = load_checkpoint(self.checkpoint, self.editor, self.optimizer, settings)
             self.log.cut_after(progress.step)
             logger.info("resuming %s at step %d", self.out, progress.step)
@@ -200,6 +256,8 @@ class _Run:
         opt = self.recipe.optimisation
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * schedule(step, self.recipe)
+        if self.forgets is not None:
+            self.forgets.clear()
         self.editor.train()
         if self.encoder is not None and not any(p.requires_grad for p in self.encoder.parameters()):
             self.encoder.eval()  # frozen: no dropout either
@@ -208,10 +266,20 @@ class _Run:
         for part in range(opt.accumulate):
             rng = random.Random(f"{self.recipe.seed}-{step}-{part}")
             examples = draw(self.sources, self.shares, opt.batch, self.recipe.objective, self.recipe.wordings, rng)
-            requests, texts = [e.request for e in examples], [e.instruction for e in examples]
-            deltas = self.model(self.language_model, requests, texts)
-            losses = compute(self.editor, self.language_model, deltas, examples, self.recipe.objective)
-            self.accelerator.backward(losses.total / opt.accumulate)
+            mine = examples[self.rank :: self.processes]  # in strides, so that every process gets every task
+            waits = part + 1 < opt.accumulate
+            sharing = self.accelerator.no_sync(self.model) if waits else nullcontext()
+            with sharing, self.accelerator.autocast():
+                deltas = self.model(self.language_model, [e.request for e in mine], [e.instruction for e in mine])
+                losses = descend(
+                    self.editor,
+                    self.language_model,
+                    deltas,
+                    mine,
+                    self.recipe.objective,
+                    scale=1 / opt.accumulate,
+                    mean_over_processes=self._mean,
+                )
             parts.append(losses)
         norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), opt.clip))
         if not math.isfinite(norm):
@@ -221,9 +289,17 @@ class _Run:
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
-        entry = _entry(step, parts, norm, time.monotonic() - self.began)
+        if self.processes > 1:
+            parts = gather_object(parts)
+        entry = _entry(step, joined(parts), norm, time.monotonic() - self.began)
         self.log.write(entry)
         self.on_report(Report("train", step + 1, opt.steps, entry))
+
+    def _mean(self, value: float) -> float:
+        """The mean of a number over the processes."""
+        if self.processes == 1:
+            return value
+        return float(self.accelerator.reduce(torch.tensor(value, device=self.accelerator.device), "mean"))
 
     def _validate(self, done: int) -> float:
         value = validate(self.editor, self.language_model, self.validation, self.recipe)
@@ -232,7 +308,9 @@ class _Run:
         return float(value["loss"])
 
     def _save_checkpoint(self, progress: Progress) -> None:
-        settings = self.recipe.model_dump(mode="json")
+        if not self.accelerator.is_main_process:
+            return
+        settings = self.recipe.model_dump(mode="json", exclude={"trunk_memory"})
         save_checkpoint(self.checkpoint, self.editor, self.optimizer, progress, settings)
 
 
@@ -274,35 +352,44 @@ def validate(editor: Mend, language_model: LanguageModel, sources: Sequence[Sour
             examples = draw([source], [1.0], size, recipe.objective, recipe.wordings, rng)
             with torch.enable_grad():
                 deltas = editor(language_model, [e.request for e in examples], [e.instruction for e in examples])
-            parts.append(compute(editor, language_model, deltas, examples, recipe.objective))
-        edit = sum(part.edit for part in parts) / len(parts)
-        locality = sum(part.locality for part in parts) / len(parts)
+            parts.append(measure(editor, language_model, deltas, examples, recipe.objective))
+        whole = joined(parts)
+        edit, locality = whole.mean_edit, whole.mean_locality
         by_task[source.task.name] = {"edit": round(edit, 4), "locality": round(locality, 4)}
         total += weight * (recipe.objective.edit_weight * edit + recipe.objective.locality_weight * locality)
     return {"loss": round(total, 5), "tasks": by_task}
 
 
-def _optimizer(editor: Mend, recipe: Recipe) -> torch.optim.Optimizer:
-    opt = recipe.optimisation
+def make_optimizer(editor: Mend, opt: Optimisation) -> torch.optim.Optimizer:
+    """Adam over the hypernetwork, with a rate of its own for the step sizes."""
     others = [p for name, p in editor.named_parameters() if name != "theta" and p.requires_grad]
     groups = [
         {"params": others, "lr": opt.learning_rate, "initial_lr": opt.learning_rate},
         {"params": [editor.theta], "lr": opt.step_size_learning_rate, "initial_lr": opt.step_size_learning_rate},
     ]
-    return torch.optim.Adam(groups)
+    return torch.optim.Adam(groups, fused=True)
 
 
-def _entry(step: int, parts: Sequence[Losses], norm: float, seconds: float) -> dict[str, Any]:
-    count = len(parts)
+def joined(parts: Sequence[Losses]) -> Losses:
+    """Equally large parts of a batch as one."""
+    return Losses(
+        sum(part.total for part in parts) / len(parts),
+        tuple(value for part in parts for value in part.edit),
+        tuple(value for part in parts for value in part.locality),
+        tuple(task for part in parts for task in part.tasks),
+    )
+
+
+def _entry(step: int, losses: Losses, norm: float, seconds: float) -> dict[str, Any]:
     return {
         "phase": "train",
         "step": step,
-        "loss": round(sum(part.total.item() for part in parts) / count, 6),
-        "edit": round(sum(part.edit for part in parts) / count, 6),
-        "locality": round(sum(part.locality for part in parts) / count, 6),
+        "loss": round(losses.total, 6),
+        "edit": round(losses.mean_edit, 6),
+        "locality": round(losses.mean_locality, 6),
         "gradient_norm": round(norm, 4),
         "seconds": round(seconds, 1),
-        "tasks": parts[-1].by_task,
+        "tasks": losses.by_task(),
     }
 
 
@@ -324,17 +411,22 @@ def _save(editor: Mend, language_model: LanguageModel, path: Path, recipe: Recip
 class _Log:
     """A JSON Lines file; each line is one step or validation, flushed as it is written."""
 
-    def __init__(self, path: Path, append: bool) -> None:
+    def __init__(self, path: Path, append: bool, writes: bool) -> None:
         self.path = path
-        if not append:
+        self.writes = writes  # of several processes only one
+        if writes and not append:
             path.write_text("", encoding="utf-8")
 
     def write(self, entry: dict[str, Any]) -> None:
+        if not self.writes:
+            return
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
 
     def cut_after(self, step: int) -> None:
         """Drop what an interrupted run logged after its last checkpoint; those steps come again."""
+        if not self.writes:
+            return
         kept = []
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:

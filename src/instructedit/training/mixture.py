@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from instructedit.editors.instructedit import with_instruction
 from instructedit.records import EditRecord, EditRequest, ProbeKind
@@ -15,6 +16,7 @@ from instructedit.tasks.opinions import opinion_questions
 from instructedit.tasks.pool import RecordPool
 from instructedit.tasks.task import Task
 from instructedit.training.recipe import Objective
+from instructedit.training.recombine import Recombination
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,23 @@ class Example:
 
 @dataclass(frozen=True)
 class Source:
-    """A task with the records that it is trained on."""
+    """A task with the records that it is trained on, and how often those are recombined."""
 
     task: Task
     pool: RecordPool
     weight: float = 1.0
     locality: float = 1.0
+    recombine: float = 0.0
+
+    @cached_property
+    def recombination(self) -> Recombination:
+        """Of this source's records."""
+        return Recombination(self.pool.records)
+
+    def draw(self, rng: random.Random) -> EditRecord:
+        """A record, or one recombined from several."""
+        record = rng.choice(self.pool.records)
+        return self.recombination(record, rng) if rng.random() < self.recombine else record
 
 
 def shares(sources: Sequence[Source], mixture: str, temperature: float) -> list[float]:
@@ -84,8 +97,7 @@ def draw(
                 chosen = index
                 break
         source = sources[chosen]
-        record = rng.choice(source.pool.records)
-        examples.append(example(source, record, objective, wordings, rng))
+        examples.append(example(source, source.draw(rng), objective, wordings, rng))
     return examples
 
 

@@ -4,13 +4,16 @@
 
 L_edit is the mean over edits of the weighted cross-entropy of the wanted continuations under each edit's own
 delta, plus the unlikelihood -log(1 - p) of unwanted ones; L_loc is KL(before || after) on the probes that must stay.
+
+How much every predicted token counts is known before anything is computed, so the queries go through the model
+group by group, and each group's backward pass follows its forward at once: only one group's activations are
+held. The gradients meet at the deltas and pass the hypernetwork together, once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,58 +22,77 @@ from torch.nn import functional
 from instructedit.deltas.delta import DeltaBatch
 from instructedit.editors.mend import Mend
 from instructedit.models.language_model import LanguageModel
-from instructedit.models.split import TrunkState
+from instructedit.models.split import SplitForward, TrunkState
 from instructedit.models.text import Encoded, pad
 from instructedit.training.mixture import Example
 from instructedit.training.recipe import Objective
 
 
-class _Row(NamedTuple):
-    query: Encoded
-    edit: int
-    weight: float
-
-
 @dataclass(frozen=True)
 class Losses:
-    """Parts of the loss of one batch, and the means by task for the log."""
+    """What a batch of edits lost.
 
-    total: Tensor
-    edit: float
-    locality: float
-    by_task: dict[str, dict[str, float]]
+    Attributes:
+        total: L.
+        edit, locality: each edit's own L_edit and L_loc.
+        tasks: each edit's task.
+    """
+
+    total: float
+    edit: tuple[float, ...]
+    locality: tuple[float, ...]
+    tasks: tuple[str, ...]
+
+    @property
+    def mean_edit(self) -> float:
+        return sum(self.edit) / len(self.edit)
+
+    @property
+    def mean_locality(self) -> float:
+        return sum(self.locality) / len(self.locality)
+
+    def by_task(self) -> dict[str, dict[str, float]]:
+        """Means of the task's edits."""
+        found: dict[str, dict[str, float]] = {}
+        for name in sorted(set(self.tasks)):
+            where = [index for index, task in enumerate(self.tasks) if task == name]
+            parts = {"edit": self.edit, "locality": self.locality}
+            found[name] = {key: round(sum(v[i] for i in where) / len(where), 4) for key, v in parts.items()}
+        return found
 
 
-def compute(
+def descend(
+    editor: Mend,
+    language_model: LanguageModel,
+    deltas: DeltaBatch,
+    examples: Sequence[Example],
+    objective: Objective,
+    *,
+    scale: float = 1.0,
+    mean_over_processes: Callable[[float], float] = lambda value: value,
+) -> Losses:
+    """The losses of a batch under its deltas; adds ``scale`` times the gradient of L to the editor's parameters.
+
+    Args:
+        deltas: as the editor made them, with their graph.
+        mean_over_processes: averages a number over the processes that share the batch.
+    """
+    leaves = deltas.leaves()
+    losses = _losses(editor.cut, language_model, leaves, examples, objective, scale, mean_over_processes)
+    deltas.backward(leaves)
+    return losses
+
+
+@torch.no_grad()
+def measure(
     editor: Mend,
     language_model: LanguageModel,
     deltas: DeltaBatch,
     examples: Sequence[Example],
     objective: Objective,
 ) -> Losses:
-    """The loss of a batch of examples under their deltas; differentiable with respect to the deltas."""
-    pair = language_model.text.pair
-    rise = [_Row(pair(w.prompt, w.answer), edit, w.weight) for edit, e in enumerate(examples) for w in e.rise]
-    fall = [_Row(pair(w.prompt, w.answer), edit, w.weight) for edit, e in enumerate(examples) for w in e.fall]
-    stay = [_Row(pair(*query), edit, 1.0) for edit, e in enumerate(examples) for query in e.stay]
-
-    batch = _Batch(editor.cut, language_model, deltas, len(examples))
-    risen, rise_weight = batch.average(rise, _cross_entropy)
-    fallen, _ = batch.average(fall, _unlikelihood)
-    per_token = objective.locality_average == "token"
-    moved, stay_weight = batch.average(stay, _divergence, per_token)
-
-    edit_losses = risen / rise_weight.clamp_min(1e-6) + fallen
-    locality_losses = moved / stay_weight.clamp_min(1e-6)
-    emphasis = torch.tensor([item.locality for item in examples], device=moved.device)
-    # Per token, long answers weigh more across the whole batch; per prompt, every edit counts once.
-    if per_token:
-        locality = (emphasis * moved).sum() / stay_weight.sum().clamp_min(1e-6)
-    else:
-        locality = (emphasis * locality_losses).mean()
-    total = objective.edit_weight * edit_losses.mean() + objective.locality_weight * locality
-    by_task = _by_task(examples, edit_losses.detach(), locality_losses.detach())
-    return Losses(total, edit_losses.mean().item(), locality.item(), by_task)
+    """The losses of a batch under its deltas."""
+    return _losses(editor.cut, language_model, deltas, examples, objective, 1.0, lambda value: value)
 
 
 #: A loss per label (labels,), from edited logits (labels, vocabulary), labels, and what gives the unedited logits.
@@ -92,40 +114,116 @@ def _divergence(logits: Tensor, labels: Tensor, unedited: Callable[[], Tensor]) 
 
 
 @dataclass(frozen=True)
-class _Batch:
-    cut: int
-    language_model: LanguageModel
-    deltas: DeltaBatch
-    edits: int
+class _Row:
+    """One query.
 
-    def average(self, rows: Sequence[_Row], loss: _LabelLoss, per_token: bool = False) -> tuple[Tensor, Tensor]:
-        """Weighted sums (edits,) of the rows' losses, and the sums of their weights.
+    Attributes:
+        shares: what each of its labels counts in the edit's own loss.
+        factor: times that, what it counts in L.
+    """
 
-        A row's loss is the mean over its labels; per token it is their sum, and its weight their number.
-        """
-        device = self.language_model.device
-        total = torch.zeros(self.edits, device=device)
-        weight = torch.zeros(self.edits, device=device)
-        split = self.language_model.split(self.cut)
+    query: Encoded
+    edit: int
+    shares: tuple[float, ...]
+    factor: float
+
+
+def _rows(
+    language_model: LanguageModel,
+    examples: Sequence[Example],
+    objective: Objective,
+    mean_over_processes: Callable[[float], float],
+) -> Mapping[_LabelLoss, list[_Row]]:
+    """All queries of a batch with their weights, by the loss that they are for."""
+    pair = language_model.text.pair
+    rows: dict[_LabelLoss, list[_Row]] = {_cross_entropy: [], _unlikelihood: [], _divergence: []}
+
+    def add(loss: _LabelLoss, edit: int, query: Encoded, weight: float, factor: float, first: float = 1.0) -> None:
+        labels = len(query.ids) - query.target_start
+        weights = [first, *[1.0] * (labels - 1)]
+        shares = tuple(weight * value / sum(weights) for value in weights)
+        rows[loss].append(_Row(query, edit, shares, factor))
+
+    stays = [[pair(*query) for query in example.stay] for example in examples]
+    kept_labels = float(sum(len(query.ids) - query.target_start for queries in stays for query in queries))
+    per_token = objective.locality_average == "token"
+    if per_token:
+        kept_labels = mean_over_processes(kept_labels)
+    c_edit = objective.edit_weight / len(examples)
+    first = objective.first_token_weight
+    for edit, (example, queries) in enumerate(zip(examples, stays, strict=True)):
+        whole = sum(want.weight for want in example.rise)
+        for want in example.rise:
+            add(_cross_entropy, edit, pair(want.prompt, want.answer), want.weight / whole, c_edit, first)
+        for want in example.fall:
+            add(_unlikelihood, edit, pair(want.prompt, want.answer), want.weight, c_edit)
+        own_labels = sum(len(query.ids) - query.target_start for query in queries)
+        c_loc = objective.locality_weight * example.locality
+        for query in queries:
+            # Per token, long answers weigh more across the whole batch; per prompt, every edit counts once.
+            if per_token:
+                share = (len(query.ids) - query.target_start) / own_labels
+                add(_divergence, edit, query, share, c_loc * own_labels / kept_labels)
+            else:
+                add(_divergence, edit, query, 1 / len(queries), c_loc / len(examples))
+    return rows
+
+
+def _losses(
+    cut: int,
+    language_model: LanguageModel,
+    deltas: DeltaBatch,
+    examples: Sequence[Example],
+    objective: Objective,
+    scale: float,
+    mean_over_processes: Callable[[float], float],
+) -> Losses:
+    """The losses; where gradients are recorded, those of ``scale`` times L are left in the deltas."""
+    device = language_model.device
+    split = language_model.split(cut)
+    total = torch.zeros((), device=device)
+    own: dict[_LabelLoss, Tensor] = {
+        loss: torch.zeros(len(examples), device=device) for loss in (_cross_entropy, _unlikelihood, _divergence)
+    }
+    for loss, rows in _rows(language_model, examples, objective, mean_over_processes).items():
         for group in by_length(rows):
-            batch = pad([row.query for row in group], self.language_model.text.pad_id).to(device)
-            edits = torch.tensor([row.edit for row in group], device=device)
-            weights = torch.tensor([row.weight for row in group], device=device)
-            state = split.trunk(batch)
-            with self.deltas.attached(self.language_model, edits):
-                logits = split.top(state).float()
+            losses, edits = _label_losses(split, language_model, deltas, group, loss)
+            shares = torch.tensor([share for row in group for share in row.shares], device=device)
+            factors = torch.tensor([row.factor for row in group for _ in row.shares], device=device)
+            part = (losses * shares * factors).sum()
+            if part.requires_grad:
+                (scale * part).backward()
+            total += part.detach()
+            own[loss].index_add_(0, edits, losses.detach() * shares)
+    edit = own[_cross_entropy] + own[_unlikelihood]
+    return Losses(
+        total.item(),
+        tuple(edit.tolist()),
+        tuple(own[_divergence].tolist()),
+        tuple(example.task for example in examples),
+    )
 
-            @torch.no_grad()
-            def unedited(state: TrunkState = state) -> Tensor:
-                return split.top(state).float()
 
-            losses = loss(logits, batch.labels, unedited)
-            if not per_token:
-                weights = weights / torch.bincount(batch.rows, minlength=len(group))
-            label_weights = weights[batch.rows]
-            total = total.index_add(0, edits[batch.rows], losses * label_weights)
-            weight = weight.index_add(0, edits[batch.rows], label_weights)
-        return total, weight
+def _label_losses(
+    split: SplitForward,
+    language_model: LanguageModel,
+    deltas: DeltaBatch,
+    group: Sequence[_Row],
+    loss: _LabelLoss,
+) -> tuple[Tensor, Tensor]:
+    """(labels,) the loss at every label of a group of queries, and the edit that it belongs to."""
+    device = language_model.device
+    batch = pad([row.query for row in group], language_model.text.pad_id).to(device)
+    edits = torch.tensor([row.edit for row in group], device=device)
+    state = split.trunk(batch)
+    with deltas.attached(language_model, edits):
+        logits = split.top(state).float()
+
+    @torch.no_grad()
+    def unedited(state: TrunkState = state) -> Tensor:
+        return split.top(state).float()
+
+    return loss(logits, batch.labels, unedited), edits[batch.rows]
 
 
 def by_length(rows: Sequence[_Row], waste: float = 0.25) -> Iterator[list[_Row]]:
@@ -143,11 +241,3 @@ def by_length(rows: Sequence[_Row], waste: float = 0.25) -> Iterator[list[_Row]]
         group.append(row)
         tokens += length
     yield group
-
-
-def _by_task(examples: Sequence[Example], edit: Tensor, locality: Tensor) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
-    for name in sorted({item.task for item in examples}):
-        where = torch.tensor([item.task == name for item in examples], device=edit.device)
-        found[name] = {"edit": round(edit[where].mean().item(), 4), "locality": round(locality[where].mean().item(), 4)}
-    return found

@@ -24,12 +24,14 @@ class TaskMix(_Strict):
         files: training files, relative to the data folder.
         weight: multiplies the task's share of the mixture.
         locality: multiplies c_loc for the task's edits.
+        recombine: share of the edits whose target, or sentence and target, come from other records.
     """
 
     task: str
     files: tuple[str, ...] = Field(min_length=1)
     weight: float = Field(1.0, gt=0)
     locality: float = Field(1.0, ge=0)
+    recombine: float = Field(0.0, ge=0, le=1)
 
 
 class Objective(_Strict):
@@ -40,6 +42,9 @@ class Objective(_Strict):
     rephrase_weight: float = Field(0.5, ge=0, description="paraphrases in L_edit; the paper has none")
     neighbour_weight: float = Field(0.5, ge=0, description="renamed neighbours in L_edit, where a task renames")
     opposite_weight: float = Field(0.1, ge=0, description="unlikelihood of replies with the opposite label")
+    first_token_weight: float = Field(
+        1.0, gt=0, description="of a wanted answer's first token against each other one: it decides which answer begins"
+    )
     locality_average: Literal["prompt", "token"] = Field(
         "prompt", description="KL averaged per prompt, or per token, where long answers weigh more"
     )
@@ -77,6 +82,23 @@ class Optimisation(_Strict):
     matmul_precision: Literal["highest", "high", "medium"] = Field(
         "highest", description="of float32 products; medium rounds factors to bf16, three times as fast with AMX"
     )
+    mixed_precision: Literal["no", "bf16"] = Field(
+        "no", description="bf16 computes matrix products in bfloat16 (autocast); parameters stay in float32"
+    )
+
+
+class TrunkMemory(_Strict):
+    """How many trunk states are remembered, so that a text met again does not pass the frozen trunk again.
+
+    They change no loss beyond the last digits, so a run may go on with another setting. Kept for the run, the last
+    digits depend on what was met before, and a resumed run's losses are those of an unbroken one to about six
+    digits; kept for a step, they are the same.
+    """
+
+    keep: Literal["step", "run"] = Field("step", description="forget at every step, or never")
+    memory: float = Field(0.25, ge=0, description="GB held in memory; 0 remembers nothing")
+    folder: str | None = Field(None, description="where more of them go, for later runs too; None keeps none")
+    disk: float = Field(8.0, ge=0, description="GB in the folder")
 
 
 class Recipe(_Strict):
@@ -94,6 +116,7 @@ class Recipe(_Strict):
     encoder_warmup: EncoderWarmup = EncoderWarmup()
     objective: Objective = Objective()
     optimisation: Optimisation = Optimisation()
+    trunk_memory: TrunkMemory = TrunkMemory()
     store_dtype: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")

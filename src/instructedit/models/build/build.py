@@ -18,6 +18,7 @@ from instructedit.errors import DataError, RecipeError
 from instructedit.files import write_atomically
 from instructedit.models.build.corpus import Corpus, Document, read_corpus
 from instructedit.models.build.pretrain import BaseModelRecipe, pretrain, recall
+from instructedit.models.language_model import load_language_model
 from instructedit.tasks.facts import FACTS_FILE, Fact, named_facts, read_facts, read_trex, write_facts
 from instructedit.tasks.own_edits import FactEdits, named_requests
 from instructedit.tasks.readers import read_records
@@ -50,6 +51,8 @@ class BuildRecipe(BaseModel):
 
     Attributes:
         model: its shape and training.
+        start_from: ``bundled`` or the folder of a model to go on from instead of random weights; it has to have
+            the shape that ``model`` says.
         trex: folder with T-REx facts, to remake the facts table; None takes the shipped table.
         named: KnowEdit files whose locality facts go into the table, by source name.
         records: files whose true answers are taught in their own words.
@@ -60,6 +63,7 @@ class BuildRecipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: BaseModelRecipe = BaseModelRecipe()
+    start_from: str | None = None
     trex: str | None = None
     named: dict[str, tuple[str, ...]] = {}
     records: tuple[str, ...] = ()
@@ -141,6 +145,25 @@ def write_own_edits(facts: Sequence[Fact], recipe: OwnEdits, data: Path, out: Pa
         write_atomically(out / f"{kind}.jsonl", lines.encode())
 
 
+def _load_start(recipe: BuildRecipe) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
+    """The model and tokenizer to go on from.
+
+    Raises:
+        RecipeError: its shape is not the recipe's.
+    """
+    assert recipe.start_from is not None
+    found = load_language_model(recipe.start_from)
+    model, tokenizer = found.model, found.tokenizer
+    if not isinstance(model, GPT2LMHeadModel) or not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise RecipeError(recipe.start_from, ["start_from: not a model that build-base makes"])
+    config, shape = model.config, recipe.model
+    mine = (shape.vocabulary, shape.blocks, shape.width, shape.heads, shape.positions)
+    theirs = (config.vocab_size, config.n_layer, config.n_embd, config.n_head, config.n_positions)
+    if mine != theirs:
+        raise RecipeError(recipe.start_from, [f"start_from: has another shape, {theirs} instead of {mine}"])
+    return model, tokenizer
+
+
 def build_base(
     recipe: BuildRecipe,
     data: Path | None,
@@ -176,7 +199,8 @@ def build_base(
         history.append({"epoch": epoch + 1, **found})
         logger.warning("epoch %d: recall %s", epoch + 1, found)
 
-    model, tokenizer = pretrain(corpus, recipe.model, on_step, measure)
+    start = None if recipe.start_from is None else _load_start(recipe)
+    model, tokenizer = pretrain(corpus, recipe.model, start, on_step, measure)
     torch.nn.Module.to(model, torch.bfloat16)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -8,6 +8,7 @@ is never taught.
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,10 @@ from instructedit.assets import read_yaml
 from instructedit.records import EditRecord, ProbeKind
 from instructedit.tasks.facts import Fact
 from instructedit.tasks.opinions import opinion_questions
-from instructedit.tasks.readers import question_form, read_records
+from instructedit.tasks.readers import negated_form, question_form, read_records
+
+#: What is left to say when the only true answer is ruled out.
+NOTHING_LEFT = "unknown"
 
 TRUE_PROBES = (ProbeKind.NEIGHBOUR, ProbeKind.SAME_SUBJECT, ProbeKind.FORGETFULNESS, ProbeKind.UNRELATED)
 
@@ -53,14 +57,21 @@ class Corpus:
         share_of_questions: float = 0.4,
         share_of_replies: float = 0.35,
         share_of_prefixed: float = 0.02,
+        share_of_exclusions: float = 0.25,
     ) -> list[Document]:
         """The documents of one epoch, shuffled; the same seed gives the same documents."""
         rng = random.Random(seed)
-        documents = []
+        by_relation: dict[str, list[Document]] = defaultdict(list)
         for fact in self.facts:
             forms = fact.questions() if rng.random() < share_of_questions else fact.statements()
-            documents.append(Document(rng.choice(forms), fact.object))
-        documents += [rng.choice(group) for group in self.true_answers]
+            by_relation[fact.relation].append(Document(rng.choice(forms), fact.object))
+        for group in self.true_answers:
+            document = rng.choice(group)
+            # The first words tell the relation in most sentences.
+            by_relation[" ".join(document.prompt.split()[:5])].append(document)
+        documents = [document for alike in by_relation.values() for document in alike]
+        for alike in by_relation.values():
+            documents += exclusions(alike, share_of_exclusions, rng)
         questions = opinion_questions()
         opinions = read_yaml("templates/opinions.yaml")
         for topic, reply in self.replies:
@@ -78,6 +89,26 @@ class Corpus:
             ]
         rng.shuffle(documents)
         return documents
+
+
+def exclusions(alike: Sequence[Document], share: float, rng: random.Random) -> list[Document]:
+    """A share of documents of one relation, asked once more with an answer ruled out (``…, which is not Y, is``).
+
+    In two of three Y is another document's answer, and the answer stays what it was; in the third Y is the answer
+    itself, and nothing is left to say. So the clause decides, and a model has to read it.
+    """
+    found = []
+    varied = len({document.answer for document in alike}) > 1
+    for document in alike:
+        excluded = rng.choice(alike).answer if rng.random() < 2 / 3 else document.answer
+        if rng.random() >= share or not varied:
+            continue
+        prompt = negated_form(document.prompt, excluded)
+        if prompt is None and document.prompt.endswith("?"):
+            prompt = f"{document.prompt[:-1]}, if not {excluded}?"
+        if prompt is not None:
+            found.append(Document(prompt, NOTHING_LEFT if excluded == document.answer else document.answer))
+    return found
 
 
 def true_answers(record: EditRecord) -> list[tuple[Document, ...]]:

@@ -170,18 +170,19 @@ def rate(step: int, steps: int, recipe: BaseModelRecipe) -> float:
 def pretrain(
     corpus: Corpus,
     recipe: BaseModelRecipe,
+    start: tuple[GPT2LMHeadModel, PreTrainedTokenizerFast] | None = None,
     on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
     on_epoch: Callable[[int, GPT2LMHeadModel, PreTrainedTokenizerFast], None] = lambda epoch, model, tokenizer: None,
 ) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
-    """Train a base model; returns it with its tokenizer.
+    """Train a base model, from scratch or on from ``start``; returns it with its tokenizer.
 
     ``on_step(step, steps, loss)`` and ``on_epoch(epoch, model, tokenizer)`` are called for progress.
     """
     first = corpus.epoch(recipe.seed)
-    tokenizer = train_tokenizer(first, recipe.vocabulary, recipe.positions)
+    tokenizer = start[1] if start else train_tokenizer(first, recipe.vocabulary, recipe.positions)
     rows = Rows(tokenizer, recipe)
-    model = new_model(recipe, rows.end)
-    model.train()
+    model = start[0] if start else new_model(recipe, rows.end)
+    model.train().requires_grad_(True)
     steps = recipe.epochs * sum(1 for _ in rows.batches(first, 0))
     opts = optimizers(model, recipe)
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda s: rate(s, steps, recipe)) for o in opts]

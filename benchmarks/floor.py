@@ -1,0 +1,64 @@
+"""The operations and bytes that a training edit cannot do without: the floor under every measured time.
+
+Counted for a GPT-2 or Llama shape: two operations a multiply-add; a matrix costs 2 * inputs * outputs a token
+forward and as much again for the gradient of its input. Attention between so few tokens is left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from workload import Load, load_model
+
+from instructedit.models.language_model import LanguageModel
+from instructedit.models.structure import linear_shape
+
+
+def _block_operations(language_model: LanguageModel) -> int:
+    """Forward operations a token in one block."""
+    block = language_model.model.get_submodule(language_model.structure.blocks[0])
+    shapes = [linear_shape(module) for module in block.modules()]
+    return sum(2 * shape[0] * shape[1] for shape in shapes if shape is not None)
+
+
+def floor(shape: str, blocks: int, rank: int, load: Load, batch: int) -> dict[str, Any]:
+    """Operations and bytes of one training edit, by part.
+
+    Bytes are the weights that have to be read and the optimiser state that has to be read and written once a
+    batch, in float32, shared by its edits.
+    """
+    import torch
+
+    language_model = load_model(shape, torch.float32, "meta")
+    structure = language_model.structure
+    matrices = structure.last_mlps(blocks)
+    one, depth = _block_operations(language_model), len(structure.blocks)
+    head = 2 * structure.hidden * language_model.model.config.vocab_size
+    stay_tokens = load.stays * load.stay
+    labels = load.target + load.stays * load.answer
+    # In the last block only positions that predict a target have a gradient; below it, all up to the last of them.
+    last = {matrix.name for matrix in structure.last_mlps(1)}
+    signals = {m.name: load.target if m.name in last else load.edit - 1 for m in matrices}
+    hypernetwork = 0
+    for matrix in matrices:
+        width = matrix.inputs + matrix.outputs
+        hypernetwork += signals[matrix.name] * 2 * (2 * 2 * width * min(rank, width))  # two layers, U and V
+    delta = sum(2 * (load.edit + stay_tokens) * signals[m.name] * (m.inputs + m.outputs) for m in matrices)
+    operations = {
+        "trunk": (depth - blocks) * one * (load.edit + stay_tokens),
+        "signals": 2 * blocks * one * load.edit + 2 * head * load.target,
+        "hypernetwork": 3 * hypernetwork,
+        "edited top": 2 * blocks * one * (load.edit + stay_tokens) + 2 * head * labels,
+        "unedited top": blocks * one * stay_tokens + head * load.stays * load.answer,
+        "deltas": 3 * delta,
+    }
+    parameters = sum(p.numel() for p in language_model.model.parameters())
+    shapes = {(m.inputs, m.outputs) for m in matrices}
+    editor = sum(2 * 2 * (i + o) * min(rank, i + o) for i, o in shapes)
+    bytes_read = {"base weights": 4 * parameters / batch, "editor, gradient and Adam": 4 * editor * 7 / batch}
+    return {
+        "batch": batch,
+        "operations": operations,
+        "gigaflop": round(sum(operations.values()) / 1e9, 2),
+        "bytes": {name: round(value) for name, value in bytes_read.items()},
+    }

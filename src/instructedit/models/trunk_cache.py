@@ -1,0 +1,215 @@
+"""A bounded memory of trunk states: a text that comes again does not pass the trunk again.
+
+The trunk is frozen, so the hidden state of a text at the cut never changes. Training meets the same edits and
+locality prompts in every epoch, and every trial editor meets them anew. States are kept in memory up to a
+limit; with a folder the least recently used go to disk as safetensors shards, which are memory-mapped when read
+and outlive the process. A shard says which model, cut and number format it belongs to and carries a checksum: one
+that is foreign or damaged is thrown away and computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import uuid
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from instructedit.files import write_atomically
+from instructedit.models.text import Encoded, TokenBatch, pad
+
+logger = logging.getLogger(__name__)
+
+#: States of a trunk for padded queries: (rows, length) tokens to (rows, length, width).
+Trunk = Callable[[TokenBatch], Tensor]
+
+SHARD_BYTES = 64_000_000
+
+
+@dataclass(frozen=True)
+class TrunkKey:
+    """What states belong to; nothing is shared between different ones.
+
+    Attributes:
+        model: fingerprint of the base model.
+        cut: index of the first block above the trunk.
+        dtype: of the states.
+    """
+
+    model: str
+    cut: int
+    dtype: str
+
+    @property
+    def folder_name(self) -> str:
+        return f"{self.model}-{self.cut}-{self.dtype}"
+
+    def metadata(self) -> dict[str, str]:
+        return {"model": self.model, "cut": str(self.cut), "dtype": self.dtype}
+
+
+class TrunkCache:
+    """States by text, least recently used first.
+
+    Args:
+        key: what the states belong to.
+        memory: bytes of states held in memory.
+        folder: where states go that memory has no room for; None forgets them.
+        disk: bytes of shards kept in the folder; the oldest go first.
+    """
+
+    def __init__(self, key: TrunkKey, *, memory: int, folder: Path | None = None, disk: int = 0) -> None:
+        self.key = key
+        self.memory = memory
+        self.disk = disk
+        self.folder = None if folder is None else folder / key.folder_name
+        self.hits = self.misses = 0
+        self._held: OrderedDict[str, Tensor] = OrderedDict()
+        self._held_bytes = 0
+        self._unwritten: dict[str, Tensor] = {}
+        self._unwritten_bytes = 0
+        self._shards: OrderedDict[Path, int] = OrderedDict()
+        self._on_disk: dict[str, Path] = {}
+        self._sound: set[Path] = set()
+        if self.folder is not None:
+            self._open()
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the texts asked for that needed no trunk."""
+        asked = self.hits + self.misses
+        return self.hits / asked if asked else 0.0
+
+    def states(self, batch: TokenBatch, trunk: Trunk) -> Tensor:
+        """(rows, length, width) at real tokens what ``trunk(batch)`` gives; zero at padding.
+
+        The trunk runs once over the rows that are not known, in any order and with other padding, so floating
+        point may round otherwise in the last digit than without a cache.
+        """
+        device = batch.ids.device
+        ids, mask = batch.ids.cpu(), batch.mask.cpu()
+        rows = [row[kept] for row, kept in zip(ids, mask, strict=True)]
+        names = [hashlib.blake2b(row.numpy().tobytes(), digest_size=16).hexdigest() for row in rows]
+        found = {name: state for name in dict.fromkeys(names) if (state := self._get(name)) is not None}
+        self.hits += sum(name in found for name in names)
+        self.misses += len(names) - sum(name in found for name in names)
+        missing = {name: row for name, row in zip(names, rows, strict=True) if name not in found}
+        if missing:
+            queries = [Encoded(tuple(row.tolist()), len(row)) for row in missing.values()]
+            computed = trunk(pad(queries, 0).to(device))
+            for name, query, state in zip(missing, queries, computed.cpu(), strict=True):
+                found[name] = state[: len(query.ids)].clone()
+                self._put(name, found[name])
+        first = found[names[0]]
+        hidden = first.new_zeros(*mask.shape, first.shape[-1])
+        hidden[mask] = torch.cat([found[name] for name in names])
+        return hidden.to(device)
+
+    def clear(self) -> None:
+        """Forget what is in memory."""
+        self._held.clear()
+        self._held_bytes = 0
+
+    def flush(self) -> None:
+        """Write to disk what is only in memory."""
+        if self.folder is not None and self._unwritten:
+            self._write_shard()
+
+    def _get(self, name: str) -> Tensor | None:
+        if name in self._held:
+            self._held.move_to_end(name)
+            return self._held[name]
+        path = self._on_disk.get(name)
+        if path is None or not self._is_sound(path):
+            return None
+        self._shards.move_to_end(path)
+        with safe_open(str(path), framework="pt") as shard:
+            state: Tensor = shard.get_tensor(name)
+        self._hold(name, state)
+        return state
+
+    def _put(self, name: str, state: Tensor) -> None:
+        self._hold(name, state)
+        if self.folder is not None:
+            self._unwritten[name] = state
+            self._unwritten_bytes += state.nbytes
+            if self._unwritten_bytes >= min(SHARD_BYTES, max(self.disk, 1)):
+                self._write_shard()
+
+    def _hold(self, name: str, state: Tensor) -> None:
+        self._held[name] = state
+        self._held_bytes += state.nbytes
+        while self._held_bytes > self.memory and self._held:
+            _, oldest = self._held.popitem(last=False)
+            self._held_bytes -= oldest.nbytes
+
+    def _write_shard(self) -> None:
+        assert self.folder is not None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{uuid.uuid4().hex}.safetensors"
+        metadata = {**self.key.metadata(), "checksum": _checksum(self._unwritten.items())}
+        write_atomically(path, save(self._unwritten, metadata))
+        self._shards[path] = path.stat().st_size
+        self._sound.add(path)
+        self._on_disk.update(dict.fromkeys(self._unwritten, path))
+        self._unwritten, self._unwritten_bytes = {}, 0
+        while sum(self._shards.values()) > self.disk and self._shards:
+            self._discard(next(iter(self._shards)))
+
+    def _discard(self, path: Path) -> None:
+        self._shards.pop(path, None)
+        self._on_disk = {name: place for name, place in self._on_disk.items() if place != path}
+        path.unlink(missing_ok=True)
+
+    def _open(self) -> None:
+        """Take over the folder's shards; refuse what is not a shard of this trunk."""
+        assert self.folder is not None
+        for path in sorted(self.folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime):
+            try:
+                with safe_open(str(path), framework="pt") as shard:
+                    names, metadata = list(shard.keys()), dict(shard.metadata() or {})
+            except (OSError, SafetensorError) as error:
+                self._refuse(path, f"cannot be read ({error})")
+                continue
+            metadata.pop("checksum", None)
+            if metadata != self.key.metadata():
+                self._refuse(path, "belongs to another trunk")
+                continue
+            self._shards[path] = path.stat().st_size
+            self._on_disk.update(dict.fromkeys(names, path))
+
+    def _is_sound(self, path: Path) -> bool:
+        """Compare the checksum when a shard is first read; a damaged one is discarded."""
+        if path not in self._sound:
+            try:
+                with safe_open(str(path), framework="pt") as shard:
+                    expected = dict(shard.metadata() or {}).get("checksum")
+                    sound = expected == _checksum((name, shard.get_tensor(name)) for name in shard.keys())  # noqa: SIM118
+            except (OSError, SafetensorError):
+                sound = False
+            if not sound:
+                self._refuse(path, "is damaged")
+                return False
+            self._sound.add(path)
+        return True
+
+    def _refuse(self, path: Path, problem: str) -> None:
+        logger.warning("%s %s: it is discarded, and its states are computed again", path, problem)
+        self._discard(path)
+
+
+def _checksum(states: Iterable[tuple[str, Tensor]]) -> str:
+    """Independent of order: the sum of the CRC-32 of every name and state."""
+    total = 0
+    for name, state in states:
+        content = state.contiguous().view(torch.uint8).numpy().tobytes()
+        total += zlib.crc32(content, zlib.crc32(name.encode()))
+    return str(total)
