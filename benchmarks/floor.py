@@ -44,11 +44,15 @@ def floor(shape: str, blocks: int, rank: int, load: Load, batch: int) -> dict[st
         width = matrix.inputs + matrix.outputs
         hypernetwork += signals[matrix.name] * 2 * (2 * 2 * width * min(rank, width))  # two layers, U and V
     delta = sum(2 * (load.edit + stay_tokens) * signals[m.name] * (m.inputs + m.outputs) for m in matrices)
+    # Nothing below the lowest edited matrix is differentiated: of its block only the way back through the last one is.
+    lowest = structure.last_mlps(blocks)[: len(matrices) // blocks]
+    down = sum(2 * m.inputs * m.outputs for m in lowest if m.outputs == structure.hidden)
+    backward = (blocks - 1) * one + down
     operations = {
         "trunk": (depth - blocks) * one * (load.edit + stay_tokens),
-        "signals": 2 * blocks * one * load.edit + 2 * head * load.target,
+        "signals": (blocks * one + backward) * load.edit + 2 * head * load.target,
         "hypernetwork": 3 * hypernetwork,
-        "edited top": 2 * blocks * one * (load.edit + stay_tokens) + 2 * head * labels,
+        "edited top": (blocks * one + backward) * (load.edit + stay_tokens) + 2 * head * labels,
         "unedited top": blocks * one * stay_tokens + head * load.stays * load.answer,
         "deltas": 3 * delta,
     }

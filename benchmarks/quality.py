@@ -66,12 +66,13 @@ def main() -> None:
     """Run all rows and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="write the result as JSON here")
+    parser.add_argument("--base", default="bundled")
     parser.add_argument("--editor", default="bundled")
     parser.add_argument("--limit", type=int, default=200, help="test edits a row, drawn at random")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--validation", metavar="RECIPE", help="use the recipe's held-out edits, not the test files")
     options = parser.parse_args()
-    model = load_language_model("bundled")
+    model = load_language_model(options.base)
     editor = load_editor(options.editor, model)
     rows: list[dict[str, Any]] = []
     began = time.monotonic()

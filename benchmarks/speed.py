@@ -33,7 +33,7 @@ from workload import SHAPES, Load, load_model, make_examples
 from instructedit.editors.files import create_editor
 from instructedit.editors.mend import EditorConfig, Mend
 from instructedit.evaluation.runner import evaluate
-from instructedit.models.language_model import DTYPES, LanguageModel
+from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRecord, Probe, ProbeKind
 from instructedit.tasks.task import load_task
 from instructedit.training.loop import make_optimizer
@@ -47,11 +47,11 @@ class Job:
     """One measurement: all that a process has to know.
 
     Attributes:
-        what: train, edit or evaluate.
+        what: train, edit, evaluate, or forward (one unedited pass over the edit's own tokens, the unit of cost).
         system: ours or easyedit.
-        dtype: of the base model.
-        autocast: whether the hypernetwork's products are in bfloat16; its parameters stay in float32.
-        precision: of float32 matrix products, see ``torch.set_float32_matmul_precision``.
+        numbers: exact (float32 throughout) or fast (base model in bfloat16, the hypernetwork's parameters in float32
+            and its products in bfloat16; the peer has no such switch and gets the same base and PyTorch's own
+            setting for float32 products).
         batch: edits at a time; the peer takes one.
         cache: whether trunk states are remembered (the second and later times are measured).
     """
@@ -60,9 +60,7 @@ class Job:
     system: str
     shape: str
     device: str = "cpu"
-    dtype: str = "float32"
-    autocast: bool = False
-    precision: str = "highest"
+    numbers: str = "exact"
     threads: int = 0
     batch: int = 1
     blocks: int = 3
@@ -109,10 +107,15 @@ def _remembering(job: Job, language_model: LanguageModel, cut: int) -> Iterator[
 
 def _ours(job: Job, language_model: LanguageModel) -> list[float]:
     config = EditorConfig(name="mend", blocks=job.blocks, rank=job.rank, last_relu=True, step_size=1e-4)
-    editor = create_editor(config, language_model).to(language_model.device)
     vocabulary = SHAPES[job.shape].vocabulary
     examples = make_examples(job.batch, job.load, vocabulary)
     requests = [example.request for example in examples]
+    if job.what == "forward":
+        pair = language_model.text.pair
+        ids = torch.tensor([pair(r.prompt, r.target).ids for r in requests], device=language_model.device)
+        with torch.no_grad():
+            return _seconds(lambda _: language_model.model(input_ids=ids, use_cache=False), job)
+    editor = create_editor(config, language_model).to(language_model.device)
     if job.what == "edit":
         return _seconds(lambda _: editor.edit(language_model, requests, [None] * job.batch), job)
     if job.what == "evaluate":
@@ -121,7 +124,7 @@ def _ours(job: Job, language_model: LanguageModel) -> list[float]:
         return _seconds(lambda _: evaluate(editor, language_model, task, records, headlines_only=True), job)
     optimizer = make_optimizer(editor, Optimisation(learning_rate=1e-6, step_size_learning_rate=1e-4))
     editor.train()
-    autocast = torch.autocast(language_model.device.type, torch.bfloat16, enabled=job.autocast)
+    autocast = torch.autocast(language_model.device.type, torch.bfloat16, enabled=job.numbers == "fast")
     with _remembering(job, language_model, editor.cut), autocast:
         return _seconds(lambda step: train_step(editor, language_model, examples, optimizer), job)
 
@@ -169,9 +172,10 @@ def measure(job: Job) -> dict[str, Any]:
     """Run one measurement in this process."""
     if job.threads:
         torch.set_num_threads(job.threads)
-    torch.set_float32_matmul_precision(job.precision)
+    fast = job.numbers == "fast"
+    torch.set_float32_matmul_precision("medium" if fast else "highest")
     random.seed(0)
-    language_model = load_model(job.shape, DTYPES[job.dtype], job.device)
+    language_model = load_model(job.shape, torch.bfloat16 if fast else torch.float32, job.device)
     gc.collect()
     base = _peak(job)
     times = (_ours if job.system == "ours" else _easyedit)(job, language_model)
@@ -196,38 +200,35 @@ def run_apart(job: Job) -> dict[str, Any]:
 
 
 def headline_jobs(base: Job, batches: list[int]) -> list[Job]:
-    """Ours at every batch size, with the caches and precisions a user may choose, and the peer."""
+    """Ours at every batch size, with the choices that a user has, and the peer."""
+    fast = replace(base, numbers="fast")
     jobs = []
     if base.easyedit:
-        precisions = ["highest", "medium"] if base.device == "cpu" else ["highest", "high"]
-        for what in ("train", "edit", "evaluate"):
-            jobs += [replace(base, what=what, system="easyedit", precision=p) for p in precisions]
-    fast = "medium" if base.device == "cpu" else "high"
+        peers = (replace(base, system="easyedit"), replace(fast, system="easyedit"))
+        jobs += [replace(peer, what=what) for what in ("train", "edit", "evaluate") for peer in peers]
     for batch in batches:
-        jobs += [replace(base, what="train", batch=batch, precision=p) for p in ("highest", fast)]
-        jobs.append(replace(base, what="train", batch=batch, precision=fast, cache=True))
-        jobs.append(replace(base, what="edit", batch=batch, precision=fast))
-    jobs.append(replace(base, what="evaluate", batch=max(batches), precision=fast))
-    jobs.append(replace(base, what="evaluate", batch=128, precision=fast))
+        jobs += [replace(start, batch=batch) for start in (base, fast, replace(fast, cache=True))]
+        jobs += [replace(fast, what=what, batch=batch) for what in ("forward", "edit")]
+    jobs += [replace(fast, what="evaluate", batch=batch) for batch in (max(batches), 128)]
     return jobs
 
 
 def sweep_jobs(base: Job, batch: int) -> dict[str, list[Job]]:
     """Cost against batch size, prompt length, edited blocks and number of locality prompts."""
-    base = replace(base, what="train", precision="medium" if base.device == "cpu" else "high", repetitions=3)
+    base = replace(base, numbers="fast", repetitions=3)
     at = replace(base, batch=batch)
     return {
         "batch": [replace(base, batch=size) for size in (1, 2, 4, 8, 16, 32)],
         "prompt tokens": [replace(at, load=replace(at.load, edit=size)) for size in (16, 32, 48, 64, 96, 128)],
         "blocks": [replace(at, blocks=count) for count in (1, 2, 3, 4, 6) if count < 12],
-        "edits": [replace(base, what="edit", batch=size) for size in (1, 4, 16, 64)],
+        "edits at a time": [replace(base, what="edit", batch=size) for size in (1, 4, 16, 64)],
     }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
     lines = [
-        "| what | system | batch | precision | cache | ms an edit (low-high) | peak MB |",
+        "| what | system | batch | numbers | cache | ms an edit (low-high) | peak MB |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -236,9 +237,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         else:
             low, mid, high = (1000 * row["seconds"][key] for key in ("low", "median", "high"))
             cells = f"{mid:.1f} ({low:.1f}-{high:.1f}) | {row['peak_bytes'] / 1e6:.0f}"
-        name = (
-            f"{row['what']} | {row['system']} | {row['batch']} | {row['precision']} | {'yes' if row['cache'] else ''}"
-        )
+        name = f"{row['what']} | {row['system']} | {row['batch']} | {row['numbers']} | {'yes' if row['cache'] else ''}"
         lines.append(f"| {name} | {cells} |")
     return "\n".join(lines)
 
@@ -248,7 +247,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=list(SHAPES), default="gpt2")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default PyTorch's choice")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="edits at a time")
     parser.add_argument("--repetitions", type=int, default=5)
@@ -267,7 +265,6 @@ def main() -> None:
         "ours",
         options.shape,
         device=options.device,
-        dtype=options.dtype,
         threads=options.threads,
         rank=options.rank,
         repetitions=options.repetitions,

@@ -427,11 +427,13 @@ def test_a_subject_under_another_spelling_is_no_neighbour() -> None:
     assert pool.neighbours(pool.records[0], 2, random.Random(0)) == []
 
 
+@pytest.mark.parametrize("first", [1.0, 3.0])
 @pytest.mark.parametrize("average", ["prompt", "token"])
-def test_objective_is_the_sum_over_single_rows(gpt2: LanguageModel, average: str) -> None:
+def test_objective_is_the_sum_over_single_rows(gpt2: LanguageModel, average: str, first: float) -> None:
     """A plain computation, one row and one edit at a time, gives the same loss and gradient."""
     editor = Mend.create(EditorConfig(name="mend", blocks=2, rank=4, step_size=1.0), gpt2).eval()
-    objective = Objective.model_validate({"locality_average": average, "locality_weight": 0.7, "edit_weight": 1.3})
+    weights = {"locality_weight": 0.7, "edit_weight": 1.3, "first_token_weight": first}
+    objective = Objective.model_validate({"locality_average": average, **weights})
     examples = [
         Example(
             "a",
@@ -450,8 +452,8 @@ def test_objective_is_the_sum_over_single_rows(gpt2: LanguageModel, average: str
             stay=(("The sky is", "blue"),),
         ),
     ]
-    first, deltas = (editor(gpt2, [item.request for item in examples], [None, None]) for _ in range(2))
-    found = descend(editor, gpt2, first, examples, objective, scale=0.5)
+    made, deltas = (editor(gpt2, [item.request for item in examples], [None, None]) for _ in range(2))
+    found = descend(editor, gpt2, made, examples, objective, scale=0.5)
     gradient = editor.theta.grad
     assert gradient is not None
     assert measure(editor, gpt2, deltas, examples, objective) == found
@@ -465,7 +467,11 @@ def test_objective_is_the_sum_over_single_rows(gpt2: LanguageModel, average: str
 
     edit_losses, divergences, likely = [], [], []
     for edit, item in enumerate(examples):
-        rise = [(w.weight, functional.cross_entropy(*logits(edit, w.prompt, w.answer))) for w in item.rise]
+        rise = []
+        for want in item.rise:
+            losses = functional.cross_entropy(*logits(edit, want.prompt, want.answer), reduction="none")
+            counts = torch.tensor([first] + [1.0] * (len(losses) - 1))
+            rise.append((want.weight, (losses * counts).sum() / counts.sum()))
         loss = sum(weight * value for weight, value in rise) / sum(weight for weight, _ in rise)
         for want in item.fall:
             after, labels = logits(edit, want.prompt, want.answer)

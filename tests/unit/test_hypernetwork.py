@@ -54,6 +54,19 @@ def test_network_starts_as_the_identity_on_normalised_input(last_relu: bool) -> 
     torch.testing.assert_close(pseudo_delta, (delta - delta.mean(0)) / delta.std(0), rtol=1e-4, atol=1e-4)
 
 
+def test_summed_loss_signals_are_as_many_times_stronger_as_the_target_has_tokens(gpt2: LanguageModel) -> None:
+    pairs = [("Lena was born in", "Oston"), ("Otto likes", "old garden gnomes and rivers")]
+    batch = pad([gpt2.text.pair(*pair) for pair in pairs], gpt2.text.pad_id)
+    matrices = gpt2.structure.last_mlps(2)
+    state = gpt2.split(2).trunk(batch)
+    mean, total = (read_signals(gpt2, state, 2, matrices, average=average) for average in (True, False))
+    lengths = torch.bincount(batch.rows).float()
+    assert lengths[0] != lengths[1]
+    for name, signal in mean.items():
+        torch.testing.assert_close(total[name].delta, signal.delta * lengths[signal.edit][:, None])
+        assert torch.equal(total[name].u, signal.u)
+
+
 def test_untrained_network_passes_signals_on() -> None:
     u, delta, matrix, edit = tokens()
     pseudo_u, pseudo_delta = network()(u, delta, matrix, None, edit)

@@ -17,13 +17,18 @@ from instructedit.cli.options import Device, DeviceMap, Dtype, JsonFile, Model
 def doctor(
     model: Model = "bundled",
     editor: Annotated[str | None, typer.Option(help="Check whether this editor file fits the model.")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="Estimate the editor of this recipe.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Predict the memory of training this recipe.")] = None,
+    edit_tokens: Annotated[int, typer.Option(min=2, help="Tokens of a typical edit, prompt and target.")] = 32,
+    stay_tokens: Annotated[int, typer.Option(min=2, help="Tokens of a typical locality prompt with answer.")] = 20,
     dtype: Dtype = "float32",
     device: Device = None,
     device_map: DeviceMap = None,
     json_: JsonFile = None,
 ) -> None:
     """Show what was found in a model by structure, what would be edited, and how much memory that takes.
+
+    With a recipe the memory of training it is predicted: weights and optimiser are counted, activations weighed in two
+    small steps and carried on to the recipe's batch.
 
     A model that cannot be edited gets a message that says what was found instead, and exit code 2.
     """
@@ -32,9 +37,11 @@ def doctor(
     from instructedit.editors.footprint import footprint
     from instructedit.editors.mend import EditorConfig, chosen_matrices
     from instructedit.models.language_model import load_language_model
+    from instructedit.training.memory import TextLengths, predict
     from instructedit.training.recipe import load_recipe
 
-    config = load_recipe(recipe).editor if recipe is not None else EditorConfig()
+    planned = load_recipe(recipe) if recipe is not None else None
+    config = planned.editor if planned is not None else EditorConfig()
     language_model = load_language_model(model, dtype=dtype, device=device, device_map=device_map)
     loaded = load_editor(editor, language_model) if editor is not None else None
     if loaded is not None:
@@ -57,12 +64,20 @@ def doctor(
             "base": round(size.base / 1e6, 1),
             "editor": round(size.editor / 1e6, 1),
             "training": round((size.base + size.training) / 1e6, 1),
+            "activations": None,
         },
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("instructedit", "torch", "transformers")},
         },
     }
+    if planned is not None:
+        target = max(1, edit_tokens // 8)
+        memory = predict(language_model, planned, TextLengths(edit_tokens, target, stay_tokens))
+        found["megabytes"] |= {
+            "training": round(memory.total / 1e6, 1),
+            "activations": round(memory.activations / 1e6, 1),
+        }
     if json_ is not None:
         emit_json(found, json_)
         if str(json_) == "-":
@@ -74,7 +89,12 @@ def doctor(
     table.add_row("edited", "\n".join(f"{m.name}  {m.inputs} -> {m.outputs}" for m in matrices))
     table.add_row("base in memory", f"{found['megabytes']['base']} MB")
     table.add_row("editor", f"{found['megabytes']['editor']} MB (rank {config.rank}, {config.layers} layers)")
-    table.add_row("training, without activations", f"{found['megabytes']['training']} MB")
+    if planned is None:
+        table.add_row("training, without activations", f"{found['megabytes']['training']} MB")
+    else:
+        name = f"training at batch {planned.optimisation.batch}"
+        activations = found["megabytes"]["activations"]
+        table.add_row(name, f"{found['megabytes']['training']} MB, of which activations {activations} MB")
     if loaded is not None:
         table.add_row("editor file", f"{editor} fits this model ({loaded.name})")
     out.print(table)

@@ -13,7 +13,7 @@ EditorFile = Annotated[
     str, typer.Option("--editor", help="`bundled`, or an editor file written by `instructedit train`.")
 ]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto (as stored).")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default cpu.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, … or auto; default cpu.")]
 
 
 def _placement(text: str | dict[str, str] | None) -> str | dict[str, str] | None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries
+from instructedit.cli.options import Device, DeviceMap
 
 
 def train_command(
@@ -17,7 +18,8 @@ def train_command(
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with the data sets; default INSTRUCTEDIT_DATA.")] = None,
     base: Annotated[str | None, typer.Option(help="Train for this model instead of the recipe's.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; default cpu.")] = None,
+    device: Device = None,
+    device_map: DeviceMap = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Stop the schedule after this many steps instead.")] = None,
     seed: Annotated[int | None, typer.Option(help="Another seed than the recipe's.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print a JSON summary at the end.")] = False,
@@ -25,7 +27,8 @@ def train_command(
     """Meta-train an editor. A run that was stopped goes on from its checkpoint when started again.
 
     The folder gets `log.jsonl` (a line a step), `checkpoint.safetensors` and `editor.safetensors`, the editor of
-    the best validation loss.
+    the best validation loss. Several processes share the work: `accelerate launch -m instructedit.cli.app train …`
+    (docs/scale.md).
     """
     quiet_libraries()
     from instructedit.models.language_model import load_language_model
@@ -38,7 +41,7 @@ def train_command(
     if steps is not None:
         found = found.model_copy(update={"optimisation": found.optimisation.model_copy(update={"steps": steps})})
     folder = out_folder or Path("runs") / recipe.stem
-    language_model = load_language_model(found.base, dtype=found.dtype, device=device)
+    language_model = load_language_model(found.base, dtype=found.dtype, device=device, device_map=device_map)
     with progress() as bar:
         jobs: dict[str, int] = {}
         note = ""

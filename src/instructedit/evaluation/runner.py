@@ -26,6 +26,7 @@ from instructedit.tasks.task import Task
 PROBES_A_KIND = 8
 REPLIES = 5
 FLUENCY_TOKENS = 60
+TRUNK_BYTES = 500_000_000
 
 
 @dataclass(frozen=True)
@@ -109,19 +110,21 @@ def evaluate(
     chooser = InstructionChooser(task, instruction, wording, seed)
     pool = RecordPool(records)
     values: dict[str, dict[str, float]] = {}
-    for start in range(0, len(records), batch):
-        part = list(records[start : start + batch])
-        if task.renames:  # what a renaming leaves alone is not in the record itself
-            part = [pool.completed(record, 2, seed) for record in part]
-        instructions = [chooser(record.request) for record in part]
-        deltas = editor.edit(language_model, [record.request for record in part], instructions)
-        probes = _all_probes(part, instructions, task, protocol, headlines_only)
-        found = _evaluate_part(editor.cut, language_model, part, probes, deltas, protocol, headlines_only)
-        if fluency:
-            _add_fluency(found, language_model, part, deltas)
-        for record, row in zip(part, found, strict=True):
-            values[f"{record.record_id}#{len(values)}"] = row
-        on_edits(len(values))
+    # The edit, the questions before and the questions after meet the same texts: their trunk is run once.
+    with language_model.remembering_trunks(editor.cut, memory=TRUNK_BYTES):
+        for start in range(0, len(records), batch):
+            part = list(records[start : start + batch])
+            if task.renames:  # what a renaming leaves alone is not in the record itself
+                part = [pool.completed(record, 2, seed) for record in part]
+            instructions = [chooser(record.request) for record in part]
+            deltas = editor.edit(language_model, [record.request for record in part], instructions)
+            probes = _all_probes(part, instructions, task, protocol, headlines_only)
+            found = _evaluate_part(editor.cut, language_model, part, probes, deltas, protocol, headlines_only)
+            if fluency:
+                _add_fluency(found, language_model, part, deltas)
+            for record, row in zip(part, found, strict=True):
+                values[f"{record.record_id}#{len(values)}"] = row
+            on_edits(len(values))
     names = sorted({name for row in values.values() for name in row}, key=_metric_order)
     return Evaluation(
         task=task.name,

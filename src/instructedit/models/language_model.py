@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -72,15 +73,21 @@ class LanguageModel:
     def remembering_trunks(
         self, cut: int, *, memory: int, folder: Path | None = None, disk: int = 0
     ) -> Iterator[TrunkCache]:
-        """Inside the ``with`` trunk states at ``cut`` are computed once a text; see :class:`TrunkCache`."""
+        """Inside the ``with`` trunk states at ``cut`` are computed once a text; see :class:`TrunkCache`.
+
+        Inside another ``with`` for the same cut, that one's cache goes on.
+        """
         split = self.split(cut)
+        if split.cache is not None:
+            yield split.cache
+            return
         key = TrunkKey(self.fingerprint, cut, str(self.model.dtype).removeprefix("torch."))
-        before, split.cache = split.cache, TrunkCache(key, memory=memory, folder=folder, disk=disk)
+        split.cache = TrunkCache(key, memory=memory, folder=folder, disk=disk)
         try:
             yield split.cache
         finally:
             split.cache.flush()
-            split.cache = before
+            split.cache = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -155,7 +162,8 @@ def load_language_model(
     Args:
         source: ``bundled``, a folder with a Hugging Face checkpoint, or a hub id.
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto`` (as stored).
-        device: where to put it; default the CPU. Not together with ``device_map``.
+        device: where to put it; default the CPU. ``auto`` takes a GPU where there is one, each process of a launch on
+            one machine its own. Not together with ``device_map``.
         device_map: Accelerate's placement, ``auto`` or the device of every part by module name; what goes to
             ``disk`` is read from the checkpoint when it is needed.
 
@@ -167,6 +175,8 @@ def load_language_model(
         raise ModelError(f"dtype {dtype!r} is not known; choose one of auto, {', '.join(DTYPES)}")
     if device is not None and device_map is not None:
         raise ModelError("give either a device or a device_map, not both")
+    if device == "auto":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     on_cpu = device_map is None and torch.device(device or "cpu").type == "cpu"
     if device_map is None:
         _refuse_what_does_not_fit(Path(path), dtype, device)

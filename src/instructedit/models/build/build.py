@@ -18,7 +18,7 @@ from instructedit.errors import DataError, RecipeError
 from instructedit.files import write_atomically
 from instructedit.models.build.corpus import Corpus, Document, read_corpus
 from instructedit.models.build.pretrain import BaseModelRecipe, pretrain, recall
-from instructedit.models.language_model import load_language_model
+from instructedit.models.language_model import BUNDLED, BUNDLED_FOLDER, load_language_model
 from instructedit.tasks.facts import FACTS_FILE, Fact, named_facts, read_facts, read_trex, write_facts
 from instructedit.tasks.own_edits import FactEdits, named_requests
 from instructedit.tasks.readers import read_records
@@ -164,6 +164,16 @@ def _load_start(recipe: BuildRecipe) -> tuple[GPT2LMHeadModel, PreTrainedTokeniz
     return model, tokenizer
 
 
+def _card_of(source: str | None) -> dict[str, Any] | None:
+    """The card of the model that this one goes on from."""
+    folder = BUNDLED_FOLDER if source == BUNDLED else Path(source or "")
+    file = folder / "card.json"
+    if source is None or not file.is_file():
+        return None
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
 def build_base(
     recipe: BuildRecipe,
     data: Path | None,
@@ -215,6 +225,7 @@ def build_base(
         "recall": {name: round(recall(model, tokenizer, documents), 4) for name, documents in samples.items()},
         "recall_sample": RECALL_SAMPLE,
         "history": history,
+        "before": _card_of(recipe.start_from),
     }
     write_atomically(out / "card.json", (json.dumps(card, indent=2) + "\n").encode())
     return card

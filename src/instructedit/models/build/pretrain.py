@@ -103,10 +103,11 @@ class Rows:
         pairs = [join(document.prompt, document.answer + _stop(document.answer)) for document in documents]
         prompts = self.tokenizer([prompt for prompt, _ in pairs])["input_ids"]
         answers = self.tokenizer([answer for _, answer in pairs])["input_ids"]
-        buckets: dict[int, list[tuple[list[int], int]]] = {length: [] for length in self.LENGTHS}
+        lengths = [length for length in self.LENGTHS if length <= self.recipe.positions]
+        buckets: dict[int, list[tuple[list[int], int]]] = {length: [] for length in lengths}
         for prompt, answer in zip(prompts, answers, strict=True):
             ids = [*prompt, *answer, self.end]
-            length = next((length for length in self.LENGTHS if len(ids) <= length), None)
+            length = next((length for length in lengths if len(ids) <= length), None)
             if length is not None:
                 buckets[length].append((ids, len(prompt)))
         batches = []

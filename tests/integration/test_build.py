@@ -1,0 +1,79 @@
+"""A base model built on two tiny data files: what it is taught, what is never taught, and building on from it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from instructedit.errors import RecipeError
+from instructedit.models.build.build import build_base, load_build_recipe
+from instructedit.models.build.corpus import NOTHING_LEFT, Corpus, Document, exclusions
+from instructedit.models.language_model import load_language_model
+from instructedit.records import EditRecord
+from instructedit.tasks.facts import Fact
+
+FACTS = [Fact("own", "mayor", f"Town{index}", ("Lena", "Otto", "Mira")[index % 3]) for index in range(60)]
+SHAPE = {"vocabulary": 400, "blocks": 2, "width": 32, "heads": 2, "positions": 64, "batch_tokens": 512}
+
+
+def test_an_exclusion_is_decided_by_its_clause() -> None:
+    alike = [Document(f"The mayor of Town{index} is", ("Lena", "Otto")[index % 2]) for index in range(40)]
+    alike += [Document(f"Who is the mayor of Town{index}?", ("Lena", "Otto")[index % 2]) for index in range(40)]
+    true = {document.prompt.split("Town")[1].strip(" is?"): document.answer for document in alike}
+    found = exclusions(alike, 1.0, random.Random(0))
+    assert len(found) == len(alike)
+    answers = set()
+    for document in found:
+        town = document.prompt.split("Town")[1].split(",")[0]
+        excluded = "Lena" if "Lena" in document.prompt else "Otto"
+        assert document.answer == (NOTHING_LEFT if excluded == true[town] else true[town])
+        answers.add(document.answer)
+    assert answers == {"Lena", "Otto", NOTHING_LEFT}
+    assert exclusions(alike, 0.0, random.Random(0)) == []
+    assert exclusions(alike[:1] * 5, 1.0, random.Random(0)) == [], "one answer leaves nothing wrong to rule out"
+
+
+def test_epochs_word_facts_anew_and_the_same_seed_alike() -> None:
+    corpus = Corpus(FACTS, [], [], [])
+    assert corpus.epoch(1) == corpus.epoch(1)
+    assert corpus.epoch(1) != corpus.epoch(2)
+    excluding = [d for d in corpus.epoch(1) if "which is not" in d.prompt or "if not" in d.prompt]
+    assert 0 < len(excluding) < len(FACTS)
+
+
+@pytest.fixture
+def build(
+    tmp_path: Path, records: list[EditRecord], write_jsonl: Callable[[Path, list[EditRecord]], Path]
+) -> Callable[..., Path]:
+    """Writes a build recipe over one file of records."""
+    write_jsonl(tmp_path / "own.jsonl", records)
+
+    def write(epochs: int = 2, **more: object) -> Path:
+        path = tmp_path / "build.yaml"
+        model = {**SHAPE, "epochs": epochs, **more.pop("model", {})}  # type: ignore[dict-item]
+        path.write_text(yaml.safe_dump({"model": model, "records": ["own.jsonl"], **more}))
+        return path
+
+    return write
+
+
+def test_building_on_keeps_the_tokenizer_and_the_card_of_what_was_before(
+    build: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("instructedit.models.build.build.read_facts", lambda path: FACTS)
+    first = build_base(load_build_recipe(build()), tmp_path, tmp_path / "one")
+    card = build_base(load_build_recipe(build(1, start_from=str(tmp_path / "one"))), tmp_path, tmp_path / "two")
+    assert card["before"] == first
+    assert json.loads((tmp_path / "two" / "card.json").read_text()) == card
+    one, two = (load_language_model(tmp_path / name) for name in ("one", "two"))
+    assert one.tokenizer.get_vocab() == two.tokenizer.get_vocab()
+    assert one.fingerprint != two.fingerprint
+    with pytest.raises(RecipeError, match="another shape"):
+        build_base(
+            load_build_recipe(build(1, start_from=str(tmp_path / "one"), model={"width": 64})), tmp_path, tmp_path / "x"
+        )
