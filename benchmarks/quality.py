@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from instructedit.data import find_data
-from instructedit.editors.files import load_editor
+from instructedit.editors.files import find_editor
 from instructedit.evaluation.demonstration import TEST_FILES
 from instructedit.evaluation.protocols import Control, Protocol
 from instructedit.evaluation.runner import evaluate
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--validation", metavar="RECIPE", help="use the recipe's held-out edits, not the test files")
     options = parser.parse_args()
     model = load_language_model(options.base)
-    editor = load_editor(options.editor, model)
+    editor = find_editor(options.editor, model)
     rows: list[dict[str, Any]] = []
     began = time.monotonic()
     held_out = _held_out(options.validation) if options.validation else None

@@ -301,7 +301,7 @@ def test_generation_depends_on_neither_batch_nor_order(
     deltas = editor.edit(gpt2, requests_, [None] * 3) if edited else None
 
     def texts(prompts: tuple[str, ...], edits: tuple[int, ...], size: int) -> list[str]:
-        return generate(gpt2, prompts, deltas=deltas, edits=edits, new_tokens=6, batch_size=size)
+        return generate(gpt2, prompts, edits=deltas, rows=edits, new_tokens=6, batch_size=size)
 
     together = texts(PROMPTS, (0, 1, 2), 64)
     assert together == texts(PROMPTS, (0, 1, 2), 1)

@@ -50,7 +50,7 @@ def edit(
     quiet_libraries()
     from instructedit.deltas.files import load_delta, save_delta
     from instructedit.editors.editing import make_edit, read_requests
-    from instructedit.editors.files import load_editor
+    from instructedit.editors.files import find_editor
     from instructedit.evaluation.generation import generate, natural_stop
     from instructedit.models.language_model import load_language_model
     from instructedit.records import EditRequest
@@ -74,7 +74,7 @@ def edit(
         for other in deltas[1:]:
             delta = delta + other
     else:
-        delta = make_edit(load_editor(editor, language_model), language_model, wanted, found_task)
+        delta = make_edit(find_editor(editor, language_model), language_model, wanted, found_task)
     if rank is not None:
         delta = delta.compress(rank)
     prompts = [*(request.prompt for request in wanted), *(ask or ())]

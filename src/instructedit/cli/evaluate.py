@@ -42,7 +42,7 @@ def evaluate_command(
     decoding and exact match) and `paper` (the instruction before edit, rephrase and portability prompts).
     """
     quiet_libraries()
-    from instructedit.editors.files import load_editor
+    from instructedit.editors.files import find_editor
     from instructedit.evaluation.runner import evaluate
     from instructedit.models.language_model import load_language_model
     from instructedit.tasks.readers import read_records
@@ -55,7 +55,7 @@ def evaluate_command(
     if limit is not None and limit < len(edits):
         edits = random.Random(seed).sample(edits, limit)
     language_model = load_language_model(model, dtype=dtype, device=device, device_map=device_map)
-    trained = load_editor(editor, language_model)
+    trained = find_editor(editor, language_model)
     with progress() as bar:
         job = bar.add_task(f"evaluating {found_task.name}", total=len(edits), note="")
         result = evaluate(

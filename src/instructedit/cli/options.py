@@ -10,7 +10,12 @@ import typer
 
 Model = Annotated[str, typer.Option("--model", help="`bundled`, a checkpoint folder, or a hub id.")]
 EditorFile = Annotated[
-    str, typer.Option("--editor", help="`bundled`, or an editor file written by `instructedit train`.")
+    str,
+    typer.Option(
+        "--editor",
+        help="`bundled`, a file written by `instructedit train`, a method that needs no training (`ft`, `lora`, "
+        "`rome`, `in-context`), or a YAML file with its `name` and numbers.",
+    ),
 ]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto (as stored).")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, … or auto; default cpu.")]

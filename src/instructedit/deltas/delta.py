@@ -206,6 +206,10 @@ class DeltaBatch:
     def __len__(self) -> int:
         return next(iter(self.factors.values())).a.shape[0]
 
+    def asked(self, edit: int, prompt: str) -> str:
+        """The prompt: an edit of the weights leaves questions alone."""
+        return prompt
+
     def leaves(self) -> DeltaBatch:
         """The same values cut off from their graph; they collect gradients for :meth:`backward`."""
         return DeltaBatch(

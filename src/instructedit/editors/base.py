@@ -5,26 +5,50 @@ from __future__ import annotations
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol, TypeVar
 
-from torch import nn
+from pydantic import BaseModel
+from torch import Tensor, nn
 
-from instructedit.deltas.delta import DeltaBatch
 from instructedit.errors import EditorError
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
 
 
-class Editor(nn.Module, ABC):
-    """Turns requests into weight deltas of one base model, changing nothing in place."""
+class Edits(Protocol):
+    """What an editor makes of a batch of requests: as many edits, none of them in the model yet.
 
-    #: the name under which it is registered
+    Most are weight deltas (:class:`~instructedit.deltas.delta.DeltaBatch`); a codebook or a prompt is an edit too.
+    """
+
+    def __len__(self) -> int: ...
+
+    def attached(self, language_model: LanguageModel, rows: Tensor) -> AbstractContextManager[None]:
+        """Row ``i`` of every batch inside the ``with`` is edited by edit ``rows[i]``."""
+        ...
+
+    def asked(self, edit: int, prompt: str) -> str:
+        """The text that the model edited by ``edit`` is given in place of ``prompt``."""
+        ...
+
+
+class Editor(nn.Module, ABC):
+    """Turns requests into edits of one base model, changing nothing in place.
+
+    Attributes:
+        name: under which it is registered.
+        cut: index of the lowest block that an edit touches.
+    """
+
     name: str
+    cut: int
 
     @abstractmethod
     def edit(
         self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
-    ) -> DeltaBatch:
-        """The deltas of independent edits, one a request.
+    ) -> Edits:
+        """Independent edits, one a request.
 
         Args:
             requests: what to change.
@@ -35,13 +59,33 @@ class Editor(nn.Module, ABC):
         """
 
 
+class DirectEditor(Editor):
+    """An editor that needs no training of its own: it is made from numbers and a base model.
+
+    Attributes:
+        Config: its numbers, with defaults.
+    """
+
+    Config: type[BaseModel]
+
+    @classmethod
+    @abstractmethod
+    def create(cls, config: BaseModel, language_model: LanguageModel) -> DirectEditor:
+        """The editor for a base model.
+
+        Raises:
+            EditorError: the numbers do not fit the model.
+        """
+
+
 _EDITORS: dict[str, type[Editor]] = {}
+_Kind = TypeVar("_Kind", bound=type[Editor])
 
 
-def register(name: str) -> Callable[[type[Editor]], type[Editor]]:
+def register(name: str) -> Callable[[_Kind], _Kind]:
     """Class decorator: make an editor known by ``name``."""
 
-    def add(editor: type[Editor]) -> type[Editor]:
+    def add(editor: _Kind) -> _Kind:
         if name in _EDITORS:
             raise EditorError(f"an editor named {name!r} is already registered")
         editor.name = name
@@ -49,6 +93,11 @@ def register(name: str) -> Callable[[type[Editor]], type[Editor]]:
         return editor
 
     return add
+
+
+def registered_editors() -> dict[str, type[Editor]]:
+    """All editors by name."""
+    return dict(_EDITORS)
 
 
 def editor_class(name: str) -> type[Editor]:

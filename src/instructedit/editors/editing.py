@@ -8,8 +8,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from instructedit.deltas.delta import Delta, DeltaMetadata
+from instructedit.deltas.delta import Delta, DeltaBatch, DeltaMetadata
 from instructedit.editors.base import Editor
+from instructedit.errors import EditorError
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
 from instructedit.tasks.readers import read_rows
@@ -23,11 +24,13 @@ def make_edit(editor: Editor, language_model: LanguageModel, requests: Sequence[
 
     Raises:
         DataError: an instruction has a placeholder that its request does not fill.
-        EditorError: a request cannot be edited.
+        EditorError: a request cannot be edited, or the editor's edits are not weight deltas.
     """
     bank = task.instructions
     texts = [bank.render(request.instruction or bank.descriptions[0], request) for request in requests]
     batch = editor.edit(language_model, requests, texts)
+    if not isinstance(batch, DeltaBatch):
+        raise EditorError(f"{editor.name} does not change weights, so its edits cannot be kept as a delta")
     versions = {name: version(name) for name in ("instructedit", "torch", "transformers")}
     deltas = [
         batch.select(

@@ -7,17 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from instructedit.assets import ASSETS
-from instructedit.editors.base import editor_class
+from instructedit.editors.base import DirectEditor, Editor, editor_class, registered_editors
+from instructedit.editors.finetuning import BoxedFineTuning, Lora
+from instructedit.editors.incontext import InContext
 from instructedit.editors.mend import EditorConfig, Mend
+from instructedit.editors.rome import Rome
 from instructedit.errors import EditorError
 from instructedit.files import write_atomically
 from instructedit.models.language_model import BUNDLED, LanguageModel
 
+#: Importing them is what makes them known by name.
+DIRECT = (BoxedFineTuning, InContext, Lora, Rome)
 FORMAT = "instructedit-editor/1"
 BUNDLED_EDITOR = ASSETS / "editor.safetensors"
 
@@ -56,6 +62,27 @@ def save_editor(
         "training": json.dumps(training or {}),
     }
     write_atomically(Path(path), save(tensors, header))
+
+
+def find_editor(name_or_path: str | Path, language_model: LanguageModel) -> Editor:
+    """An editor by what a user calls it: ``bundled``, an editor file, a direct method's name, or its YAML file.
+
+    A YAML file says ``name: ft`` and the numbers that differ from the method's own.
+
+    Raises:
+        EditorError: there is no such editor, or its numbers are wrong; all mistakes are listed.
+    """
+    raw: dict[str, Any] = {"name": str(name_or_path)}
+    if Path(name_or_path).suffix in {".yaml", ".yml"}:
+        raw = dict(yaml.safe_load(Path(name_or_path).read_text(encoding="utf-8")) or {})
+    kind = registered_editors().get(str(raw.pop("name", "")))
+    if kind is None or not issubclass(kind, DirectEditor):
+        return load_editor(name_or_path, language_model)
+    try:
+        return kind.create(kind.Config.model_validate(raw), language_model)
+    except ValidationError as error:
+        mistakes = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise EditorError(f"{name_or_path}: {mistakes}") from None
 
 
 def load_editor(path: str | Path, language_model: LanguageModel) -> Mend:

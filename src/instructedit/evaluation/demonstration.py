@@ -76,7 +76,7 @@ def show(
     questions = [(request.prompt, "request"), *asked]
     prompts = [prompt for prompt, _ in questions]
     before = generate(language_model, prompts, new_tokens=12)
-    after = generate(language_model, prompts, deltas=deltas, edits=[0] * len(prompts), new_tokens=12)
+    after = generate(language_model, prompts, edits=deltas, rows=[0] * len(prompts), new_tokens=12)
     rows = tuple(
         (prompt, why, natural_stop(old), natural_stop(new))
         for (prompt, why), old, new in zip(questions, before, after, strict=True)

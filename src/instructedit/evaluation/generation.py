@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from instructedit.deltas.delta import Delta, DeltaBatch
+from instructedit.deltas.delta import Delta
+from instructedit.editors.base import Edits
 from instructedit.errors import DataError
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import pad
@@ -19,8 +20,8 @@ def generate(
     language_model: LanguageModel,
     prompts: Sequence[str],
     *,
-    deltas: DeltaBatch | None = None,
-    edits: Sequence[int] = (),
+    edits: Edits | None = None,
+    rows: Sequence[int] = (),
     delta: Delta | None = None,
     new_tokens: int = 24,
     batch_size: int = 64,
@@ -28,12 +29,14 @@ def generate(
     """Greedy continuations, up to the end token or ``new_tokens``.
 
     Args:
-        deltas, edits: continue prompt ``i`` with the delta of edit ``edits[i]``;
+        edits, rows: continue prompt ``i`` of the model edited by edit ``rows[i]``;
         delta: or continue all with this one; with neither, the unedited model.
 
     Raises:
         DataError: a prompt is blank or fills the model's whole length.
     """
+    if edits is not None:
+        prompts = [edits.asked(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     texts: dict[int, str] = {}
     for start in range(0, len(order), batch_size):
@@ -46,9 +49,9 @@ def generate(
             raise DataError(f"a prompt of {longest} tokens leaves the model no room to answer", field="prompt")
         batch = pad(queries, language_model.text.pad_id, side="left").to(language_model.device)
         attached: AbstractContextManager[None] = nullcontext()
-        if deltas is not None:
-            rows = torch.tensor([edits[index] for index in chosen], device=language_model.device)
-            attached = deltas.attached(language_model, rows)
+        if edits is not None:
+            places = torch.tensor([rows[index] for index in chosen], device=language_model.device)
+            attached = edits.attached(language_model, places)
         elif delta is not None:
             attached = delta.attached(language_model)
         with attached:

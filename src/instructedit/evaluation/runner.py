@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from instructedit.deltas.delta import DeltaBatch
+from instructedit.editors.base import Editor, Edits
 from instructedit.editors.instructedit import with_instruction
-from instructedit.editors.mend import Mend
 from instructedit.errors import DataError
 from instructedit.evaluation.generation import generate, matches, natural_stop, normalised
 from instructedit.evaluation.intervals import Estimate, estimate
@@ -76,7 +75,7 @@ class _Probe:
 
 
 def evaluate(
-    editor: Mend,
+    editor: Editor,
     language_model: LanguageModel,
     task: Task,
     records: Sequence[EditRecord],
@@ -117,11 +116,11 @@ def evaluate(
             if task.renames:  # what a renaming leaves alone is not in the record itself
                 part = [pool.completed(record, 2, seed) for record in part]
             instructions = [chooser(record.request) for record in part]
-            deltas = editor.edit(language_model, [record.request for record in part], instructions)
+            edits = editor.edit(language_model, [record.request for record in part], instructions)
             probes = _all_probes(part, instructions, task, protocol, headlines_only)
-            found = _evaluate_part(editor.cut, language_model, part, probes, deltas, protocol, headlines_only)
+            found = _evaluate_part(editor.cut, language_model, part, probes, edits, protocol, headlines_only)
             if fluency:
-                _add_fluency(found, language_model, part, deltas)
+                _add_fluency(found, language_model, part, edits)
             for record, row in zip(part, found, strict=True):
                 values[f"{record.record_id}#{len(values)}"] = row
             on_edits(len(values))
@@ -142,17 +141,17 @@ def _evaluate_part(
     language_model: LanguageModel,
     records: Sequence[EditRecord],
     probes: Sequence[_Probe],
-    deltas: DeltaBatch,
+    edits: Edits,
     protocol: Protocol,
     headlines_only: bool,
 ) -> list[dict[str, float]]:
     collected: list[dict[str, list[float]]] = [defaultdict(list) for _ in records]
     if protocol is Protocol.GENERATION:
         prompts = [probe.query.prompt for probe in probes]
-        edits = [probe.query.edit for probe in probes]
+        rows = [probe.query.edit for probe in probes]
         longest = max(len(language_model.text.pair("a", answer).ids) for p in probes for answer in p.answers[:1])
         new_tokens = min(48, longest + 8)
-        after = generate(language_model, prompts, deltas=deltas, edits=edits, new_tokens=new_tokens)
+        after = generate(language_model, prompts, edits=edits, rows=rows, new_tokens=new_tokens)
         before = generate(language_model, prompts, new_tokens=new_tokens)
         for probe, text, old in zip(probes, after, before, strict=True):
             row = collected[probe.query.edit]
@@ -162,14 +161,14 @@ def _evaluate_part(
                 row["reliability_before"].append(float(matches(old, probe.answers)))
     else:
         queries = [probe.query for probe in probes]
-        scored_after = score(language_model, cut, queries, deltas)
+        scored_after = score(language_model, cut, queries, edits)
         scored_before = score(language_model, cut, queries, None)
         for probe, new, past in zip(probes, scored_after, scored_before, strict=True):
             row = collected[probe.query.edit]
             row[probe.metric].append(new.agreement(past) if probe.stays else new.hits)
             if probe.metric == "reliability":
                 row["reliability_before"].append(past.hits)
-        _add_likelihood_metrics(collected, cut, language_model, records, deltas, probability_forms=not headlines_only)
+        _add_likelihood_metrics(collected, cut, language_model, records, edits, probability_forms=not headlines_only)
     found = []
     for row in collected:
         means = {name: sum(numbers) / len(numbers) for name, numbers in row.items()}
@@ -244,7 +243,7 @@ def _add_likelihood_metrics(
     cut: int,
     language_model: LanguageModel,
     records: Sequence[EditRecord],
-    deltas: DeltaBatch,
+    edits: Edits,
     probability_forms: bool,
 ) -> None:
     """ROME's probability forms where the true object is known, SERAC's sentiment shift where there are replies."""
@@ -272,7 +271,7 @@ def _add_likelihood_metrics(
         return
     after: list[dict[str, list[Scored]]] = [defaultdict(list) for _ in records]
     before: list[dict[str, list[Scored]]] = [defaultdict(list) for _ in records]
-    now: Sequence[Scored | None] = score(language_model, cut, queries, deltas)
+    now: Sequence[Scored | None] = score(language_model, cut, queries, edits)
     then = _replies_before(language_model, cut, queries, places)
     for store, scored in ((after, now), (before, then)):
         for (edit, name), value in zip(places, scored, strict=True):
@@ -303,11 +302,10 @@ def _replies_before(
 
 
 def _add_fluency(
-    found: list[dict[str, float]], language_model: LanguageModel, records: Sequence[EditRecord], deltas: DeltaBatch
+    found: list[dict[str, float]], language_model: LanguageModel, records: Sequence[EditRecord], edits: Edits
 ) -> None:
     prompts = [record.request.prompt for record in records]
-    edits = list(range(len(records)))
-    texts = generate(language_model, prompts, deltas=deltas, edits=edits, new_tokens=FLUENCY_TOKENS)
+    texts = generate(language_model, prompts, edits=edits, rows=range(len(records)), new_tokens=FLUENCY_TOKENS)
     for row, prompt, text in zip(found, prompts, texts, strict=True):
         row["fluency"] = ngram_entropy((prompt + " " + text).split())
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from instructedit.deltas.delta import DeltaBatch
+from instructedit.editors.base import Edits
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import pad
 
@@ -44,15 +44,16 @@ class Scored:
 
 @torch.no_grad()
 def score(
-    language_model: LanguageModel, cut: int, queries: Sequence[Query], deltas: DeltaBatch | None, tokens: int = 4096
+    language_model: LanguageModel, cut: int, queries: Sequence[Query], edits: Edits | None, tokens: int = 4096
 ) -> list[Scored]:
     """Score queries in batches of about ``tokens`` padded tokens, in any order, reported in the given one.
 
     Args:
         cut: where the forward is split; blocks below it carry no delta.
-        deltas: each query is asked of its own edit's model; None asks the unedited one.
+        edits: each query is asked of its own edit's model; None asks the unedited one.
     """
-    encoded = [language_model.text.pair(query.prompt, query.answer) for query in queries]
+    prompts = [query.prompt if edits is None else edits.asked(query.edit, query.prompt) for query in queries]
+    encoded = [language_model.text.pair(text, query.answer) for text, query in zip(prompts, queries, strict=True)]
     order = sorted(range(len(queries)), key=lambda index: len(encoded[index].ids))
     split = language_model.split(cut)
     found: dict[int, Scored] = {}
@@ -63,9 +64,9 @@ def score(
             end += 1
         chosen = order[start:end]
         batch = pad([encoded[index] for index in chosen], language_model.text.pad_id).to(language_model.device)
-        edits = torch.tensor([queries[index].edit for index in chosen], device=language_model.device)
+        rows = torch.tensor([queries[index].edit for index in chosen], device=language_model.device)
         state = split.trunk(batch)
-        with deltas.attached(language_model, edits) if deltas is not None else nullcontext():
+        with edits.attached(language_model, rows) if edits is not None else nullcontext():
             logits = split.top(state).float()
         best = logits.argmax(-1)
         likelihood = logits.log_softmax(-1).gather(1, batch.labels[:, None])[:, 0]

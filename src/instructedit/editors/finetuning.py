@@ -1,0 +1,178 @@
+"""Fine-tuning on the one edit, the plainest baselines: all edits of a batch at once, each on its own copy of a layer.
+
+`ft` is FT+L of Meng et al. (ROME, NeurIPS 2022), after Zhu et al. (2020): Adam on one MLP's last matrix, every
+entry of the change held inside a box,
+
+    min over D of -log p(y | x; W + D)   with   |D_ij| <= bound.
+
+`lora` is Hu et al. (ICLR 2022) on the same loss: D = A B of low rank on the MLPs of several blocks, A random and B
+zero at the start, no box.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from instructedit.deltas.delta import DeltaBatch, LowRank
+from instructedit.editors.base import DirectEditor, register
+from instructedit.editors.signals import edit_loss
+from instructedit.errors import EditorError
+from instructedit.models.language_model import LanguageModel
+from instructedit.models.structure import Matrix
+from instructedit.models.text import pad
+from instructedit.records import EditRequest
+
+
+class FineTuningConfig(BaseModel):
+    """What both have in common."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(25, ge=1, description="of Adam, at most")
+    learning_rate: float = Field(5e-4, gt=0)
+    enough: float = Field(1e-2, ge=0, description="an edit with a smaller loss is left as it is")
+
+
+class FineTuning(DirectEditor):
+    """Adam on the change itself.
+
+    Args:
+        config: steps and rate.
+        matrices: that are changed.
+        cut: block of the lowest of them.
+    """
+
+    def __init__(self, config: FineTuningConfig, matrices: Sequence[Matrix], cut: int) -> None:
+        super().__init__()
+        self.config = config
+        self.matrices = tuple(matrices)
+        self.cut = cut
+
+    @abstractmethod
+    def start(self, edits: int, device: torch.device) -> dict[str, LowRank]:
+        """The change before the first step, zero; what is to be learned requires gradients."""
+
+    def confine(self, factors: Mapping[str, LowRank]) -> None:
+        """Bring the change back to where it may be, in place."""
+
+    def edit(
+        self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
+    ) -> DeltaBatch:
+        """See :meth:`Editor.edit`. Instructions are not read.
+
+        The edits do not meet: the sum of their losses gives each its own gradient, Adam treats every entry by itself,
+        and an edit that is done no longer moves. So a batch gives what one edit at a time would.
+        """
+        pair = language_model.text.pair
+        batch = pad([pair(r.prompt, r.target) for r in requests], language_model.text.pad_id).to(language_model.device)
+        split = language_model.split(self.cut)
+        state = split.trunk(batch)
+        rows = torch.arange(len(requests), device=language_model.device)
+        factors = self.start(len(requests), language_model.device)
+        learned = [t for low in factors.values() for t in (low.a, low.b) if t.requires_grad]
+        optimizer = torch.optim.Adam(learned, lr=self.config.learning_rate)
+        ranks = {name: torch.full_like(rows, low.a.shape[-1]) for name, low in factors.items()}
+        deltas = DeltaBatch(factors, ranks)
+        for _ in range(self.config.steps):
+            with torch.enable_grad(), deltas.attached(language_model, rows):
+                losses = edit_loss(split.top(state), batch)
+                optimizer.zero_grad()
+                losses.sum().backward()
+            done = losses.detach() < self.config.enough
+            if done.all():
+                break
+            before = [tensor.detach().clone() for tensor in learned]
+            optimizer.step()
+            with torch.no_grad():
+                self.confine(factors)
+                for tensor, old in zip(learned, before, strict=True):
+                    tensor[done] = old[done]
+        return DeltaBatch({name: LowRank(low.a.detach(), low.b.detach()) for name, low in factors.items()}, ranks)
+
+
+class BoxedConfig(FineTuningConfig):
+    """FT+L. The defaults are those of its published runs."""
+
+    block: int | None = Field(None, ge=0, description="whose MLP's last matrix is changed; None takes the middle one")
+    bound: float = Field(5e-4, gt=0, description="of every entry of the change")
+
+
+@register("ft")
+class BoxedFineTuning(FineTuning):
+    """FT+L: one matrix, every entry inside a box."""
+
+    Config = BoxedConfig
+    config: BoxedConfig
+
+    @classmethod
+    def create(cls, config: BaseModel, language_model: LanguageModel) -> BoxedFineTuning:
+        """See :meth:`DirectEditor.create`."""
+        assert isinstance(config, BoxedConfig)
+        structure = language_model.structure
+        block = len(structure.blocks) // 2 if config.block is None else config.block
+        if block >= len(structure.blocks):
+            raise EditorError(f"block {block} is asked for, the model has {len(structure.blocks)}, counted from 0")
+        down = [matrix for matrix in structure.mlps[block] if matrix.outputs == structure.hidden]
+        return cls(config, down[-1:], block)
+
+    def start(self, edits: int, device: torch.device) -> dict[str, LowRank]:
+        """D = D I: the whole matrix is learned, the identity beside it only gives it the form of a delta."""
+        return {
+            m.name: LowRank(
+                torch.zeros(edits, m.inputs, m.outputs, device=device, requires_grad=True),
+                torch.eye(m.outputs, device=device).expand(edits, -1, -1),
+            )
+            for m in self.matrices
+        }
+
+    def confine(self, factors: Mapping[str, LowRank]) -> None:
+        """Clamp every entry."""
+        for low in factors.values():
+            low.a.clamp_(-self.config.bound, self.config.bound)
+
+
+class LoraConfig(FineTuningConfig):
+    """LoRA on single edits."""
+
+    steps: int = Field(30, ge=1, description="of Adam, at most")
+    learning_rate: float = Field(5e-3, gt=0)
+    blocks: int = Field(3, ge=1, description="the MLPs of the last blocks are changed")
+    rank: int = Field(8, ge=1)
+    seed: int = 0
+
+
+@register("lora")
+class Lora(FineTuning):
+    """Low-rank fine-tuning of the last blocks' MLPs."""
+
+    Config = LoraConfig
+    config: LoraConfig
+
+    @classmethod
+    def create(cls, config: BaseModel, language_model: LanguageModel) -> Lora:
+        """See :meth:`DirectEditor.create`."""
+        assert isinstance(config, LoraConfig)
+        structure = language_model.structure
+        matrices = structure.last_mlps(config.blocks)
+        return cls(config, matrices, min(structure.block_of(matrix.name) for matrix in matrices))
+
+    def start(self, edits: int, device: torch.device) -> dict[str, LowRank]:
+        """A random, the same for every edit, and B zero."""
+        generator = torch.Generator().manual_seed(self.config.seed)
+
+        def random(matrix: Matrix) -> Tensor:
+            a: Tensor = torch.randn(matrix.inputs, self.config.rank, generator=generator) / matrix.inputs**0.5
+            many: Tensor = a.to(device).expand(edits, -1, -1).clone()
+            return many.requires_grad_()
+
+        return {
+            m.name: LowRank(
+                random(m), torch.zeros(edits, self.config.rank, m.outputs, device=device, requires_grad=True)
+            )
+            for m in self.matrices
+        }

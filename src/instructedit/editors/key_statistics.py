@@ -1,0 +1,63 @@
+"""Second moments of a matrix's inputs over ordinary text: what ROME and MEMIT call C = E[k k^T].
+
+Read from sentences about the facts that ship with the package, once a base model and matrix, and kept in a cache
+folder (``INSTRUCTEDIT_CACHE``, default ``~/.cache/instructedit``).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from instructedit.files import write_atomically
+from instructedit.models.hooks import held
+from instructedit.models.language_model import LanguageModel
+from instructedit.models.text import pad
+from instructedit.tasks.facts import read_facts
+
+
+def cache_folder() -> Path:
+    """Where statistics are kept."""
+    return Path(os.environ.get("INSTRUCTEDIT_CACHE", Path.home() / ".cache" / "instructedit"))
+
+
+def second_moment(language_model: LanguageModel, matrix: str, sentences: int = 3000, seed: int = 0) -> Tensor:
+    """C, (inputs, inputs): the mean of k k^T over the tokens of ``sentences`` sentences.
+
+    A cache file that cannot be read is made again.
+    """
+    name = f"{language_model.fingerprint}-{matrix}-{sentences}-{seed}.safetensors"
+    path = cache_folder() / "keys" / name
+    try:
+        with safe_open(str(path), framework="pt") as stored:
+            moment: Tensor = stored.get_tensor("moment")
+    except (OSError, SafetensorError):
+        moment = _measure(language_model, matrix, sentences, seed)
+        write_atomically(path, save({"moment": moment.cpu().contiguous()}))
+    return moment.to(language_model.device)
+
+
+@torch.no_grad()
+def _measure(language_model: LanguageModel, matrix: str, sentences: int, seed: int) -> Tensor:
+    rng = random.Random(seed)
+    facts = read_facts()
+    texts = [f"{rng.choice(f.statements())} {f.object}." for f in rng.sample(facts, min(sentences, len(facts)))]
+    texts.sort(key=len)
+    found: list[Tensor] = []
+    module = language_model.model.get_submodule(matrix)
+    total, tokens = torch.zeros(()), 0
+    with held(module.register_forward_hook(lambda _, args, output: found.append(args[0]))):
+        for start in range(0, len(texts), 64):
+            queries = [language_model.text.prompt(text) for text in texts[start : start + 64]]
+            batch = pad(queries, language_model.text.pad_id).to(language_model.device)
+            language_model.split(0).whole(batch)
+            keys = found.pop().reshape(*batch.mask.shape, -1)[batch.mask].float()
+            total = total.to(keys.device) + keys.T @ keys
+            tokens += len(keys)
+    return total / tokens

@@ -1,0 +1,170 @@
+"""Methods that need no training, all through the one interface, on tiny random models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from instructedit.deltas.delta import DeltaBatch
+from instructedit.editors.base import DirectEditor, Editor, registered_editors
+from instructedit.editors.editing import make_edit
+from instructedit.editors.files import find_editor
+from instructedit.editors.finetuning import BoxedConfig, BoxedFineTuning
+from instructedit.editors.rome import Rome, RomeConfig, subject_token
+from instructedit.editors.signals import edit_loss
+from instructedit.errors import EditorError
+from instructedit.evaluation.generation import generate
+from instructedit.evaluation.protocols import Protocol
+from instructedit.evaluation.runner import evaluate
+from instructedit.evaluation.scoring import Query, score
+from instructedit.models.language_model import LanguageModel
+from instructedit.models.text import pad
+from instructedit.records import EditRecord, EditRequest
+from instructedit.tasks.task import load_task
+
+METHODS = sorted(name for name, kind in registered_editors().items() if issubclass(kind, DirectEditor))
+WEIGHT_METHODS = sorted(set(METHODS) - {"in-context"})
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INSTRUCTEDIT_CACHE", str(tmp_path / "cache"))
+
+
+def editor_for(method: str, language_model: LanguageModel, tmp_path: Path) -> Editor:
+    """A method as a user would say it; ROME with numbers for a random model, whose keys are all alike."""
+    path = tmp_path / f"{method}.yaml"
+    rome = "sentences: 60\nlearning_rate: 0.1\ndecay: 0.0\nprefixes: ['']\nreach: 2.0\n"
+    path.write_text(f"name: {method}\n" + (rome if method == "rome" else ""))
+    return find_editor(path, language_model)
+
+
+def loss_of(language_model: LanguageModel, editor: Editor, requests: list[EditRequest]) -> tuple[Tensor, Tensor]:
+    """Loss of the targets before and after."""
+    edits = editor.edit(language_model, requests, [None] * len(requests))
+    queries = [Query(index, r.prompt, r.target) for index, r in enumerate(requests)]
+    return tuple(
+        torch.tensor([-s.log_likelihood for s in score(language_model, editor.cut, queries, which)])
+        for which in (None, edits)
+    )  # type: ignore[return-value]
+
+
+def test_the_methods_of_the_paper_are_there() -> None:
+    assert {"ft", "in-context", "lora", "rome"} <= set(METHODS)
+
+
+@every_method
+def test_the_model_is_as_it_was_and_targets_are_likelier(
+    method: str, any_model: LanguageModel, requests_: list[EditRequest], tmp_path: Path
+) -> None:
+    weights = {name: p.detach().clone() for name, p in any_model.model.named_parameters()}
+    before, after = loss_of(any_model, editor_for(method, any_model, tmp_path), requests_)
+    for name, parameter in any_model.model.named_parameters():
+        assert torch.equal(parameter, weights[name])
+        assert parameter.grad is None
+    if method in WEIGHT_METHODS:
+        assert (after < before).all()
+
+
+@pytest.mark.parametrize("method", WEIGHT_METHODS)
+def test_a_batch_is_what_single_edits_are(
+    method: str, gpt2: LanguageModel, requests_: list[EditRequest], tmp_path: Path
+) -> None:
+    editor = editor_for(method, gpt2, tmp_path)
+    together = editor.edit(gpt2, requests_, [None] * 3)
+    assert isinstance(together, DeltaBatch)
+    for index, request in enumerate(requests_):
+        alone = editor.edit(gpt2, [request], [None])
+        assert isinstance(alone, DeltaBatch)
+        for name, low in together.factors.items():
+            theirs = alone.factors[name]
+            torch.testing.assert_close(low.a[index] @ low.b[index], theirs.a[0] @ theirs.b[0], rtol=1e-3, atol=1e-4)
+
+
+@every_method
+@pytest.mark.parametrize("protocol", list(Protocol))
+def test_every_method_is_evaluated(
+    method: str, protocol: Protocol, gpt2: LanguageModel, records: list[EditRecord], tmp_path: Path
+) -> None:
+    found = evaluate(editor_for(method, gpt2, tmp_path), gpt2, load_task("counterfact"), records[:3], protocol=protocol)
+    assert {"reliability", "generalization", "locality"} <= found.metrics.keys()
+
+
+def test_the_box_holds(gpt2: LanguageModel, requests_: list[EditRequest]) -> None:
+    editor = BoxedFineTuning.create(BoxedConfig(bound=1e-3, steps=10), gpt2)
+    edits = editor.edit(gpt2, requests_, [None] * 3)
+    (change,) = (low.a @ low.b for low in edits.factors.values())
+    assert change.abs().max() == pytest.approx(1e-3)
+
+
+def test_an_edit_that_is_done_no_longer_moves(gpt2: LanguageModel, requests_: list[EditRequest]) -> None:
+    editor = BoxedFineTuning.create(BoxedConfig(enough=1e6), gpt2)
+    edits = editor.edit(gpt2, requests_, [None] * 3)
+    assert all(low.a.abs().max() == 0 for low in edits.factors.values())
+
+
+def test_rome_stores_the_value_under_the_key(gpt2: LanguageModel, requests_: list[EditRequest]) -> None:
+    """k* (W + D) = v*, and D moves another key k by (k C^-1 k*) / (k* C^-1 k*) of that."""
+    editor = Rome.create(RomeConfig(sentences=60), gpt2)
+    keys, old, new = editor._keys_and_values(gpt2, requests_)
+    edits = editor.edit(gpt2, requests_, [None] * 3)
+    low = edits.factors[editor.matrix.name]
+    moved = torch.einsum("ei,eir,ero->eo", keys, low.a, low.b)
+    torch.testing.assert_close(old + moved, new, rtol=1e-3, atol=1e-4)
+    assert (new - old).norm(dim=-1).min() > 1e-3
+
+
+def test_rome_finds_the_subject(gpt2: LanguageModel) -> None:
+    request = EditRequest(prompt="The harbour of Maravel lies", target="there", subject="Maravel")
+    place = subject_token(gpt2, request.prompt, request)
+    ids = gpt2.text.prompt(request.prompt).ids
+    assert gpt2.tokenizer.decode(ids[: place + 1]).endswith("Maravel")
+    with pytest.raises(EditorError, match="subject inside the prompt"):
+        subject_token(gpt2, "It lies", request)
+
+
+def test_statistics_are_kept_and_remade(gpt2: LanguageModel, requests_: list[EditRequest], tmp_path: Path) -> None:
+    editor = Rome.create(RomeConfig(sentences=60), gpt2)
+    first = editor.edit(gpt2, requests_[:1], [None])
+    (file,) = (tmp_path / "cache" / "keys").iterdir()
+    file.write_bytes(b"damaged")
+    second = editor.edit(gpt2, requests_[:1], [None])
+    for name, low in first.factors.items():
+        torch.testing.assert_close(second.factors[name].a, low.a)
+
+
+def test_in_context_puts_the_fact_before_the_question(gpt2: LanguageModel, requests_: list[EditRequest]) -> None:
+    editor = find_editor("in-context", gpt2)
+    edits = editor.edit(gpt2, requests_, [None] * 3)
+    assert edits.asked(0, "Where?") == "New fact: Lena was born in Oston.\nWhere?"
+    by_hand = generate(gpt2, [edits.asked(1, "Why")], new_tokens=5)
+    assert generate(gpt2, ["Why"], edits=edits, rows=[1], new_tokens=5) == by_hand
+    with pytest.raises(EditorError, match="does not change weights"):
+        make_edit(editor, gpt2, requests_[:1], load_task("counterfact"))
+
+
+@pytest.mark.parametrize("method", WEIGHT_METHODS)
+def test_an_edit_becomes_a_delta(
+    method: str, gpt2: LanguageModel, requests_: list[EditRequest], tmp_path: Path
+) -> None:
+    delta = make_edit(editor_for(method, gpt2, tmp_path), gpt2, requests_[:1], load_task("counterfact"))
+    batch = pad([gpt2.text.pair(requests_[0].prompt, requests_[0].target)], gpt2.text.pad_id)
+    with torch.no_grad():
+        before = edit_loss(gpt2.split(0).whole(batch), batch)
+        with delta.attached(gpt2):
+            after = edit_loss(gpt2.split(0).whole(batch), batch)
+    assert after < before
+    assert delta.metadata.editor == method
+
+
+def test_wrong_numbers_are_named(gpt2: LanguageModel, tmp_path: Path) -> None:
+    path = tmp_path / "ft.yaml"
+    path.write_text("name: ft\nstep: 3\nbound: -1\n")
+    with pytest.raises(EditorError, match=r"step: .*bound: |bound: .*step: "):
+        find_editor(path, gpt2)
+    with pytest.raises(EditorError, match="block 9"):
+        Rome.create(RomeConfig(block=9), gpt2)
