@@ -13,7 +13,8 @@ from instructedit.editors.base import DirectEditor, Editor, registered_editors
 from instructedit.editors.editing import make_edit
 from instructedit.editors.files import find_editor
 from instructedit.editors.finetuning import BoxedConfig, BoxedFineTuning
-from instructedit.editors.rome import Rome, RomeConfig, subject_token
+from instructedit.editors.memit import Memit, MemitConfig
+from instructedit.editors.rome import Rome, RomeConfig, Values, regular_moment, subject_token, times_weight
 from instructedit.editors.signals import edit_loss
 from instructedit.errors import EditorError
 from instructedit.evaluation.generation import generate
@@ -39,7 +40,9 @@ def editor_for(method: str, language_model: LanguageModel, tmp_path: Path) -> Ed
     """A method as a user would say it; ROME with numbers for a random model, whose keys are all alike."""
     path = tmp_path / f"{method}.yaml"
     rome = "sentences: 60\nlearning_rate: 0.1\ndecay: 0.0\nprefixes: ['']\nreach: 2.0\n"
-    path.write_text(f"name: {method}\n" + (rome if method == "rome" else ""))
+    if method == "memit":
+        rome += "blocks: 2\nweight: 1.0\n"
+    path.write_text(f"name: {method}\n" + (rome if method in ("rome", "memit") else ""))
     return find_editor(path, language_model)
 
 
@@ -54,7 +57,7 @@ def loss_of(language_model: LanguageModel, editor: Editor, requests: list[EditRe
 
 
 def test_the_methods_of_the_paper_are_there() -> None:
-    assert {"ft", "in-context", "lora", "rome"} <= set(METHODS)
+    assert {"ft", "in-context", "lora", "memit", "rome"} <= set(METHODS)
 
 
 @every_method
@@ -110,12 +113,33 @@ def test_an_edit_that_is_done_no_longer_moves(gpt2: LanguageModel, requests_: li
 def test_rome_stores_the_value_under_the_key(gpt2: LanguageModel, requests_: list[EditRequest]) -> None:
     """k* (W + D) = v*, and D moves another key k by (k C^-1 k*) / (k* C^-1 k*) of that."""
     editor = Rome.create(RomeConfig(sentences=60), gpt2)
-    keys, old, new = editor._keys_and_values(gpt2, requests_)
-    edits = editor.edit(gpt2, requests_, [None] * 3)
-    low = edits.factors[editor.matrix.name]
+    values = Values(gpt2, requests_, editor.config, editor.cut)
+    name = editor.matrix.name
+    keys, new = values.keys(name), values.value(name) + values.shift(name)
+    old = times_weight(gpt2.model.get_submodule(name), keys)
+    low = editor.edit(gpt2, requests_, [None] * 3).factors[name]
     moved = torch.einsum("ei,eir,ero->eo", keys, low.a, low.b)
     torch.testing.assert_close(old + moved, new, rtol=1e-3, atol=1e-4)
     assert (new - old).norm(dim=-1).min() > 1e-3
+    moment = regular_moment(gpt2, name, editor.config)
+    away = torch.linalg.solve(moment, keys[0])
+    other = keys[1] @ low.a[0] @ low.b[0]
+    torch.testing.assert_close(other, (keys[1] @ away) / (keys[0] @ away) * (new - old)[0], rtol=1e-3, atol=1e-4)
+
+
+def test_memit_brings_the_stream_to_where_it_is_wanted(gpt2: LanguageModel, requests_: list[EditRequest]) -> None:
+    """With little weight on the text's keys the blocks together make the whole shift, each an equal share."""
+    config = MemitConfig(sentences=60, blocks=2, block=2, weight=1e-6, prefixes=("",), learning_rate=0.1)
+    editor = Memit.create(config, gpt2)
+    values = Values(gpt2, requests_, config, editor.cut)
+    top = gpt2.structure.blocks[2]
+    wanted = values.value(top) + values.shift(editor.matrices[-1].name)
+    edits = editor.edit(gpt2, requests_, [None] * 3)
+    torch.testing.assert_close(values.value(top, edits), wanted, rtol=1e-2, atol=1e-2)
+    assert set(edits.factors) == {matrix.name for matrix in editor.matrices}
+    first = editor.matrices[0].name
+    share = edits.factors[first].b[:, 0]
+    torch.testing.assert_close(share, (wanted - values.value(top)) / 2, rtol=1e-3, atol=1e-4)
 
 
 def test_rome_finds_the_subject(gpt2: LanguageModel) -> None:

@@ -16,6 +16,7 @@ from instructedit.assets import ASSETS
 from instructedit.editors.base import DirectEditor, Editor, editor_class, registered_editors
 from instructedit.editors.finetuning import BoxedFineTuning, Lora
 from instructedit.editors.incontext import InContext
+from instructedit.editors.memit import Memit
 from instructedit.editors.mend import EditorConfig, Mend
 from instructedit.editors.rome import Rome
 from instructedit.errors import EditorError
@@ -23,7 +24,7 @@ from instructedit.files import write_atomically
 from instructedit.models.language_model import BUNDLED, LanguageModel
 
 #: Importing them is what makes them known by name.
-DIRECT = (BoxedFineTuning, InContext, Lora, Rome)
+DIRECT = (BoxedFineTuning, InContext, Lora, Memit, Rome)
 FORMAT = "instructedit-editor/1"
 BUNDLED_EDITOR = ASSETS / "editor.safetensors"
 

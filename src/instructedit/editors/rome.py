@@ -16,6 +16,7 @@ with |v - v0| at most ``reach`` times |v0|. All edits of a batch are optimised a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -30,7 +31,6 @@ from instructedit.editors.signals import edit_loss
 from instructedit.errors import EditorError
 from instructedit.models.hooks import held
 from instructedit.models.language_model import LanguageModel
-from instructedit.models.split import SplitForward, TrunkState
 from instructedit.models.structure import Matrix
 from instructedit.models.text import pad
 from instructedit.records import EditRequest
@@ -90,67 +90,87 @@ class Rome(DirectEditor):
         Raises:
             EditorError: a request does not name its subject in its prompt.
         """
-        moment = second_moment(language_model, self.matrix.name, self.config.sentences)
-        ridge = self.config.ridge * moment.diagonal().mean() * torch.eye(len(moment), device=moment.device)
-        keys, old, new = self._keys_and_values(language_model, requests)
-        away = torch.linalg.solve(moment + ridge, keys.T).T  # C^-1 k*, (edits, inputs)
+        values = Values(language_model, requests, self.config, self.cut)
+        keys = values.keys(self.matrix.name)
+        new = values.value(self.matrix.name) + values.shift(self.matrix.name)
+        old = times_weight(language_model.model.get_submodule(self.matrix.name), keys)
+        moment = regular_moment(language_model, self.matrix.name, self.config)
+        away = torch.linalg.solve(moment, keys.T).T  # C^-1 k*, (edits, inputs)
         a = away / (away * keys).sum(-1, keepdim=True)
         factors = {self.matrix.name: LowRank(a[:, :, None], (new - old)[:, None, :])}
         return DeltaBatch(factors, {self.matrix.name: torch.ones(len(requests), dtype=torch.long, device=a.device)})
 
-    def _keys_and_values(
-        self, language_model: LanguageModel, requests: Sequence[EditRequest]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """k* (edits, inputs), k* W and v* (edits, outputs)."""
-        prefixes = self.config.prefixes
-        prompts = [(prefix + request.prompt, request) for request in requests for prefix in prefixes]
-        queries = [language_model.text.pair(prompt, request.target) for prompt, request in prompts]
-        places = [subject_token(language_model, prompt, request) for prompt, request in prompts]
-        essence = [EditRequest(prompt=f"{r.subject} is", target="a", subject=r.subject) for r in requests]
-        kept = [language_model.text.pair(r.prompt, r.target) for r in essence]
-        places += [subject_token(language_model, r.prompt, r) for r in essence]
-        batch = pad([*queries, *kept], language_model.text.pad_id).to(language_model.device)
-        split = language_model.split(self.cut)
-        state = split.trunk(batch)
-        where = torch.tensor(places, device=language_model.device)
-        owner = torch.tensor([*(e for e in range(len(requests)) for _ in prefixes), *range(len(requests))])
-        memory = _Memory(language_model.model.get_submodule(self.matrix.name), where, owner.to(where.device))
-        with torch.no_grad(), memory.read():
-            before = split.top(state).float().log_softmax(-1)
-        asked = torch.arange(len(batch), device=where.device) < len(queries)
-        count = len(requests)
-        keys = torch.stack([memory.inputs[asked & (memory.owner == e)].mean(0) for e in range(count)])
-        first = memory.outputs[asked].view(count, len(prefixes), -1)[:, 0]
-        new = first + self._shift(split, state, memory, first, before, asked)
-        weight = memory.module.weight
-        assert isinstance(weight, Tensor)
-        matrix = (weight.T if isinstance(memory.module, nn.Linear) else weight).float()
-        bias = memory.module.bias
-        old = keys @ matrix + (bias.float() if isinstance(bias, Tensor) else 0.0)
-        return keys, old, new
 
-    def _shift(
-        self,
-        split: SplitForward,
-        state: TrunkState,
-        memory: _Memory,
-        first: Tensor,
-        before: Tensor,
-        asked: Tensor,
-    ) -> Tensor:
-        """v* - v0, (edits, outputs)."""
-        batch, config = state.batch, self.config
+def regular_moment(language_model: LanguageModel, matrix: str, config: RomeConfig) -> Tensor:
+    """C with the config's ridge on its diagonal, (inputs, inputs)."""
+    moment = second_moment(language_model, matrix, config.sentences)
+    return moment + config.ridge * moment.diagonal().mean() * torch.eye(len(moment), device=moment.device)
+
+
+def times_weight(module: nn.Module, keys: Tensor) -> Tensor:
+    """k W and the bias, (edits, outputs)."""
+    assert isinstance(module.weight, Tensor)
+    values = keys @ (module.weight.T if isinstance(module, nn.Linear) else module.weight).float()
+    return values + module.bias.float() if isinstance(module.bias, Tensor) else values
+
+
+class Values:
+    """What a batch of requests reads and writes at its subjects' last tokens.
+
+    Every request stands in the batch once behind each prefix, and once as "<subject> is", whose answer is to stay.
+
+    Args:
+        cut: block below which nothing is read or written.
+
+    Raises:
+        EditorError: a request does not name its subject in its prompt.
+    """
+
+    def __init__(
+        self, language_model: LanguageModel, requests: Sequence[EditRequest], config: RomeConfig, cut: int
+    ) -> None:
+        self.language_model, self.config, self.count = language_model, config, len(requests)
+        text, device = language_model.text, language_model.device
+        asked = [(prefix + request.prompt, request) for request in requests for prefix in config.prefixes]
+        kept = [(f"{request.subject} is", request) for request in requests]
+        queries = [text.pair(prompt, request.target) for prompt, request in asked]
+        queries += [text.pair(prompt, "a") for prompt, _ in kept]
+        batch = pad(queries, text.pad_id).to(device)
+        places = [subject_token(language_model, prompt, request) for prompt, request in (*asked, *kept)]
+        self.places = torch.tensor(places, device=device)
+        edits = torch.arange(self.count, device=device)
+        self.owner = torch.cat((edits.repeat_interleave(len(config.prefixes)), edits))
+        self.rows = torch.arange(len(batch), device=device)
+        self.is_asked = self.rows < len(asked)
+        self.split = language_model.split(cut)
+        self.state = self.split.trunk(batch)
+
+    def keys(self, matrix: str, changes: DeltaBatch | None = None) -> Tensor:
+        """k*: the matrix's input, mean over the prefixes, (edits, inputs)."""
+        found = self._read(matrix, changes, of_input=True)
+        return found[self.is_asked].view(self.count, len(self.config.prefixes), -1).mean(1)
+
+    def value(self, module: str, changes: DeltaBatch | None = None) -> Tensor:
+        """A module's output behind the first prefix, (edits, outputs)."""
+        found = self._read(module, changes, of_input=False)
+        return found[self.is_asked].view(self.count, len(self.config.prefixes), -1)[:, 0]
+
+    def shift(self, matrix: str) -> Tensor:
+        """v* - v0 at a matrix's output, (edits, outputs): equation 4."""
+        batch, config = self.state.batch, self.config
+        first = self.value(matrix)
         shift = torch.zeros_like(first, requires_grad=True)
         optimizer = torch.optim.Adam([shift], lr=config.learning_rate)
         size = first.norm(dim=-1, keepdim=True)
-        prefixes = len(config.prefixes)
-        label_asked = asked[batch.rows]
+        label_kept = ~self.is_asked[batch.rows]
+        with torch.no_grad():
+            before = self.split.top(self.state).float()[label_kept].log_softmax(-1)
         for _ in range(config.steps):
-            with torch.enable_grad(), memory.write(shift):
-                logits = split.top(state)
-                loss = edit_loss(logits, batch)[asked].sum() / prefixes
-                after = logits.float().log_softmax(-1)[~label_asked]
-                moved = functional.kl_div(after, before[~label_asked], log_target=True, reduction="none").sum()
+            with torch.enable_grad(), self._writing(matrix, shift):
+                logits = self.split.top(self.state)
+                loss = edit_loss(logits, batch)[self.is_asked].sum() / len(config.prefixes)
+                after = logits.float()[label_kept].log_softmax(-1)
+                moved = functional.kl_div(after, before, log_target=True, reduction="none").sum()
                 decay = (shift.norm(dim=-1, keepdim=True) / size).square().sum()
                 optimizer.zero_grad()
                 (loss + config.kl * moved + config.decay * decay).backward()
@@ -159,43 +179,30 @@ class Rome(DirectEditor):
                 shift *= (config.reach * size / shift.norm(dim=-1, keepdim=True).clamp_min(1e-8)).clamp(max=1.0)
         return shift.detach()
 
+    @torch.no_grad()
+    def _read(self, name: str, changes: DeltaBatch | None, of_input: bool) -> Tensor:
+        """(rows, width) what flows into or out of a module at the subjects' tokens."""
+        found: list[Tensor] = []
 
-class _Memory:
-    """One matrix, read and written at one token of every row.
+        def keep(module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
+            x = args[0] if of_input else output[0] if isinstance(output, tuple) else output
+            found.append(x.reshape(len(self.rows), -1, x.shape[-1])[self.rows, self.places].float())
 
-    Attributes:
-        inputs, outputs: (rows, …) at the tokens, after :meth:`read`.
-        owner: (rows,) the edit that a row belongs to.
-    """
+        # The changes' hooks come first, so that what is read has passed them.
+        attached = nullcontext() if changes is None else changes.attached(self.language_model, self.owner)
+        with attached, held(self.language_model.model.get_submodule(name).register_forward_hook(keep)):
+            self.split.top(self.state)
+        return found[0]
 
-    def __init__(self, module: nn.Module, where: Tensor, owner: Tensor) -> None:
-        self.module = module
-        self.where = where
-        self.owner = owner
-        self.inputs = self.outputs = torch.empty(0)
-
-    def read(self) -> Any:
-        """Inside the ``with`` keep inputs and outputs."""
-
-        def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            self.inputs, self.outputs = self._at(args[0]).float(), self._at(output).float()
-
-        return held(self.module.register_forward_hook(keep))
-
-    def write(self, shift: Tensor) -> Any:
-        """Inside the ``with`` add every edit's shift to the output at its rows' tokens."""
+    def _writing(self, name: str, shift: Tensor) -> AbstractContextManager[None]:
+        """Inside the ``with`` every edit's shift is added to a matrix's output at its rows' tokens."""
 
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            rows = torch.arange(len(self.where), device=output.device)
-            flat = output.view(len(self.where), -1, output.shape[-1])
-            moved = flat.index_put((rows, self.where), shift[self.owner].to(output.dtype), accumulate=True)
-            return moved.view_as(output)
+            flat = output.view(len(self.rows), -1, output.shape[-1])
+            added = shift[self.owner].to(output.dtype)
+            return flat.index_put((self.rows, self.places), added, accumulate=True).view_as(output)
 
-        return held(self.module.register_forward_hook(add))
-
-    def _at(self, x: Tensor) -> Tensor:
-        rows = torch.arange(len(self.where), device=x.device)
-        return x.reshape(len(self.where), -1, x.shape[-1])[rows, self.where]
+        return held(self.language_model.model.get_submodule(name).register_forward_hook(add))
 
 
 def subject_token(language_model: LanguageModel, prompt: str, request: EditRequest) -> int:
