@@ -13,6 +13,7 @@ from instructedit.editors.base import DirectEditor, Editor, registered_editors
 from instructedit.editors.editing import make_edit
 from instructedit.editors.files import find_editor
 from instructedit.editors.finetuning import BoxedConfig, BoxedFineTuning
+from instructedit.editors.grace import Codebooks, Grace, GraceConfig
 from instructedit.editors.memit import Memit, MemitConfig
 from instructedit.editors.rome import Rome, RomeConfig, Values, regular_moment, subject_token, times_weight
 from instructedit.editors.signals import edit_loss
@@ -27,7 +28,7 @@ from instructedit.records import EditRecord, EditRequest
 from instructedit.tasks.task import load_task
 
 METHODS = sorted(name for name, kind in registered_editors().items() if issubclass(kind, DirectEditor))
-WEIGHT_METHODS = sorted(set(METHODS) - {"in-context"})
+WEIGHT_METHODS = sorted(set(METHODS) - {"in-context", "grace"})
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
@@ -57,7 +58,7 @@ def loss_of(language_model: LanguageModel, editor: Editor, requests: list[EditRe
 
 
 def test_the_methods_of_the_paper_are_there() -> None:
-    assert {"ft", "in-context", "lora", "memit", "rome"} <= set(METHODS)
+    assert {"ft", "grace", "in-context", "lora", "memit", "rome"} <= set(METHODS)
 
 
 @every_method
@@ -69,7 +70,7 @@ def test_the_model_is_as_it_was_and_targets_are_likelier(
     for name, parameter in any_model.model.named_parameters():
         assert torch.equal(parameter, weights[name])
         assert parameter.grad is None
-    if method in WEIGHT_METHODS:
+    if method != "in-context":  # a random model does not read its context
         assert (after < before).all()
 
 
@@ -159,6 +160,19 @@ def test_statistics_are_kept_and_remade(gpt2: LanguageModel, requests_: list[Edi
     second = editor.edit(gpt2, requests_[:1], [None])
     for name, low in first.factors.items():
         torch.testing.assert_close(second.factors[name].a, low.a)
+
+
+def test_grace_answers_by_its_codebook_near_the_key_and_nowhere_else(
+    gpt2: LanguageModel, requests_: list[EditRequest]
+) -> None:
+    editor = Grace.create(GraceConfig(radius=1e-3), gpt2)
+    edits = editor.edit(gpt2, requests_, [None] * 3)
+    others = [Query(0, "Otto likes", "rivers"), Query(1, "Lena was born in", "Oston")]
+    assert score(gpt2, editor.cut, others, edits) == score(gpt2, editor.cut, others, None)
+    (answer,) = generate(gpt2, [requests_[0].prompt], edits=edits, rows=[0], new_tokens=4)
+    assert answer.startswith(" Oston")
+    wide = Codebooks(edits.module, edits.keys, edits.values, 1e6)
+    assert score(gpt2, editor.cut, others, wide) != score(gpt2, editor.cut, others, None)
 
 
 def test_in_context_puts_the_fact_before_the_question(gpt2: LanguageModel, requests_: list[EditRequest]) -> None:

@@ -14,7 +14,7 @@ EditorFile = Annotated[
     typer.Option(
         "--editor",
         help="`bundled`, a file written by `instructedit train`, a method that needs no training (`ft`, `lora`, "
-        "`rome`, `memit`, `in-context`), or a YAML file with its `name` and numbers.",
+        "`rome`, `memit`, `grace`, `in-context`), or a YAML file with its `name` and numbers.",
     ),
 ]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto (as stored).")]

@@ -15,6 +15,7 @@ from safetensors.torch import save
 from instructedit.assets import ASSETS
 from instructedit.editors.base import DirectEditor, Editor, editor_class, registered_editors
 from instructedit.editors.finetuning import BoxedFineTuning, Lora
+from instructedit.editors.grace import Grace
 from instructedit.editors.incontext import InContext
 from instructedit.editors.memit import Memit
 from instructedit.editors.mend import EditorConfig, Mend
@@ -24,7 +25,7 @@ from instructedit.files import write_atomically
 from instructedit.models.language_model import BUNDLED, LanguageModel
 
 #: Importing them is what makes them known by name.
-DIRECT = (BoxedFineTuning, InContext, Lora, Memit, Rome)
+DIRECT = (BoxedFineTuning, Grace, InContext, Lora, Memit, Rome)
 FORMAT = "instructedit-editor/1"
 BUNDLED_EDITOR = ASSETS / "editor.safetensors"
 

@@ -1,0 +1,146 @@
+"""GRACE: a codebook beside one layer; an edit is not a weight delta but a key, a radius and a value.
+
+Hartvigsen et al., "Aging with GRACE" (NeurIPS 2023). The key is what flows into an MLP's last matrix at the last
+token of the edit's prompt. Wherever a token's input lies within the radius of the key, the layer's output there is
+replaced by the value, which was learned to make the model say the target:
+
+    h(x) = v   if |x - k| <= radius,   else x W.
+
+Locality is near perfect by construction, and so is the failure on paraphrases whose states lie farther away. Every
+edit of a batch has its own codebook of one entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from instructedit.editors.base import DirectEditor, register
+from instructedit.editors.signals import edit_loss
+from instructedit.errors import EditorError
+from instructedit.models.hooks import held
+from instructedit.models.language_model import LanguageModel
+from instructedit.models.structure import Matrix
+from instructedit.models.text import pad
+from instructedit.records import EditRequest
+
+
+class GraceConfig(BaseModel):
+    """GRACE's numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    block: int | None = Field(None, ge=0, description="beside whose MLP the codebook lies; None takes the middle one")
+    radius: float = Field(1.0, gt=0, description="in units of the layer's input")
+    steps: int = Field(100, ge=1, description="of Adam, for the value")
+    learning_rate: float = Field(1.0, gt=0)
+    enough: float = Field(1e-2, ge=0, description="a value with a smaller loss is left as it is")
+
+
+@dataclass(frozen=True)
+class Codebooks:
+    """One entry an edit.
+
+    Attributes:
+        module: beside which they lie.
+        keys: (edits, inputs).
+        values: (edits, outputs).
+        radius: of every key.
+    """
+
+    module: str
+    keys: Tensor
+    values: Tensor
+    radius: float
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def asked(self, edit: int, prompt: str) -> str:
+        """The prompt: a codebook leaves questions alone."""
+        return prompt
+
+    @contextmanager
+    def attached(self, language_model: LanguageModel, rows: Tensor) -> Iterator[None]:
+        """See :class:`~instructedit.editors.base.Edits`."""
+
+        def replace(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            x = args[0].reshape(len(rows), -1, args[0].shape[-1]).float()
+            places = rows.to(x.device)
+            near = (x - self.keys.to(x.device)[places][:, None]).norm(dim=-1) <= self.radius  # (rows, tokens)
+            values = self.values.to(output.device, output.dtype)[places][:, None]
+            return torch.where(near[..., None], values, output.view(len(rows), -1, output.shape[-1])).view_as(output)
+
+        with held(language_model.model.get_submodule(self.module).register_forward_hook(replace)):
+            yield
+
+
+@register("grace")
+class Grace(DirectEditor):
+    """Learns a value for every request's own key.
+
+    Args:
+        config: its numbers.
+        matrix: beside which the codebook lies.
+        cut: its block.
+    """
+
+    Config = GraceConfig
+
+    def __init__(self, config: GraceConfig, matrix: Matrix, cut: int) -> None:
+        super().__init__()
+        self.config = config
+        self.matrix = matrix
+        self.cut = cut
+
+    @classmethod
+    def create(cls, config: BaseModel, language_model: LanguageModel) -> Grace:
+        """See :meth:`DirectEditor.create`."""
+        assert isinstance(config, GraceConfig)
+        structure = language_model.structure
+        block = len(structure.blocks) // 2 if config.block is None else config.block
+        if block >= len(structure.blocks):
+            raise EditorError(f"block {block} is asked for, the model has {len(structure.blocks)}, counted from 0")
+        return cls(config, [m for m in structure.mlps[block] if m.outputs == structure.hidden][-1], block)
+
+    def edit(
+        self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
+    ) -> Codebooks:
+        """See :meth:`Editor.edit`. Instructions are not read."""
+        queries = [language_model.text.pair(r.prompt, r.target) for r in requests]
+        batch = pad(queries, language_model.text.pad_id).to(language_model.device)
+        split = language_model.split(self.cut)
+        state = split.trunk(batch)
+        rows = torch.arange(len(requests), device=language_model.device)
+        last = torch.tensor([query.target_start - 1 for query in queries], device=language_model.device)
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def read(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            both = (t.reshape(len(rows), -1, t.shape[-1])[rows, last].float() for t in (args[0], output))
+            seen.append((next(both), next(both)))
+
+        module = language_model.model.get_submodule(self.matrix.name)
+        with torch.no_grad(), held(module.register_forward_hook(read)):
+            split.top(state)
+        keys, first = seen[0]
+        values = first.clone().requires_grad_()
+        books = Codebooks(self.matrix.name, keys, values, self.config.radius)
+        optimizer = torch.optim.Adam([values], lr=self.config.learning_rate)
+        for _ in range(self.config.steps):
+            with torch.enable_grad(), books.attached(language_model, rows):
+                losses = edit_loss(split.top(state), batch)
+                optimizer.zero_grad()
+                losses.sum().backward()
+            done = losses.detach() < self.config.enough
+            if done.all():
+                break
+            before = values.detach().clone()
+            optimizer.step()
+            with torch.no_grad():
+                values[done] = before[done]
+        return Codebooks(self.matrix.name, keys, values.detach(), self.config.radius)
