@@ -33,6 +33,8 @@ from workload import SHAPES, Load, load_model, make_examples
 from instructedit.editors.files import create_editor
 from instructedit.editors.mend import EditorConfig, Mend
 from instructedit.evaluation.runner import evaluate
+from instructedit.models.allocator import keep_freed_memory
+from instructedit.models.fusion import fuse_activations_in_place
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRecord, Probe, ProbeKind
 from instructedit.tasks.task import load_task
@@ -170,12 +172,16 @@ def _easyedit(job: Job, language_model: LanguageModel) -> list[float]:
 
 def measure(job: Job) -> dict[str, Any]:
     """Run one measurement in this process."""
+    if job.system == "ours":
+        keep_freed_memory()  # as our commands do
     if job.threads:
         torch.set_num_threads(job.threads)
     fast = job.numbers == "fast"
     torch.set_float32_matmul_precision("medium" if fast else "highest")
     random.seed(0)
     language_model = load_model(job.shape, torch.bfloat16 if fast else torch.float32, job.device)
+    if job.system == "ours":
+        fuse_activations_in_place(language_model.model)  # as `load_language_model` does
     gc.collect()
     base = _peak(job)
     times = (_ours if job.system == "ours" else _easyedit)(job, language_model)

@@ -87,7 +87,7 @@ def test_train_writes_an_editor(place: Workplace) -> None:
         "log.jsonl",
     }
     log = (place.editor.parent / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["phase"] for line in log] == ["encoder", "train", "train", "validation"]
+    assert [json.loads(line)["phase"] for line in log] == ["encoder", "train", "train", "validation", "trunk"]
 
 
 def test_doctor_tells_what_it_found(place: Workplace) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import (
+    GPT2LMHeadModel,
     MixtralConfig,
     MixtralForCausalLM,
     PreTrainedTokenizerFast,
@@ -24,6 +25,7 @@ from instructedit.deltas.files import load_delta, save_delta
 from instructedit.editors.editing import make_edit
 from instructedit.editors.mend import Mend
 from instructedit.errors import ModelError
+from instructedit.models.fusion import fuse_activations_in_place
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.models.text import TokenBatch, pad
 from instructedit.records import EditRequest
@@ -68,6 +70,16 @@ def assert_same_deltas(one: DeltaBatch, other: DeltaBatch, rows: Sequence[int], 
             torch.testing.assert_close(
                 low.a[row] @ low.b[row], theirs.a[other_row] @ theirs.b[other_row], rtol=1e-4, atol=1e-5
             )
+
+
+def test_fused_activations_change_nothing(gpt2: LanguageModel, checkpoint: Callable[[str], Path]) -> None:
+    plain = GPT2LMHeadModel.from_pretrained(checkpoint("gpt2"))
+    assert fuse_activations_in_place(plain) == 4
+    assert fuse_activations_in_place(plain) == 0
+    original = GPT2LMHeadModel.from_pretrained(checkpoint("gpt2"))
+    ids = torch.tensor([gpt2.text.prompt(PAIRS[1][0]).ids])
+    with torch.no_grad():
+        torch.testing.assert_close(plain(ids).logits, original(ids).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_structure_is_found(any_model: LanguageModel) -> None:

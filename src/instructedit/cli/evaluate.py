@@ -44,10 +44,12 @@ def evaluate_command(
     quiet_libraries()
     from instructedit.editors.files import find_editor
     from instructedit.evaluation.runner import evaluate
+    from instructedit.models.allocator import keep_freed_memory
     from instructedit.models.language_model import load_language_model
     from instructedit.tasks.readers import read_records
     from instructedit.tasks.task import load_task
 
+    keep_freed_memory()
     if wording not in (None, "validation", "test"):
         raise DataError(f"--wording takes validation or test, not {wording!r}")
     found_task = load_task(task)

@@ -31,10 +31,12 @@ def train_command(
     (docs/scale.md).
     """
     quiet_libraries()
+    from instructedit.models.allocator import keep_freed_memory
     from instructedit.models.language_model import load_language_model
     from instructedit.training.loop import EDITOR, LOG, Report, train
     from instructedit.training.recipe import load_recipe
 
+    keep_freed_memory()
     found = load_recipe(recipe)
     changes = {"base": base, "seed": seed}
     found = found.model_copy(update={key: value for key, value in changes.items() if value is not None})

@@ -165,8 +165,10 @@ class Mend(Editor):
     def edit(
         self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
     ) -> DeltaBatch:
-        """See :meth:`Editor.edit`."""
-        deltas: DeltaBatch = self(language_model, requests, instructions)
+        """See :meth:`Editor.edit`. For a base model in bfloat16 the hypernetwork's products are in bfloat16 too."""
+        half = language_model.model.dtype is torch.bfloat16
+        with torch.autocast(language_model.device.type, torch.bfloat16, enabled=half):
+            deltas: DeltaBatch = self(language_model, requests, instructions)
         for name, low in deltas.factors.items():
             if not (torch.isfinite(low.a).all() and torch.isfinite(low.b).all()):
                 raise EditorError(f"the delta of {name} is not finite; the editor is damaged or diverged in training")

@@ -101,15 +101,16 @@ def read_signals(
 
 
 def _tokens_with_gradient(name: str, u: Tensor, delta: Tensor, batch: TokenBatch) -> Signal:
-    if not torch.isfinite(delta).all() or not torch.isfinite(u).all():
-        raise EditorError(
-            f"the signals at {name} are not finite; load the base model in float32 or bfloat16 instead of float16"
-        )
-    used = batch.mask & (delta != 0).any(-1)
+    used = batch.mask & (delta != 0).any(-1)  # a NaN is not zero, so it is found below
     silent = (~used.any(1)).nonzero().flatten().tolist()
     if silent:
         raise EditorError(
             f"the gradient at {name} is exactly zero for the edits {silent[:10]} of the batch: the loss is already "
             "zero there, or the model does not use this matrix for them"
         )
-    return Signal(u[used].float(), delta[used].float(), used.nonzero()[:, 0])
+    signal = Signal(u[used].float(), delta[used].float(), used.nonzero()[:, 0])
+    if not (torch.isfinite(signal.delta).all() and torch.isfinite(signal.u).all()):
+        raise EditorError(
+            f"the signals at {name} are not finite; load the base model in float32 or bfloat16 instead of float16"
+        )
+    return signal

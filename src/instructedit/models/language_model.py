@@ -26,6 +26,7 @@ from transformers import (
 
 from instructedit.assets import ASSETS
 from instructedit.errors import ModelError
+from instructedit.models.fusion import fuse_activations_in_place
 from instructedit.models.split import SplitForward
 from instructedit.models.structure import Structure, find_structure
 from instructedit.models.text import TextEncoder
@@ -209,6 +210,7 @@ def load_language_model(
             f"the checkpoint {source} lacks {len(missing)} of the model's weights, the first is {missing[0]}; "
             "copy it again"
         )
+    fuse_activations_in_place(model)
     if device is not None:
         torch.nn.Module.to(model, device)
     return LanguageModel(model, tokenizer, str(source))
