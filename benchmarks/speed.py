@@ -170,6 +170,11 @@ def _easyedit(job: Job, language_model: LanguageModel) -> list[float]:
     return _seconds(lambda repetition: one(examples[repetition % len(examples)]), job)
 
 
+def _said(job: Job) -> dict[str, Any]:
+    """A job as it is reported: without the place of the user's checkout."""
+    return {key: value for key, value in asdict(job).items() if key != "easyedit"}
+
+
 def measure(job: Job) -> dict[str, Any]:
     """Run one measurement in this process."""
     if job.system == "ours":
@@ -187,7 +192,7 @@ def measure(job: Job) -> dict[str, Any]:
     times = (_ours if job.system == "ours" else _easyedit)(job, language_model)
     each = [value / job.batch for value in times]
     return {
-        **asdict(job),
+        **_said(job),
         "threads": torch.get_num_threads(),
         "seconds": {"median": statistics.median(each), "low": min(each), "high": max(each)},
         "peak_bytes": _peak(job),
@@ -200,7 +205,7 @@ def run_apart(job: Job) -> dict[str, Any]:
     command = [sys.executable, __file__, "--job", json.dumps(asdict(job))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        return {**asdict(job), "failed": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "?"}
+        return {**_said(job), "failed": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "?"}
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
