@@ -48,9 +48,7 @@ class Recombination:
             update={"prompt": prompt, "target": target, "ground_truth": None if moved else record.request.ground_truth}
         )
         probes = [p for p in record.of_kind(ProbeKind.SAME_SUBJECT, ProbeKind.UNRELATED) if p.prompt != prompt]
-        # In two of three of the published probes of this kind the excluded answer is also the one that is read.
-        answer = target if rng.random() < 2 / 3 else rng.choice(self._targets[sentence])
-        probes.append(_excluding(request, answer))
+        probes.append(_excluding(request, rng.choice(self._targets[sentence])))
         question = question_form(prompt)
         rephrases = (question,) if question and moved else record.rephrases
         return record.model_copy(update={"request": request, "rephrases": rephrases, "probes": tuple(probes)})
