@@ -95,7 +95,7 @@ class EasyEditMend:
 
     Args:
         checkout: the user's folder.
-        language_model: shared with ours; its edited weights' ``requires_grad`` is set and put back by :meth:`close`.
+        language_model: whose edited weights it makes require gradients and hooks.
         matrices: module names that are edited.
         rank: of the hypernetwork.
         learning_rate: of the hypernetwork; step_size: initial, and its own learning rate.
@@ -223,16 +223,3 @@ class EasyEditMend:
         """One edit, without losses."""
         self.mend.eval()
         self.mend.edit(self._batch(example)["edit_inner"])
-
-    def close(self) -> None:
-        """Take its hooks and gradients off the shared model."""
-        model = self.language_model.model
-        for handle in getattr(model, "handles", ()):
-            handle.remove()
-        del model.handles
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-            parameter.grad = None
-            for name in ("__x__", "__delta__"):
-                if hasattr(parameter, name):
-                    delattr(parameter, name)

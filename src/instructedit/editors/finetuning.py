@@ -20,22 +20,17 @@ from torch import Tensor
 
 from instructedit.deltas.delta import DeltaBatch, LowRank
 from instructedit.editors.base import DirectEditor, register
-from instructedit.editors.signals import edit_loss
-from instructedit.errors import EditorError
+from instructedit.editors.direct import Descent, descend_each, last_mlp_matrix
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import Matrix
 from instructedit.models.text import pad
 from instructedit.records import EditRequest
 
 
-class FineTuningConfig(BaseModel):
+class FineTuningConfig(Descent):
     """What both have in common."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-    steps: int = Field(25, ge=1, description="of Adam, at most")
-    learning_rate: float = Field(5e-4, gt=0)
-    enough: float = Field(1e-2, ge=0, description="an edit with a smaller loss is left as it is")
 
 
 class FineTuning(DirectEditor):
@@ -63,35 +58,23 @@ class FineTuning(DirectEditor):
     def edit(
         self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
     ) -> DeltaBatch:
-        """See :meth:`Editor.edit`. Instructions are not read.
-
-        The edits do not meet: the sum of their losses gives each its own gradient, Adam treats every entry by itself,
-        and an edit that is done no longer moves. So a batch gives what one edit at a time would.
-        """
+        """See :meth:`Editor.edit`. Instructions are not read."""
         pair = language_model.text.pair
         batch = pad([pair(r.prompt, r.target) for r in requests], language_model.text.pad_id).to(language_model.device)
         split = language_model.split(self.cut)
-        state = split.trunk(batch)
         rows = torch.arange(len(requests), device=language_model.device)
         factors = self.start(len(requests), language_model.device)
         learned = [t for low in factors.values() for t in (low.a, low.b) if t.requires_grad]
-        optimizer = torch.optim.Adam(learned, lr=self.config.learning_rate)
         ranks = {name: torch.full_like(rows, low.a.shape[-1]) for name, low in factors.items()}
         deltas = DeltaBatch(factors, ranks)
-        for _ in range(self.config.steps):
-            with torch.enable_grad(), deltas.attached(language_model, rows):
-                losses = edit_loss(split.top(state), batch)
-                optimizer.zero_grad()
-                losses.sum().backward()
-            done = losses.detach() < self.config.enough
-            if done.all():
-                break
-            before = [tensor.detach().clone() for tensor in learned]
-            optimizer.step()
-            with torch.no_grad():
-                self.confine(factors)
-                for tensor, old in zip(learned, before, strict=True):
-                    tensor[done] = old[done]
+        descend_each(
+            learned,
+            lambda: deltas.attached(language_model, rows),
+            split,
+            split.trunk(batch),
+            self.config,
+            lambda: self.confine(factors),
+        )
         return DeltaBatch({name: LowRank(low.a.detach(), low.b.detach()) for name, low in factors.items()}, ranks)
 
 
@@ -113,12 +96,8 @@ class BoxedFineTuning(FineTuning):
     def create(cls, config: BaseModel, language_model: LanguageModel) -> BoxedFineTuning:
         """See :meth:`DirectEditor.create`."""
         assert isinstance(config, BoxedConfig)
-        structure = language_model.structure
-        block = len(structure.blocks) // 2 if config.block is None else config.block
-        if block >= len(structure.blocks):
-            raise EditorError(f"block {block} is asked for, the model has {len(structure.blocks)}, counted from 0")
-        down = [matrix for matrix in structure.mlps[block] if matrix.outputs == structure.hidden]
-        return cls(config, down[-1:], block)
+        block = len(language_model.structure.blocks) // 2 if config.block is None else config.block
+        return cls(config, [last_mlp_matrix(language_model, block)], block)
 
     def start(self, edits: int, device: torch.device) -> dict[str, LowRank]:
         """D = D I: the whole matrix is learned, the identity beside it only gives it the form of a delta."""

@@ -21,8 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from instructedit.editors.base import DirectEditor, register
-from instructedit.editors.signals import edit_loss
-from instructedit.errors import EditorError
+from instructedit.editors.direct import Descent, at_tokens, descend_each, last_mlp_matrix
 from instructedit.models.hooks import held
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import Matrix
@@ -30,7 +29,7 @@ from instructedit.models.text import pad
 from instructedit.records import EditRequest
 
 
-class GraceConfig(BaseModel):
+class GraceConfig(Descent):
     """GRACE's numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,7 +38,6 @@ class GraceConfig(BaseModel):
     radius: float = Field(1.0, gt=0, description="in units of the layer's input")
     steps: int = Field(100, ge=1, description="of Adam, for the value")
     learning_rate: float = Field(1.0, gt=0)
-    enough: float = Field(1e-2, ge=0, description="a value with a smaller loss is left as it is")
 
 
 @dataclass(frozen=True)
@@ -102,11 +100,8 @@ class Grace(DirectEditor):
     def create(cls, config: BaseModel, language_model: LanguageModel) -> Grace:
         """See :meth:`DirectEditor.create`."""
         assert isinstance(config, GraceConfig)
-        structure = language_model.structure
-        block = len(structure.blocks) // 2 if config.block is None else config.block
-        if block >= len(structure.blocks):
-            raise EditorError(f"block {block} is asked for, the model has {len(structure.blocks)}, counted from 0")
-        return cls(config, [m for m in structure.mlps[block] if m.outputs == structure.hidden][-1], block)
+        block = len(language_model.structure.blocks) // 2 if config.block is None else config.block
+        return cls(config, last_mlp_matrix(language_model, block), block)
 
     def edit(
         self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
@@ -121,8 +116,7 @@ class Grace(DirectEditor):
         seen: list[tuple[Tensor, Tensor]] = []
 
         def read(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            both = (t.reshape(len(rows), -1, t.shape[-1])[rows, last].float() for t in (args[0], output))
-            seen.append((next(both), next(both)))
+            seen.append((at_tokens(args[0], last).float(), at_tokens(output, last).float()))
 
         module = language_model.model.get_submodule(self.matrix.name)
         with torch.no_grad(), held(module.register_forward_hook(read)):
@@ -130,17 +124,5 @@ class Grace(DirectEditor):
         keys, first = seen[0]
         values = first.clone().requires_grad_()
         books = Codebooks(self.matrix.name, keys, values, self.config.radius)
-        optimizer = torch.optim.Adam([values], lr=self.config.learning_rate)
-        for _ in range(self.config.steps):
-            with torch.enable_grad(), books.attached(language_model, rows):
-                losses = edit_loss(split.top(state), batch)
-                optimizer.zero_grad()
-                losses.sum().backward()
-            done = losses.detach() < self.config.enough
-            if done.all():
-                break
-            before = values.detach().clone()
-            optimizer.step()
-            with torch.no_grad():
-                values[done] = before[done]
+        descend_each([values], lambda: books.attached(language_model, rows), split, state, self.config)
         return Codebooks(self.matrix.name, keys, values.detach(), self.config.radius)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from instructedit.deltas.delta import DeltaBatch, LowRank
 from instructedit.editors.base import DirectEditor, register
+from instructedit.editors.direct import last_mlp_matrix
 from instructedit.editors.rome import RomeConfig, Values, regular_moment
 from instructedit.errors import EditorError
 from instructedit.models.language_model import LanguageModel
@@ -62,8 +63,7 @@ class Memit(DirectEditor):
                 f"{config.blocks} blocks up to block {top} are asked for, the model has {len(structure.blocks)}"
             )
         chosen = range(top - config.blocks + 1, top + 1)
-        matrices = [[m for m in structure.mlps[block] if m.outputs == structure.hidden][-1] for block in chosen]
-        return cls(config, matrices, chosen[0])
+        return cls(config, [last_mlp_matrix(language_model, block) for block in chosen], chosen[0])
 
     def edit(
         self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]

@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from instructedit.deltas.delta import DeltaBatch, LowRank
 from instructedit.editors.base import DirectEditor, register
+from instructedit.editors.direct import at_tokens, last_mlp_matrix
 from instructedit.editors.key_statistics import second_moment
 from instructedit.editors.signals import edit_loss
 from instructedit.errors import EditorError
@@ -76,11 +77,8 @@ class Rome(DirectEditor):
     def create(cls, config: BaseModel, language_model: LanguageModel) -> Rome:
         """See :meth:`DirectEditor.create`."""
         assert isinstance(config, RomeConfig)
-        structure = language_model.structure
-        block = len(structure.blocks) // 3 if config.block is None else config.block
-        if block >= len(structure.blocks):
-            raise EditorError(f"block {block} is asked for, the model has {len(structure.blocks)}, counted from 0")
-        return cls(config, [m for m in structure.mlps[block] if m.outputs == structure.hidden][-1], block)
+        block = len(language_model.structure.blocks) // 3 if config.block is None else config.block
+        return cls(config, last_mlp_matrix(language_model, block), block)
 
     def edit(
         self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
@@ -186,7 +184,7 @@ class Values:
 
         def keep(module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
             x = args[0] if of_input else output[0] if isinstance(output, tuple) else output
-            found.append(x.reshape(len(self.rows), -1, x.shape[-1])[self.rows, self.places].float())
+            found.append(at_tokens(x, self.places).float())
 
         # The changes' hooks come first, so that what is read has passed them.
         attached = nullcontext() if changes is None else changes.attached(self.language_model, self.owner)
