@@ -1,12 +1,31 @@
-"""Writing files so that nobody ever reads half of one."""
+"""Reading users' YAML, and writing files so that nobody ever reads half of one."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from instructedit.errors import DataError
+
+
+def read_yaml_file(path: Path) -> Any:
+    """What a user's YAML file says.
+
+    Raises:
+        DataError: it cannot be read, is not UTF-8 or is not YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", file=path) from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"is not UTF-8 text (byte {error.start})", file=path) from None
+    except yaml.YAMLError as error:
+        raise DataError(f"is not valid YAML: {error}", file=path) from None
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -17,7 +17,7 @@ from instructedit.editors.grace import Codebooks, Grace, GraceConfig
 from instructedit.editors.memit import Memit, MemitConfig
 from instructedit.editors.rome import Rome, RomeConfig, Values, regular_moment, subject_token, times_weight
 from instructedit.editors.signals import edit_loss
-from instructedit.errors import EditorError
+from instructedit.errors import DataError, EditorError
 from instructedit.evaluation.generation import generate
 from instructedit.evaluation.protocols import Protocol
 from instructedit.evaluation.runner import evaluate
@@ -204,5 +204,10 @@ def test_wrong_numbers_are_named(gpt2: LanguageModel, tmp_path: Path) -> None:
     path.write_text("name: ft\nstep: 3\nbound: -1\n")
     with pytest.raises(EditorError, match=r"step: .*bound: |bound: .*step: "):
         find_editor(path, gpt2)
+    path.write_text("- ft\n")
+    with pytest.raises(EditorError, match="top level"):
+        find_editor(path, gpt2)
+    with pytest.raises(DataError, match="cannot be read"):
+        find_editor(tmp_path / "none.yaml", gpt2)
     with pytest.raises(EditorError, match="block 9"):
         Rome.create(RomeConfig(block=9), gpt2)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -21,7 +20,7 @@ from instructedit.editors.memit import Memit
 from instructedit.editors.mend import EditorConfig, Mend
 from instructedit.editors.rome import Rome
 from instructedit.errors import EditorError
-from instructedit.files import write_atomically
+from instructedit.files import read_yaml_file, write_atomically
 from instructedit.models.language_model import BUNDLED, LanguageModel
 
 #: Importing them is what makes them known by name.
@@ -76,7 +75,9 @@ def find_editor(name_or_path: str | Path, language_model: LanguageModel) -> Edit
     """
     raw: dict[str, Any] = {"name": str(name_or_path)}
     if Path(name_or_path).suffix in {".yaml", ".yml"}:
-        raw = dict(yaml.safe_load(Path(name_or_path).read_text(encoding="utf-8")) or {})
+        raw = read_yaml_file(Path(name_or_path))
+        if not isinstance(raw, dict):
+            raise EditorError(f"file {name_or_path}: expected `name:` and numbers at the top level")
     kind = registered_editors().get(str(raw.pop("name", "")))
     if kind is None or not issubclass(kind, DirectEditor):
         return load_editor(name_or_path, language_model)

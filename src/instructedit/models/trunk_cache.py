@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -78,7 +79,7 @@ class TrunkCache:
         self._unwritten_bytes = 0
         self._shards: OrderedDict[Path, int] = OrderedDict()
         self._on_disk: dict[str, Path] = {}
-        self._sound: set[Path] = set()
+        self._open_shards: dict[Path, Any] = {}
         if self.folder is not None:
             self._open()
 
@@ -128,11 +129,11 @@ class TrunkCache:
             self._held.move_to_end(name)
             return self._held[name]
         path = self._on_disk.get(name)
-        if path is None or not self._is_sound(path):
+        shard = None if path is None else self._shard(path)
+        if path is None or shard is None:
             return None
         self._shards.move_to_end(path)
-        with safe_open(str(path), framework="pt") as shard:
-            state: Tensor = shard.get_tensor(name)
+        state: Tensor = shard.get_tensor(name)
         self._hold(name, state)
         return state
 
@@ -158,7 +159,6 @@ class TrunkCache:
         metadata = {**self.key.metadata(), "checksum": _checksum(self._unwritten.items())}
         write_atomically(path, save(self._unwritten, metadata))
         self._shards[path] = path.stat().st_size
-        self._sound.add(path)
         self._on_disk.update(dict.fromkeys(self._unwritten, path))
         self._unwritten, self._unwritten_bytes = {}, 0
         while sum(self._shards.values()) > self.disk and self._shards:
@@ -166,6 +166,7 @@ class TrunkCache:
 
     def _discard(self, path: Path) -> None:
         self._shards.pop(path, None)
+        self._open_shards.pop(path, None)
         self._on_disk = {name: place for name, place in self._on_disk.items() if place != path}
         path.unlink(missing_ok=True)
 
@@ -186,20 +187,20 @@ class TrunkCache:
             self._shards[path] = path.stat().st_size
             self._on_disk.update(dict.fromkeys(names, path))
 
-    def _is_sound(self, path: Path) -> bool:
-        """Compare the checksum when a shard is first read; a damaged one is discarded."""
-        if path not in self._sound:
+    def _shard(self, path: Path) -> Any | None:
+        """The shard, memory-mapped once; its checksum is compared when it is first read, a damaged one discarded."""
+        if path not in self._open_shards:
             try:
-                with safe_open(str(path), framework="pt") as shard:
-                    expected = dict(shard.metadata() or {}).get("checksum")
-                    sound = expected == _checksum((name, shard.get_tensor(name)) for name in shard.keys())  # noqa: SIM118
+                shard: Any = safe_open(str(path), framework="pt")
+                expected = dict(shard.metadata() or {}).get("checksum")
+                sound = expected == _checksum((name, shard.get_tensor(name)) for name in shard.keys())  # noqa: SIM118
             except (OSError, SafetensorError):
                 sound = False
             if not sound:
                 self._refuse(path, "is damaged")
-                return False
-            self._sound.add(path)
-        return True
+                return None
+            self._open_shards[path] = shard
+        return self._open_shards[path]
 
     def _refuse(self, path: Path, problem: str) -> None:
         logger.warning("%s %s: it is discarded, and its states are computed again", path, problem)

@@ -10,11 +10,11 @@ import random
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from instructedit.assets import ASSETS, read_yaml
 from instructedit.errors import DataError
+from instructedit.files import read_yaml_file
 from instructedit.records import EditRequest, ProbeKind
 from instructedit.tasks.grammar import scope_grammar
 
@@ -141,15 +141,7 @@ def load_task(name_or_path: str | Path) -> Task:
         return tasks[str(name_or_path)]
     path = Path(name_or_path)
     if path.suffix in {".yaml", ".yml"}:
-        try:
-            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise DataError(f"cannot be read: {error.strerror}", file=path) from None
-        except UnicodeDecodeError as error:
-            raise DataError(f"is not UTF-8 text (byte {error.start})", file=path) from None
-        except yaml.YAMLError as error:
-            raise DataError(f"is not valid YAML: {error}", file=path) from None
-        return _parse(raw, path)
+        return _parse(read_yaml_file(path), path)
     near = difflib.get_close_matches(str(name_or_path), tasks, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise DataError(
