@@ -44,8 +44,12 @@ def ours(options: argparse.Namespace, learning_rate: float) -> dict[str, Any]:
     return {"learning_rate": learning_rate, "loss": losses, "seconds": time.perf_counter() - began}
 
 
-def easyedit(options: argparse.Namespace, learning_rate: float) -> dict[str, Any]:
-    """The peer's trainer; the mean loss of as many edits as one of our batches has."""
+def easyedit(options: argparse.Namespace, learning_rate: float, sign: int) -> dict[str, Any]:
+    """The peer's trainer; the mean loss of as many edits as one of our batches has.
+
+    The peer ADDS its step size times the gradient, so with its own (positive) start the first edits raise the loss
+    until the network has turned round; ``sign`` -1 starts it downhill, as ours starts.
+    """
     torch.set_float32_matmul_precision("highest")
     model = load_model(options.shape, torch.float32, "cpu")
     examples = make_examples(options.edits, Load(), SHAPES[options.shape].vocabulary)
@@ -55,7 +59,7 @@ def easyedit(options: argparse.Namespace, learning_rate: float) -> dict[str, Any
         [matrix.name for matrix in model.structure.last_mlps(3)],
         rank=options.rank,
         learning_rate=learning_rate,
-        step_size=options.step_size,
+        step_size=sign * options.step_size,
         step_size_learning_rate=options.step_size_learning_rate * options.step_size,
         accumulate=options.batch,
     )
@@ -63,8 +67,8 @@ def easyedit(options: argparse.Namespace, learning_rate: float) -> dict[str, Any
     for start in range(0, options.edits, options.batch):
         part = [peer.train_edit(example)["loss/edit"] for example in examples[start : start + options.batch]]
         losses.append(sum(part) / len(part))
-        print("easyedit", learning_rate, start, round(losses[-1], 3), flush=True)
-    return {"learning_rate": learning_rate, "loss": losses, "seconds": time.perf_counter() - began}
+        print("easyedit", learning_rate, sign, start, round(losses[-1], 3), flush=True)
+    return {"learning_rate": learning_rate, "sign": sign, "loss": losses, "seconds": time.perf_counter() - began}
 
 
 def main() -> None:
@@ -86,14 +90,13 @@ def main() -> None:
         "edits": options.edits,
         "batch": options.batch,
         "ours": [ours(options, rate) for rate in options.learning_rates],
-        "easyedit": [easyedit(options, rate) for rate in options.peer_learning_rates],
+        "easyedit": [easyedit(options, rate, sign) for sign in (1, -1) for rate in options.peer_learning_rates],
     }
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for name in ("ours", "easyedit"):
         for run in result[name]:
-            print(
-                name, run["learning_rate"], f"{run['loss'][0]:.3f} -> {run['loss'][-1]:.3f} in {run['seconds']:.0f} s"
-            )
+            losses = f"{run['loss'][0]:.3f} -> {run['loss'][-1]:.3f}"
+            print(name, run["learning_rate"], run.get("sign", ""), losses, f"in {run['seconds']:.0f} s")
 
 
 if __name__ == "__main__":

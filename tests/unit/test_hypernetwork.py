@@ -34,22 +34,18 @@ def network(seed: int = 0, scramble: bool = False, code: int = CODE, last_relu: 
     return made
 
 
-def tokens(count: int = 7) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """u, delta, matrix and edit of some tokens of two matrices and three edits."""
-    return (
-        torch.randn(count, INPUTS) * 2 + 1,
-        torch.randn(count, OUTPUTS) * 0.1,
-        torch.arange(count) % 2,
-        torch.arange(count) * 3 // count,
-    )
+def tokens() -> tuple[Tensor, Tensor, list[int], Tensor]:
+    """u, delta, tokens a matrix and edit of seven tokens of two matrices and three edits."""
+    edit = torch.tensor([0, 0, 1, 2, 0, 1, 2])
+    return torch.randn(7, INPUTS) * 2 + 1, torch.randn(7, OUTPUTS) * 0.1, [4, 3], edit
 
 
 @pytest.mark.parametrize("last_relu", [False, True])
 def test_network_starts_as_the_identity_on_normalised_input(last_relu: bool) -> None:
     made = network(last_relu=last_relu)
-    u, delta, matrix, edit = tokens()
+    u, delta, sizes, edit = tokens()
     made.observe(u, delta)
-    pseudo_u, pseudo_delta = made(u, delta, matrix, torch.randn(3, CODE), edit)
+    pseudo_u, pseudo_delta = made(u, delta, sizes, torch.randn(3, CODE), edit)
     torch.testing.assert_close(pseudo_u, (u - u.mean(0)) / u.std(0), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(pseudo_delta, (delta - delta.mean(0)) / delta.std(0), rtol=1e-4, atol=1e-4)
 
@@ -68,8 +64,8 @@ def test_summed_loss_signals_are_as_many_times_stronger_as_the_target_has_tokens
 
 
 def test_untrained_network_passes_signals_on() -> None:
-    u, delta, matrix, edit = tokens()
-    pseudo_u, pseudo_delta = network()(u, delta, matrix, None, edit)
+    u, delta, sizes, edit = tokens()
+    pseudo_u, pseudo_delta = network()(u, delta, sizes, None, edit)
     assert torch.equal(pseudo_u, u)
     assert torch.equal(pseudo_delta, delta)
 
@@ -87,10 +83,10 @@ def test_running_norm_is_the_plain_mean_and_deviation() -> None:
 
 def test_running_norm_stands_still_outside_training() -> None:
     made = network()
-    u, delta, matrix, edit = tokens()
+    u, delta, sizes, edit = tokens()
     made.observe(u, delta)
     before = {name: buffer.clone() for name, buffer in made.named_buffers()}
-    made(u * 5, delta, matrix, None, edit)
+    made(u * 5, delta, sizes, None, edit)
     assert all(torch.equal(buffer, before[name]) for name, buffer in made.named_buffers())
 
 
@@ -98,37 +94,37 @@ def test_codes_with_zero_condition_weights_change_nothing() -> None:
     made = network(scramble=True)
     for layer in made.layers:
         nn.init.zeros_(layer.condition.weight)
-    u, delta, matrix, edit = tokens()
-    plain = made(u, delta, matrix, None, edit)
-    coded = made(u, delta, matrix, torch.randn(3, CODE), edit)
+    u, delta, sizes, edit = tokens()
+    plain = made(u, delta, sizes, None, edit)
+    coded = made(u, delta, sizes, torch.randn(3, CODE), edit)
     assert all(torch.equal(one, other) for one, other in zip(plain, coded, strict=True))
 
 
 def test_a_code_changes_its_own_edit_alone() -> None:
     made = network(scramble=True)
-    u, delta, matrix, edit = tokens()
+    u, delta, sizes, edit = tokens()
     codes = torch.zeros(3, CODE)
     codes[1] = torch.randn(CODE)
-    coded = torch.cat(made(u, delta, matrix, codes, edit), dim=1)
-    plain = torch.cat(made(u, delta, matrix, torch.zeros(3, CODE), edit), dim=1)
+    coded = torch.cat(made(u, delta, sizes, codes, edit), dim=1)
+    plain = torch.cat(made(u, delta, sizes, torch.zeros(3, CODE), edit), dim=1)
     changed = ((coded - plain).abs() > 1e-4).any(1)
     assert torch.equal(changed, edit == 1)
 
 
 def test_zero_code_is_no_code() -> None:
     made = network(scramble=True)
-    u, delta, matrix, edit = tokens()
-    zero, none = (torch.cat(made(u, delta, matrix, codes, edit), 1) for codes in (torch.zeros(3, CODE), None))
+    u, delta, sizes, edit = tokens()
+    zero, none = (torch.cat(made(u, delta, sizes, codes, edit), 1) for codes in (torch.zeros(3, CODE), None))
     torch.testing.assert_close(zero, none)
 
 
 def test_tokens_do_not_meet() -> None:
     made = network(scramble=True)
-    u, delta, matrix, edit = tokens()
+    u, delta, sizes, edit = tokens()
     codes = torch.randn(3, CODE)
-    together = torch.cat(made(u, delta, matrix, codes, edit), 1)
+    together = torch.cat(made(u, delta, sizes, codes, edit), 1)
     alone = [
-        torch.cat(made(u[t : t + 1], delta[t : t + 1], matrix[t : t + 1], codes, edit[t : t + 1]), 1)
+        torch.cat(made(u[t : t + 1], delta[t : t + 1], [1, 0] if t < sizes[0] else [0, 1], codes, edit[t : t + 1]), 1)
         for t in range(len(u))
     ]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
@@ -137,7 +133,7 @@ def test_tokens_do_not_meet() -> None:
 def test_matrices_have_their_own_scale_and_shift() -> None:
     made = network(scramble=True)
     u, delta, _, edit = tokens()
-    first, second = (torch.cat(made(u, delta, torch.full((7,), m), None, edit), 1) for m in (0, 1))
+    first, second = (torch.cat(made(u, delta, sizes, None, edit), 1) for sizes in ([7, 0], [0, 7]))
     assert (first - second).abs().max() > 1e-3
 
 

@@ -58,8 +58,8 @@ class LowRank:
         return self.a.shape[1]
 
     def dense(self) -> Tensor:
-        """A B, (inputs, outputs)."""
-        return self.a @ self.b
+        """A B, (inputs, outputs), in float32."""
+        return self.a.float() @ self.b.float()
 
     def compress(self, rank: int) -> tuple[LowRank, float, float]:
         """The best approximation of this rank, with the squared Frobenius norms of what is lost and of A B.
@@ -187,7 +187,7 @@ class Delta:
                 raise DeltaError(f"{name} is offloaded, so nothing can be written into it; load the model in memory")
             dense = low.dense().to(module.weight.device)
             change = dense.mT if isinstance(module, nn.Linear) else dense
-            module.weight.copy_((module.weight.float() + change.float()).to(module.weight.dtype))
+            module.weight.copy_((module.weight.float() + change).to(module.weight.dtype))
 
 
 @dataclass(frozen=True)

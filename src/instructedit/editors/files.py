@@ -88,8 +88,12 @@ def find_editor(name_or_path: str | Path, language_model: LanguageModel) -> Edit
         raise EditorError(f"{name_or_path}: {mistakes}") from None
 
 
-def load_editor(path: str | Path, language_model: LanguageModel) -> Mend:
+def load_editor(path: str | Path, language_model: LanguageModel, *, to_train: bool = False) -> Mend:
     """Read an editor for its base model; ``bundled`` is the one that ships with the bundled model.
+
+    Args:
+        to_train: in float32 whatever the base model is in; else the hypernetwork of an editor of a model in
+            bfloat16 computes in bfloat16, too.
 
     Raises:
         EditorError: no such file, damaged, not an editor, or trained for another base model.
@@ -113,4 +117,6 @@ def load_editor(path: str | Path, language_model: LanguageModel) -> Mend:
         editor.load_state_dict({name: t.float() if t.dtype is torch.bfloat16 else t for name, t in tensors.items()})
     except (KeyError, RuntimeError, ValidationError) as error:
         raise EditorError(f"file {path}: its header or tensors are damaged: {str(error).splitlines()[0]}") from None
+    if language_model.model.dtype is torch.bfloat16 and not to_train:
+        editor.round_in_place(torch.bfloat16)
     return editor.to(language_model.device).eval()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from instructedit.deltas.delta import DeltaBatch, LowRank
 from instructedit.editors.base import Editor, register
 from instructedit.editors.hypernetwork import Hypernetwork
-from instructedit.editors.signals import Signal, read_signals
+from instructedit.editors.signals import Signal, finite, read_signals
 from instructedit.errors import EditorError, ModelError
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import Matrix, linear_shape
@@ -165,14 +165,18 @@ class Mend(Editor):
     def edit(
         self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
     ) -> DeltaBatch:
-        """See :meth:`Editor.edit`. For a base model in bfloat16 the hypernetwork's products are in bfloat16 too."""
-        half = language_model.model.dtype is torch.bfloat16
-        with torch.autocast(language_model.device.type, torch.bfloat16, enabled=half):
-            deltas: DeltaBatch = self(language_model, requests, instructions)
+        """See :meth:`Editor.edit`."""
+        deltas: DeltaBatch = self(language_model, requests, instructions)
         for name, low in deltas.factors.items():
-            if not (torch.isfinite(low.a).all() and torch.isfinite(low.b).all()):
+            if not (finite(low.a) and finite(low.b)):
                 raise EditorError(f"the delta of {name} is not finite; the editor is damaged or diverged in training")
         return deltas
+
+    def round_in_place(self, dtype: torch.dtype) -> None:
+        """For use after training: the hypernetworks compute in ``dtype``, and so the deltas come in it."""
+        for network in self.hypernetworks.values():
+            assert isinstance(network, Hypernetwork)
+            network.round_in_place(dtype)
 
     def step_sizes(self, codes: Tensor | None) -> Tensor:
         """alpha = exp(theta), (1, matrices); with codes exp(theta + S c), (edits, matrices), S = 0 at the start."""
@@ -193,16 +197,15 @@ class Mend(Editor):
             delta = torch.cat([signal.delta for signal in found]).to(device)
             edit = torch.cat([signal.edit for signal in found]).to(device)
             sizes = [len(signal.edit) for signal in found]
-            which = torch.repeat_interleave(torch.arange(len(group)), torch.tensor(sizes)).to(device)
             network = self.hypernetworks[shape]
             assert isinstance(network, Hypernetwork)
             if self.training:
                 network.observe(u, delta)
-            pseudo_u, pseudo_delta = network(u, delta, which, codes, edit)
+            pseudo_u, pseudo_delta = network(u, delta, sizes, codes, edit)
             for matrix, signal, a, b in zip(
                 group, found, pseudo_u.split(sizes), pseudo_delta.split(sizes), strict=True
             ):
-                alpha = step_sizes[:, index[matrix.name]][signal.edit.to(device)]
+                alpha = step_sizes[:, index[matrix.name]][signal.edit.to(device)].to(b.dtype)
                 factors[matrix.name] = _stack(a, -alpha[:, None] * b, signal, edits)
         ranks = {name: torch.bincount(signal.edit, minlength=edits).to(device) for name, signal in signals.items()}
         return DeltaBatch({matrix.name: factors[matrix.name] for matrix in self.matrices}, ranks)

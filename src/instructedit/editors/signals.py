@@ -100,6 +100,11 @@ def read_signals(
     return signals
 
 
+def finite(x: Tensor) -> bool:
+    """Whether every element is; read once, where a comparison of each would write as much again."""
+    return bool(x.sum().isfinite())
+
+
 def _tokens_with_gradient(name: str, u: Tensor, delta: Tensor, batch: TokenBatch) -> Signal:
     used = batch.mask & (delta != 0).any(-1)  # a NaN is not zero, so it is found below
     silent = (~used.any(1)).nonzero().flatten().tolist()
@@ -108,8 +113,8 @@ def _tokens_with_gradient(name: str, u: Tensor, delta: Tensor, batch: TokenBatch
             f"the gradient at {name} is exactly zero for the edits {silent[:10]} of the batch: the loss is already "
             "zero there, or the model does not use this matrix for them"
         )
-    signal = Signal(u[used].float(), delta[used].float(), used.nonzero()[:, 0])
-    if not (torch.isfinite(signal.delta).all() and torch.isfinite(signal.u).all()):
+    signal = Signal(u[used], delta[used], used.nonzero()[:, 0])
+    if not (finite(signal.delta) and finite(signal.u)):
         raise EditorError(
             f"the signals at {name} are not finite; load the base model in float32 or bfloat16 instead of float16"
         )

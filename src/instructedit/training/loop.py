@@ -322,7 +322,7 @@ def _first_editor(recipe: Recipe, language_model: LanguageModel) -> Mend:
     """
     if recipe.start_from is None:
         return create_editor(recipe.editor, language_model)
-    editor = load_editor(recipe.start_from, language_model)
+    editor = load_editor(recipe.start_from, language_model, to_train=True)
     if editor.config != recipe.editor:
         raise EditorError(f"{recipe.start_from} has another shape than the recipe's editor; make `editor:` the same")
     return editor
