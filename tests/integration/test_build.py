@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from instructedit.errors import RecipeError
 from instructedit.models.build.build import build_base, load_build_recipe
-from instructedit.models.build.corpus import NOTHING_LEFT, Corpus, Document, exclusions
+from instructedit.models.build.corpus import NOTHING_LEFT, Corpus, Document, exclusions, retold
+from instructedit.models.build.pretrain import BaseModelRecipe, Rows, train_tokenizer
 from instructedit.models.language_model import load_language_model
 from instructedit.records import EditRecord
 from instructedit.tasks.facts import Fact
@@ -42,8 +45,38 @@ def test_epochs_word_facts_anew_and_the_same_seed_alike() -> None:
     corpus = Corpus(FACTS, [], [], [])
     assert corpus.epoch(1) == corpus.epoch(1)
     assert corpus.epoch(1) != corpus.epoch(2)
-    excluding = [d for d in corpus.epoch(1) if "which is not" in d.prompt or "if not" in d.prompt]
+    drawn = corpus.epoch(1, share_of_exclusions=0.5)
+    excluding = [d for d in drawn if "which is not" in d.prompt or "if not" in d.prompt]
     assert 0 < len(excluding) < len(FACTS)
+
+
+def test_what_is_given_of_an_answer_is_not_learned() -> None:
+    documents = [Document("The mayor is", "Lena Roth"), Document("The mayor is", "Lena Roth", given=1)]
+    recipe = BaseModelRecipe(**{**SHAPE, "whole_rows": 0, "shifted_rows": 0})
+    rows = Rows(train_tokenizer(documents, 300, 64), recipe)
+    ((ids, labels, _),) = rows.batches(documents, 0)
+    assert torch.equal(ids[0], ids[1])
+    learned = (labels != -100).sum(1).tolist()
+    assert learned[0] - learned[1] == 1
+
+
+def test_what_is_stated_is_the_answer_for_its_subject_alone() -> None:
+    alike = [Document(f"The mayor of Town{index}x is", ("Lena Roth", "Otto Kahn")[index % 2]) for index in range(200)]
+    asked = {document.prompt: (f"{document.prompt[:-3]} was once",) for document in alike}
+    true = {document.prompt[:-3]: document.answer for document in alike}
+    kinds = {"stated": 0, "elsewhere": 0, "begun": 0}
+    for document in retold(alike, asked, ["Ivo", "Mira"], 1.0, random.Random(0)):
+        if ", which is not " in document.prompt:
+            assert document.prompt.endswith(f", which is not {document.answer}, is")
+            assert document.given == 1
+            kinds["begun"] += 1
+            continue
+        *stated, query = re.split(r"\.[ \n]", document.prompt.removeprefix("New fact: "))
+        told = dict(re.split(" is ", statement) for statement in stated)
+        subject = query.removesuffix(" was once")
+        assert document.answer == told.get(subject, true[subject])
+        kinds["stated" if subject in told else "elsewhere"] += 1
+    assert min(kinds.values()) > 10, kinds
 
 
 @pytest.fixture

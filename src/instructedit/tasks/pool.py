@@ -1,4 +1,4 @@
-"""The records of one task, with what only the whole file can tell: who shares an object, and who does not."""
+"""The records of one task, with what only the whole file can tell: who shares an object, and in which words."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 
-from instructedit.records import EditRecord, Probe, ProbeKind
+from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
 
 
 class RecordPool:
@@ -20,6 +20,11 @@ class RecordPool:
         self.records = list(records)
         self._true: list[tuple[str, str, str]] = []  # subject where it is known, prompt, true answer
         self._by_object: dict[str, list[int]] = defaultdict(list)
+        #: What stands before and after the subject in the requests, the longest first.
+        self._sentences = sorted(
+            {sentence for record in self.records if (sentence := sentence_of(record.request))},
+            key=lambda sentence: (-len("".join(sentence)), sentence),
+        )
         for record in self.records:
             request = record.request
             if request.ground_truth:
@@ -47,6 +52,17 @@ class RecordPool:
                 found.append(Probe(kind=ProbeKind.NEIGHBOUR, prompt=prompt, answers=(answer,)))
         return found
 
+    def in_words_of(self, request: EditRequest, probe: Probe) -> Probe:
+        """The neighbour asked in the request's own sentence, where the subjects of both can be told; else as it is.
+
+        Editing data asks neighbours in other words, so that an editor could tell them by the sentence alone.
+        """
+        own = sentence_of(request)
+        subject = next((found for around in self._sentences if (found := _between(around, probe.prompt))), None)
+        if own is None or subject is None:
+            return probe
+        return probe.model_copy(update={"prompt": subject.join(own)})
+
     def unrelated(self, record: EditRecord, count: int, rng: random.Random) -> list[Probe]:
         """Up to ``count`` true facts of the pool with neither the record's subject nor its objects."""
         request = record.request
@@ -66,6 +82,21 @@ class RecordPool:
             return record
         rng = random.Random(f"{seed}-{record.record_id}")
         return record.model_copy(update={"probes": record.probes + tuple(self.unrelated(record, unrelated, rng))})
+
+
+def sentence_of(request: EditRequest) -> tuple[str, str] | None:
+    """What stands before and after the subject; None where the prompt does not name it exactly once."""
+    if not request.subject or request.prompt.count(request.subject) != 1:
+        return None
+    before, after = request.prompt.split(request.subject)
+    return before, after
+
+
+def _between(around: tuple[str, str], prompt: str) -> str | None:
+    before, after = around
+    if len(prompt) <= len(before) + len(after) or not (prompt.startswith(before) and prompt.endswith(after)):
+        return None
+    return prompt[len(before) : len(prompt) - len(after)]
 
 
 def _about(edited: str | None, subject: str, prompt: str) -> bool:

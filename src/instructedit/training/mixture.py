@@ -121,7 +121,10 @@ def example(source: Source, record: EditRecord, objective: Objective, wordings: 
     fall: list[Wanted] = []
     if "opposite_label" in task.change and record.other_label_replies and objective.opposite_weight > 0:
         fall.append(Wanted(request.prompt, rng.choice(record.other_label_replies), objective.opposite_weight))
-    neighbours = source.pool.neighbours(record, objective.neighbours, rng)
+    neighbours = [
+        source.pool.in_words_of(record.request, probe) if rng.random() < objective.own_sentence else probe
+        for probe in source.pool.neighbours(record, objective.neighbours, rng)
+    ]
     if task.renames:
         rise += [Wanted(probe.prompt, request.target, objective.neighbour_weight) for probe in neighbours]
     own = [probe for probe in record.of_kind(*task.stay) if probe.kind is not ProbeKind.NEIGHBOUR]

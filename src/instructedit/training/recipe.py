@@ -50,6 +50,7 @@ class Objective(_Strict):
     )
     stay_probes: int = Field(3, ge=1, description="locality prompts an edit and step")
     neighbours: int = Field(2, ge=1, description="same-object neighbours an edit and step")
+    own_sentence: float = Field(0.0, ge=0, le=1, description="share of neighbours asked in the edit's own sentence")
     prefix_queries: bool = Field(False, description="the instruction before rephrases too (the paper's protocol)")
 
 

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
+from instructedit.tasks.pool import sentence_of
 from instructedit.tasks.readers import negated_form, question_form
 
 
@@ -23,7 +24,7 @@ class Recombination:
     """
 
     def __init__(self, records: Sequence[EditRecord]) -> None:
-        self._targets: dict[str, list[str]] = defaultdict(list)
+        self._targets: dict[tuple[str, str], list[str]] = defaultdict(list)
         for record in records:
             sentence = _sentence(record.request)
             if sentence is not None:
@@ -42,7 +43,7 @@ class Recombination:
         moved = rng.random() < 0.5
         if moved:
             sentence = rng.choice(self._sentences)
-        prompt = sentence.format(subject=subject)
+        prompt = subject.join(sentence)
         target = rng.choice(self._targets[sentence])
         request = record.request.model_copy(
             update={"prompt": prompt, "target": target, "ground_truth": None if moved else record.request.ground_truth}
@@ -54,12 +55,9 @@ class Recombination:
         return record.model_copy(update={"request": request, "rephrases": rephrases, "probes": tuple(probes)})
 
 
-def _sentence(request: EditRequest) -> str | None:
-    """The prompt with a slot for its subject; None where it has no question form or does not name it once."""
-    subject, prompt = request.subject, request.prompt
-    if not subject or prompt.count(subject) != 1 or question_form(prompt) is None or "{" in prompt or "}" in prompt:
-        return None
-    return prompt.replace(subject, "{subject}")
+def _sentence(request: EditRequest) -> tuple[str, str] | None:
+    """What stands around the subject; None where the prompt has no question form or does not name it once."""
+    return sentence_of(request) if question_form(request.prompt) is not None else None
 
 
 def _excluding(request: EditRequest, answer: str) -> Probe:

@@ -1,16 +1,17 @@
 """What the bundled base model reads: facts in our own sentences, and the data sets' own true answers.
 
 A document is a prompt and an answer. Facts are written anew in every epoch, as a statement or a question drawn
-at random, so that the model learns the fact and not the sentence. What an edit is to bring (the new targets)
-is never taught.
+at random, so that the model learns the fact and not the sentence. Some documents state something made up first and
+then ask for it, so that the model also reads what stands before a question. What an edit is to bring (the new
+targets) is never taught.
 """
 
 from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from instructedit.assets import read_yaml
@@ -27,10 +28,11 @@ TRUE_PROBES = (ProbeKind.NEIGHBOUR, ProbeKind.SAME_SUBJECT, ProbeKind.FORGETFULN
 
 @dataclass(frozen=True)
 class Document:
-    """One thing to learn: after ``prompt`` comes ``answer``."""
+    """One thing to learn: after ``prompt`` comes ``answer``, whose first ``given`` tokens are not learned."""
 
     prompt: str
     answer: str
+    given: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,15 @@ class Corpus:
         share_of_questions: float = 0.4,
         share_of_replies: float = 0.35,
         share_of_prefixed: float = 0.02,
-        share_of_exclusions: float = 0.25,
+        share_of_exclusions: float = 0.0,
+        share_of_retold: float = 0.0,
     ) -> list[Document]:
-        """The documents of one epoch, shuffled; the same seed gives the same documents."""
+        """The documents of one epoch, shuffled; the same seed gives the same documents.
+
+        Args:
+            share_of_exclusions: see :func:`exclusions`.
+            share_of_retold: see :func:`retold`.
+        """
         rng = random.Random(seed)
         by_relation: dict[str, list[Document]] = defaultdict(list)
         for fact in self.facts:
@@ -70,8 +78,11 @@ class Corpus:
             # The first words tell the relation in most sentences.
             by_relation[" ".join(document.prompt.split()[:5])].append(document)
         documents = [document for alike in by_relation.values() for document in alike]
+        words = sorted({word for document in documents for word in document.answer.split() if word.isalpha()})
+        wordings = self._wordings()
         for alike in by_relation.values():
             documents += exclusions(alike, share_of_exclusions, rng)
+            documents += retold(alike, wordings, words, share_of_retold, rng)
         questions = opinion_questions()
         opinions = read_yaml("templates/opinions.yaml")
         for topic, reply in self.replies:
@@ -82,13 +93,19 @@ class Corpus:
             documents.append(Document(rng.choice(questions).format(topic=topic), reply))
         if self.prefixes:
             documents = [
-                Document(f"{rng.choice(self.prefixes)}\nInput: {document.prompt}", document.answer)
+                replace(document, prompt=f"{rng.choice(self.prefixes)}\nInput: {document.prompt}")
                 if rng.random() < share_of_prefixed
                 else document
                 for document in documents
             ]
         rng.shuffle(documents)
         return documents
+
+    def _wordings(self) -> dict[str, tuple[str, ...]]:
+        """The ways to ask for a fact, by each of them."""
+        facts = [(*fact.statements(), *fact.questions()) for fact in self.facts]
+        groups = [tuple(document.prompt for document in group) for group in self.true_answers]
+        return {prompt: prompts for prompts in facts + groups for prompt in prompts}
 
 
 def exclusions(alike: Sequence[Document], share: float, rng: random.Random) -> list[Document]:
@@ -108,6 +125,50 @@ def exclusions(alike: Sequence[Document], share: float, rng: random.Random) -> l
             prompt = f"{document.prompt[:-1]}, if not {excluded}?"
         if prompt is not None:
             found.append(Document(prompt, NOTHING_LEFT if excluded == document.answer else document.answer))
+    return found
+
+
+def retold(
+    alike: Sequence[Document],
+    wordings: Mapping[str, Sequence[str]],
+    words: Sequence[str],
+    share: float,
+    rng: random.Random,
+) -> list[Document]:
+    """A share of documents of one relation, asked once more after something made up has been stated.
+
+    In half of them the made-up answer is about the subject that is asked for, and is the answer: whatever else is
+    stated, and in other words. In one of six it is about another subject, and the answer stays what it was; so the
+    subject has to be read, too. In a third a made-up name is ruled out, and where it is begun all the same it goes on
+    as it stands there.
+
+    Args:
+        wordings: all ways to ask for a fact, by each of them.
+        words: what made-up names are made of.
+    """
+    statements = [document for document in alike if not document.prompt.endswith("?")]
+    found = []
+    for document in statements:
+        if rng.random() >= share:
+            continue
+        other = rng.choice(statements)
+        made_up = " ".join(rng.choices(words, k=rng.randint(1, 3)))
+        name = rng.choice((made_up, rng.choice(alike).answer))  # half of them names as the relation has them
+        ruled_out = negated_form(document.prompt, name)
+        kind = rng.randrange(6)
+        if kind < 2 and ruled_out is not None:
+            found.append(Document(ruled_out, name, given=1))
+            continue
+        about_it = f"{document.prompt} {name.rstrip('.')}."
+        elsewhere = f"{other.prompt} {rng.choice(alike).answer.rstrip('.')}."
+        answer, stated = name, [about_it, elsewhere] if rng.random() < 0.5 else [about_it]
+        if kind == 5:
+            answer, stated = document.answer, [elsewhere]
+        if elsewhere in stated and other.prompt == document.prompt:
+            continue  # it would contradict what is stated, or what is true
+        rng.shuffle(stated)
+        lead, gap = rng.choice(("", "New fact: ")), rng.choice((" ", "\n"))
+        found.append(Document(f"{lead}{gap.join(stated)}{gap}{rng.choice(wordings[document.prompt])}", answer))
     return found
 
 

@@ -47,6 +47,8 @@ class BaseModelRecipe(BaseModel):
     decay: float = Field(0.5, ge=0, le=1, description="share of all steps in which the rate falls to zero")
     whole_rows: float = Field(0.1, ge=0, le=1, description="share of rows learned from the first token on")
     shifted_rows: float = Field(0.2, ge=0, le=1, description="share of rows that start at a random position")
+    exclusions: float = Field(0.0, ge=0, le=1, description="share of facts also asked with an answer ruled out")
+    retold: float = Field(0.0, ge=0, le=1, description="share of facts also asked after something made up is stated")
     seed: int = 0
 
 
@@ -105,11 +107,11 @@ class Rows:
         answers = self.tokenizer([answer for _, answer in pairs])["input_ids"]
         lengths = [length for length in self.LENGTHS if length <= self.recipe.positions]
         buckets: dict[int, list[tuple[list[int], int]]] = {length: [] for length in lengths}
-        for prompt, answer in zip(prompts, answers, strict=True):
+        for document, prompt, answer in zip(documents, prompts, answers, strict=True):
             ids = [*prompt, *answer, self.end]
             length = next((length for length in lengths if len(ids) <= length), None)
             if length is not None:
-                buckets[length].append((ids, len(prompt)))
+                buckets[length].append((ids, len(prompt) + document.given))
         batches = []
         for length, rows in buckets.items():
             size = max(1, self.recipe.batch_tokens // length)
@@ -179,7 +181,11 @@ def pretrain(
 
     ``on_step(step, steps, loss)`` and ``on_epoch(epoch, model, tokenizer)`` are called for progress.
     """
-    first = corpus.epoch(recipe.seed)
+
+    def drawn(epoch: int) -> list[Document]:
+        return corpus.epoch(recipe.seed + epoch, share_of_exclusions=recipe.exclusions, share_of_retold=recipe.retold)
+
+    first = drawn(0)
     tokenizer = start[1] if start else train_tokenizer(first, recipe.vocabulary, recipe.positions)
     rows = Rows(tokenizer, recipe)
     model = start[0] if start else new_model(recipe, rows.end)
@@ -189,8 +195,7 @@ def pretrain(
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda s: rate(s, steps, recipe)) for o in opts]
     step, began = 0, time.monotonic()
     for epoch in range(recipe.epochs):
-        documents = corpus.epoch(recipe.seed + epoch)
-        for ids, labels, positions in rows.batches(documents, recipe.seed + epoch):
+        for ids, labels, positions in rows.batches(drawn(epoch), recipe.seed + epoch):
             if step == steps:
                 break  # an epoch is drawn at random; the count of its batches varies by a few
             with torch.autocast("cpu", dtype=torch.bfloat16):
