@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from instructedit.deltas.delta import DeltaBatch
 from instructedit.editors.base import DirectEditor, Editor, registered_editors
+from instructedit.editors.calinet import CaliNet, CaliNetConfig
 from instructedit.editors.editing import make_edit
 from instructedit.editors.files import find_editor
 from instructedit.editors.finetuning import BoxedConfig, BoxedFineTuning
@@ -28,7 +29,7 @@ from instructedit.records import EditRecord, EditRequest
 from instructedit.tasks.task import load_task
 
 METHODS = sorted(name for name, kind in registered_editors().items() if issubclass(kind, DirectEditor))
-WEIGHT_METHODS = sorted(set(METHODS) - {"in-context", "grace"})
+WEIGHT_METHODS = sorted(set(METHODS) - {"in-context", "grace", "calinet"})
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
@@ -58,7 +59,7 @@ def loss_of(language_model: LanguageModel, editor: Editor, requests: list[EditRe
 
 
 def test_the_methods_of_the_paper_are_there() -> None:
-    assert {"ft", "grace", "in-context", "lora", "memit", "rome"} <= set(METHODS)
+    assert {"calinet", "ft", "grace", "in-context", "lora", "memit", "rome"} <= set(METHODS)
 
 
 @every_method
@@ -173,6 +174,23 @@ def test_grace_answers_by_its_codebook_near_the_key_and_nowhere_else(
     assert answer.startswith(" Oston")
     wide = Codebooks(edits.module, edits.keys, edits.values, 1e6)
     assert score(gpt2, editor.cut, others, wide) != score(gpt2, editor.cut, others, None)
+
+
+def test_calinet_adds_its_slots_to_what_the_mlp_says(gpt2: LanguageModel, requests_: list[EditRequest]) -> None:
+    editor = CaliNet.create(CaliNetConfig(slots=5), gpt2)
+    edits = editor.edit(gpt2, requests_, [None] * 3)
+    mlp = gpt2.model.get_submodule(edits.first.rpartition(".")[0])
+    x = torch.randn(2, 4, gpt2.structure.hidden)
+    with torch.no_grad():
+        plain = mlp(x)
+        with edits.attached(gpt2, torch.tensor([2, 0])):
+            edited = mlp(x)
+    for row, edit in enumerate((2, 0)):
+        added = nn.functional.gelu(x[row] @ edits.keys[edit]) @ edits.values[edit]
+        torch.testing.assert_close(edited[row] - plain[row], added, rtol=1e-4, atol=1e-4)
+        assert added.abs().max() > 1e-3
+    alone = editor.edit(gpt2, requests_[1:2], [None])
+    torch.testing.assert_close(alone.values[0], edits.values[1], rtol=1e-3, atol=1e-4)
 
 
 def test_in_context_puts_the_fact_before_the_question(gpt2: LanguageModel, requests_: list[EditRequest]) -> None:

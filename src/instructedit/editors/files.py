@@ -13,6 +13,7 @@ from safetensors.torch import save
 
 from instructedit.assets import ASSETS
 from instructedit.editors.base import DirectEditor, Editor, editor_class, registered_editors
+from instructedit.editors.calinet import CaliNet
 from instructedit.editors.finetuning import BoxedFineTuning, Lora
 from instructedit.editors.grace import Grace
 from instructedit.editors.incontext import InContext
@@ -24,7 +25,7 @@ from instructedit.files import read_yaml_file, write_atomically
 from instructedit.models.language_model import BUNDLED, LanguageModel
 
 #: Importing them is what makes them known by name.
-DIRECT = (BoxedFineTuning, Grace, InContext, Lora, Memit, Rome)
+DIRECT = (BoxedFineTuning, CaliNet, Grace, InContext, Lora, Memit, Rome)
 FORMAT = "instructedit-editor/1"
 BUNDLED_EDITOR = ASSETS / "editor.safetensors"
 

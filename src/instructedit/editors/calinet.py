@@ -1,0 +1,130 @@
+"""CaliNet: a few memory slots beside an MLP, learned for the edit; an edit adds to what the MLP says.
+
+Dong et al., "Calibrating Factual Knowledge in Pretrained Language Models" (Findings of EMNLP 2022): with x what flows
+into the MLP,
+
+    MLP'(x) = MLP(x) + gelu(x K) V,
+
+K (inputs, slots) and V (slots, outputs) are learned on the edit, everything else stands still. V is zero at the start.
+Every edit of a batch has its own slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from instructedit.editors.base import DirectEditor, register
+from instructedit.editors.direct import Descent, descend_each, last_mlp_matrix
+from instructedit.models.hooks import held
+from instructedit.models.language_model import LanguageModel
+from instructedit.models.structure import Matrix
+from instructedit.models.text import pad
+from instructedit.records import EditRequest
+
+
+class CaliNetConfig(Descent):
+    """CaliNet's numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    block: int | None = Field(None, ge=0, description="beside whose MLP the slots lie; None takes the last one")
+    slots: int = Field(64, ge=1)
+    steps: int = Field(50, ge=1, description="of Adam, at most")
+    learning_rate: float = Field(1e-2, gt=0)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The slots of many edits.
+
+    Attributes:
+        first, last: the modules where the MLP begins and ends.
+        keys: (edits, inputs, slots).
+        values: (edits, slots, outputs).
+    """
+
+    first: str
+    last: str
+    keys: Tensor
+    values: Tensor
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def asked(self, edit: int, prompt: str) -> str:
+        """The prompt: slots leave questions alone."""
+        return prompt
+
+    @contextmanager
+    def attached(self, language_model: LanguageModel, rows: Tensor) -> Iterator[None]:
+        """See :class:`~instructedit.editors.base.Edits`."""
+        said: list[Tensor] = []
+
+        def read(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = args[0].reshape(len(rows), -1, args[0].shape[-1]).to(self.keys.dtype)
+            places = rows.to(x.device)
+            active = functional.gelu(x @ self.keys.to(x.device)[places])
+            said.append(active @ self.values.to(x.device)[places])
+
+        def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return output + said.pop().to(output.device, output.dtype).view_as(output)
+
+        begin, end = (language_model.model.get_submodule(name) for name in (self.first, self.last))
+        with held(begin.register_forward_pre_hook(read)), held(end.register_forward_hook(add)):
+            yield
+
+
+@register("calinet")
+class CaliNet(DirectEditor):
+    """Learns slots for every request.
+
+    Args:
+        config: its numbers.
+        first, last: the matrices through which the MLP reads and writes.
+        cut: its block.
+    """
+
+    Config = CaliNetConfig
+
+    def __init__(self, config: CaliNetConfig, first: Matrix, last: Matrix, cut: int) -> None:
+        super().__init__()
+        self.config = config
+        self.first = first
+        self.last = last
+        self.cut = cut
+
+    @classmethod
+    def create(cls, config: BaseModel, language_model: LanguageModel) -> CaliNet:
+        """See :meth:`DirectEditor.create`."""
+        assert isinstance(config, CaliNetConfig)
+        structure = language_model.structure
+        block = len(structure.blocks) - 1 if config.block is None else config.block
+        last = last_mlp_matrix(language_model, block)
+        return cls(config, structure.mlps[block][0], last, block)
+
+    def edit(
+        self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
+    ) -> Slots:
+        """See :meth:`Editor.edit`. Instructions are not read."""
+        pair = language_model.text.pair
+        batch = pad([pair(r.prompt, r.target) for r in requests], language_model.text.pad_id).to(language_model.device)
+        split = language_model.split(self.cut)
+        rows = torch.arange(len(requests), device=language_model.device)
+        generator = torch.Generator().manual_seed(self.config.seed)  # the same start for every edit
+        start: Tensor = torch.randn(self.first.inputs, self.config.slots, generator=generator)
+        start = (start / self.first.inputs**0.5).to(language_model.device)
+        keys = start.expand(len(requests), -1, -1).clone().requires_grad_()
+        values = start.new_zeros(len(requests), self.config.slots, self.last.outputs).requires_grad_()
+        slots = Slots(self.first.name, self.last.name, keys, values)
+        descend_each(
+            [keys, values], lambda: slots.attached(language_model, rows), split, split.trunk(batch), self.config
+        )
+        return Slots(self.first.name, self.last.name, keys.detach(), values.detach())
