@@ -21,7 +21,7 @@ from speed import train_step
 from workload import SHAPES, Load, load_model, make_examples
 
 from instructedit.editors.files import create_editor
-from instructedit.editors.mend import EditorConfig
+from instructedit.editors.gradient import EditorConfig
 from instructedit.training.loop import make_optimizer
 from instructedit.training.recipe import Optimisation
 

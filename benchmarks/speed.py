@@ -31,7 +31,7 @@ from tqdm import tqdm
 from workload import SHAPES, Load, load_model, make_examples
 
 from instructedit.editors.files import create_editor
-from instructedit.editors.mend import EditorConfig, Mend
+from instructedit.editors.gradient import EditorConfig, GradientEditor
 from instructedit.evaluation.runner import evaluate
 from instructedit.models.allocator import keep_freed_memory
 from instructedit.models.fusion import fuse_activations_in_place
@@ -134,7 +134,7 @@ def _ours(job: Job, language_model: LanguageModel) -> list[float]:
 
 
 def train_step(
-    editor: Mend, language_model: LanguageModel, examples: list[Example], optimizer: torch.optim.Optimizer
+    editor: GradientEditor, language_model: LanguageModel, examples: list[Example], optimizer: torch.optim.Optimizer
 ) -> float:
     """What the training loop does in one step; returns the mean loss of the edits."""
     deltas = editor(language_model, [e.request for e in examples], [None] * len(examples))

@@ -40,7 +40,8 @@ from transformers import (
 
 from instructedit.data import data_folder
 from instructedit.editors.files import create_editor
-from instructedit.editors.mend import EditorConfig, Mend
+from instructedit.editors.gradient import EditorConfig
+from instructedit.editors.mend import Mend
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
 

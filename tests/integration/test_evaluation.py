@@ -11,7 +11,8 @@ import pytest
 import torch
 import yaml
 
-from instructedit.editors.mend import EditorConfig, Mend
+from instructedit.editors.gradient import EditorConfig
+from instructedit.editors.mend import Mend
 from instructedit.errors import DataError
 from instructedit.evaluation.generation import generate
 from instructedit.evaluation.protocols import Control, InstructionChooser, Protocol

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from instructedit.editors.files import create_editor
-from instructedit.editors.mend import EditorConfig
+from instructedit.editors.gradient import EditorConfig
 from instructedit.training.loop import make_optimizer
 from instructedit.training.recipe import Optimisation
 

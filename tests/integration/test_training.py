@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from instructedit.editors.files import load_editor
-from instructedit.editors.mend import EditorConfig, Mend
+from instructedit.editors.gradient import EditorConfig
+from instructedit.editors.mend import Mend
 from instructedit.errors import DataError, EditorError
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import pad

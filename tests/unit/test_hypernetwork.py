@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from instructedit.editors.editing import make_edit
 from instructedit.editors.files import load_editor, save_editor
 from instructedit.editors.footprint import footprint
+from instructedit.editors.gradient import EditorConfig, chosen_matrices
 from instructedit.editors.hypernetwork import Hypernetwork, RunningNorm
-from instructedit.editors.mend import EditorConfig, Mend, chosen_matrices
+from instructedit.editors.knowledge_editor import KnowledgeEditor
+from instructedit.editors.mend import Mend
 from instructedit.editors.signals import Signal, read_signals
 from instructedit.errors import EditorError, ModelError
 from instructedit.models.language_model import LanguageModel, load_language_model
@@ -254,6 +256,35 @@ def test_untrained_mend_is_a_gradient_step(gpt2: LanguageModel, requests_: list[
             torch.testing.assert_close(low.a[edit] @ low.b[edit], -0.25 * signal.u[mine].mT @ signal.delta[mine])
 
 
+def test_knowledge_editor_gates_the_gradient(gpt2: LanguageModel, requests_: list[EditRequest]) -> None:
+    """At the start a gradient step; then gate * G + offset, written out in full, of its own edit."""
+    editor = KnowledgeEditor.create(EditorConfig(name="ke", blocks=2, step_size=0.25, code=8), gpt2).eval()
+    signals = signals_of(gpt2, requests_)
+    codes = torch.randn(3, 8)
+    for gate in editor.gates:
+        nn.init.zeros_(gate.read.weight)
+    plain = editor.deltas(signals, codes, 3)
+    for gate in editor.gates:
+        nn.init.normal_(gate.read.weight)
+    gated = editor.deltas(signals, codes, 3)
+    for matrix, gate in zip(editor.matrices, editor.gates, strict=True):
+        signal = signals[matrix.name]
+        parts = gate.read(codes).split((matrix.outputs, matrix.outputs, matrix.inputs, matrix.inputs, 1), dim=-1)
+        for edit in range(3):
+            mine = signal.edit == edit
+            gradient = signal.u[mine].mT @ signal.delta[mine]
+            low = plain.factors[matrix.name]
+            torch.testing.assert_close(low.a[edit] @ low.b[edit], -0.25 * gradient)
+            alpha, beta, gamma, zeta, eta = (part[edit] for part in parts)
+            wanted = torch.outer(1 + gamma, alpha.softmax(0) * matrix.outputs) * gradient
+            wanted += torch.outer(zeta, beta.softmax(0))
+            low = gated.factors[matrix.name]
+            torch.testing.assert_close(
+                low.a[edit] @ low.b[edit], -0.25 * 2 * eta.sigmoid() * wanted, rtol=1e-3, atol=1e-5
+            )
+            assert int(gated.ranks[matrix.name][edit]) == int(mine.sum()) + 1
+
+
 def test_edits_add_up_each_under_its_own_instruction(
     gpt2: LanguageModel, new_editor: Callable[..., Mend], requests_: list[EditRequest]
 ) -> None:
@@ -276,6 +307,7 @@ def test_edits_add_up_each_under_its_own_instruction(
     "config",
     [
         {"name": "mend"},
+        {"name": "ke"},
         {"conditioning": "none", "layers": 1},
         pytest.param(
             {"conditioning": "hypernetwork"},
@@ -328,6 +360,7 @@ def test_too_many_blocks_are_refused(gpt2: LanguageModel) -> None:
         pytest.param(
             {"name": "mend"},
         ),
+        {"name": "ke"},
         {"conditioning": "none"},
         {"conditioning": "both"},
         {"encoder": "base"},

@@ -21,7 +21,7 @@ RANKS = {
     "deltas": 3,
     "editors": 4,
     **dict.fromkeys(("training", "evaluation"), 5),
-    **dict.fromkeys(("ledger", "instructions", "analysis"), 6),
+    **dict.fromkeys(("experiments", "ledger", "instructions", "analysis"), 6),
     **dict.fromkeys(("cli", "service"), 7),
     **dict.fromkeys(("", "__main__"), 8),
 }

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from instructedit.editors.mend import EditorConfig
+from instructedit.editors.gradient import EditorConfig
 from instructedit.errors import RecipeError
 from instructedit.training.recipe import Recipe, load_recipe, parse_recipe
 

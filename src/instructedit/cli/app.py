@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from instructedit.cli import build_base, demo, doctor, edit, evaluate, tasks, train
+from instructedit.cli import build_base, demo, doctor, edit, evaluate, reproduce, tasks, train
 from instructedit.cli.console import err
 from instructedit.errors import InstructEditError
 
@@ -23,6 +23,7 @@ app.command("demo")(demo.demo)
 app.command("edit")(edit.edit)
 app.command("evaluate")(evaluate.evaluate_command)
 app.command("train")(train.train_command)
+app.command("reproduce")(reproduce.reproduce)
 app.command("tasks")(tasks.tasks)
 app.command("doctor")(doctor.doctor)
 app.command("build-base")(build_base.build_base_command)

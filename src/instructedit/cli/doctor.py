@@ -35,7 +35,7 @@ def doctor(
     quiet_libraries()
     from instructedit.editors.files import load_editor
     from instructedit.editors.footprint import footprint
-    from instructedit.editors.mend import EditorConfig, chosen_matrices
+    from instructedit.editors.gradient import EditorConfig, chosen_matrices
     from instructedit.models.language_model import load_language_model
     from instructedit.training.memory import TextLengths, predict
     from instructedit.training.recipe import load_recipe

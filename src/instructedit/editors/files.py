@@ -16,29 +16,33 @@ from instructedit.editors.base import DirectEditor, Editor, editor_class, regist
 from instructedit.editors.calinet import CaliNet
 from instructedit.editors.finetuning import BoxedFineTuning, Lora
 from instructedit.editors.grace import Grace
+from instructedit.editors.gradient import EditorConfig, GradientEditor
 from instructedit.editors.incontext import InContext
+from instructedit.editors.instructedit import InstructEdit
+from instructedit.editors.knowledge_editor import KnowledgeEditor
 from instructedit.editors.memit import Memit
-from instructedit.editors.mend import EditorConfig, Mend
+from instructedit.editors.mend import Mend
 from instructedit.editors.rome import Rome
 from instructedit.errors import EditorError
 from instructedit.files import read_yaml_file, write_atomically
 from instructedit.models.language_model import BUNDLED, LanguageModel
 
 #: Importing them is what makes them known by name.
+TRAINED = (InstructEdit, KnowledgeEditor, Mend)
 DIRECT = (BoxedFineTuning, CaliNet, Grace, InContext, Lora, Memit, Rome)
 FORMAT = "instructedit-editor/1"
 BUNDLED_EDITOR = ASSETS / "editor.safetensors"
 
 
-def create_editor(config: EditorConfig, language_model: LanguageModel) -> Mend:
+def create_editor(config: EditorConfig, language_model: LanguageModel) -> GradientEditor:
     """An untrained editor of the kind that the config names."""
     kind = editor_class(config.name)
-    assert issubclass(kind, Mend)
+    assert issubclass(kind, GradientEditor)
     return kind.create(config, language_model).eval()
 
 
 def save_editor(
-    editor: Mend,
+    editor: GradientEditor,
     language_model: LanguageModel,
     path: str | Path,
     *,
@@ -89,7 +93,7 @@ def find_editor(name_or_path: str | Path, language_model: LanguageModel) -> Edit
         raise EditorError(f"{name_or_path}: {mistakes}") from None
 
 
-def load_editor(path: str | Path, language_model: LanguageModel, *, to_train: bool = False) -> Mend:
+def load_editor(path: str | Path, language_model: LanguageModel, *, to_train: bool = False) -> GradientEditor:
     """Read an editor for its base model; ``bundled`` is the one that ships with the bundled model.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from instructedit.editors.mend import EditorConfig
+from instructedit.editors.gradient import EditorConfig
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import Matrix
 
@@ -16,7 +16,7 @@ class Footprint:
 
     Attributes:
         base: the base model's parameters as loaded.
-        editor: the hypernetwork's parameters in float32.
+        editor: its parameters in float32.
         training: editor, its gradients and Adam's two moments.
     """
 
@@ -25,8 +25,14 @@ class Footprint:
     training: int
 
 
-def hypernetwork_parameters(matrices: Sequence[Matrix], config: EditorConfig) -> int:
-    """Parameters of the hypernetworks: per shape and layer U, V, bias, scale and shift, and the code's map."""
+def editor_parameters(matrices: Sequence[Matrix], config: EditorConfig) -> int:
+    """Parameters of an editor without its encoder.
+
+    Of hypernetworks, per shape and layer: U, V, bias, scale and shift, and the code's map. Of KnowledgeEditor, per
+    matrix: the map from code to gate and offset.
+    """
+    if config.name == "ke":
+        return sum(1 + (config.code + 1) * (2 * (m.inputs + m.outputs) + 1) for m in matrices)
     groups: dict[tuple[int, int], int] = {}
     for matrix in matrices:
         shape = (matrix.inputs, matrix.outputs)
@@ -43,5 +49,5 @@ def hypernetwork_parameters(matrices: Sequence[Matrix], config: EditorConfig) ->
 def footprint(language_model: LanguageModel, matrices: Sequence[Matrix], config: EditorConfig) -> Footprint:
     """Estimate; the instruction encoder is left out, it is small beside the rest."""
     base = sum(p.numel() * p.element_size() for p in language_model.model.parameters())
-    editor = 4 * hypernetwork_parameters(matrices, config)
+    editor = 4 * editor_parameters(matrices, config)
     return Footprint(base, editor, 4 * editor)

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from instructedit.editors.base import register
+from instructedit.editors.gradient import EditorConfig, chosen_matrices
 from instructedit.editors.instruction_encoders import (
     BaseStateEncoder,
     InstructionEncoder,
     SentenceEncoder,
     TrainedEncoder,
 )
-from instructedit.editors.mend import EditorConfig, Mend, chosen_matrices
+from instructedit.editors.mend import Mend
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import Matrix
 from instructedit.records import EditRequest
@@ -57,7 +58,9 @@ class InstructEdit(Mend):
         cut = min(language_model.structure.block_of(matrix.name) for matrix in matrices)
         return cls(config, matrices, cut, language_model.structure.hidden)
 
-    def codes(self, language_model: LanguageModel, instructions: Sequence[str | None]) -> Tensor | None:
+    def codes(
+        self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
+    ) -> Tensor | None:
         """Codes (edits, width) of the instructions; None where only a prefix is read."""
         codes: Tensor | None = self.encoder(language_model, instructions) if self.encoder is not None else None
         return codes

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from instructedit.assets import read_yaml
-from instructedit.editors.mend import Mend
+from instructedit.editors.gradient import GradientEditor
 from instructedit.evaluation.generation import generate, natural_stop
 from instructedit.evaluation.protocols import Control
 from instructedit.evaluation.runner import Evaluation, evaluate
@@ -68,7 +68,11 @@ def demo_records(task: str, data: Path | None, count: int, seed: int) -> tuple[l
 
 
 def show(
-    editor: Mend, language_model: LanguageModel, request: EditRequest, task_name: str, asked: Sequence[tuple[str, str]]
+    editor: GradientEditor,
+    language_model: LanguageModel,
+    request: EditRequest,
+    task_name: str,
+    asked: Sequence[tuple[str, str]],
 ) -> Shown:
     """Make one edit under a task's unseen instruction and ask the edit prompt and ``asked`` before and after."""
     text = load_task(task_name).instructions.unseen(request)
@@ -84,7 +88,7 @@ def show(
     return Shown(request, text, rows)
 
 
-def shown_edits(editor: Mend, language_model: LanguageModel) -> tuple[list[Shown], list[Shown]]:
+def shown_edits(editor: GradientEditor, language_model: LanguageModel) -> tuple[list[Shown], list[Shown]]:
     """The edits in words of ``assets/demo.yaml``: some plain ones, and one under both scopes."""
     script = read_yaml("demo.yaml")
 
@@ -98,7 +102,7 @@ def shown_edits(editor: Mend, language_model: LanguageModel) -> tuple[list[Shown
 
 
 def measure(
-    editor: Mend,
+    editor: GradientEditor,
     language_model: LanguageModel,
     data: Path | None,
     count: int,

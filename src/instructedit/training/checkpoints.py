@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from instructedit.editors.mend import Mend
+from instructedit.editors.gradient import GradientEditor
 from instructedit.errors import EditorError
 from instructedit.files import write_atomically
 
@@ -31,7 +31,7 @@ class Progress:
 
 
 def save_checkpoint(
-    path: Path, editor: Mend, optimizer: torch.optim.Optimizer, progress: Progress, recipe: dict[str, Any]
+    path: Path, editor: GradientEditor, optimizer: torch.optim.Optimizer, progress: Progress, recipe: dict[str, Any]
 ) -> None:
     """Write everything that a run needs to go on, in one file that is either whole or not there."""
     tensors = {f"editor.{name}": tensor for name, tensor in editor.state_dict().items()}
@@ -47,7 +47,9 @@ def save_checkpoint(
     write_atomically(path, save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, header))
 
 
-def load_checkpoint(path: Path, editor: Mend, optimizer: torch.optim.Optimizer, recipe: dict[str, Any]) -> Progress:
+def load_checkpoint(
+    path: Path, editor: GradientEditor, optimizer: torch.optim.Optimizer, recipe: dict[str, Any]
+) -> Progress:
     """Put a checkpoint's state into an editor and its optimiser, in place.
 
     Raises:

@@ -21,8 +21,8 @@ from accelerate.utils.operations import gather_object
 
 from instructedit.data import find_data
 from instructedit.editors.files import create_editor, load_editor, save_editor
+from instructedit.editors.gradient import GradientEditor
 from instructedit.editors.instructedit import InstructEdit
-from instructedit.editors.mend import Mend
 from instructedit.errors import DataError, EditorError
 from instructedit.models.language_model import DTYPES, LanguageModel
 from instructedit.models.trunk_cache import TrunkCache
@@ -75,6 +75,10 @@ def read_sources(recipe: Recipe, data: Path) -> tuple[list[Source], list[Source]
                 f"task {task.name} has one subject only; training needs another to validate on", field="tasks"
             )
     train, validation = split_validation(records, recipe.optimisation.validation_edits, recipe.seed)
+    for mix in recipe.tasks:
+        if mix.records is not None and mix.records < len(train[mix.task]):
+            drawn = random.Random(f"{recipe.seed}-records-{mix.task}")
+            train[mix.task] = drawn.sample(train[mix.task], mix.records)
     return (
         [
             Source(tasks[mix.task], RecordPool(train[mix.task]), mix.weight, mix.locality, mix.recombine)
@@ -90,7 +94,7 @@ def train(
     out: Path,
     data: Path | None = None,
     on_report: Callable[[Report], None] = lambda report: None,
-) -> Mend:
+) -> GradientEditor:
     """Train an editor; go on from ``out``'s checkpoint if there is one.
 
     Args:
@@ -195,7 +199,7 @@ class _Run:
         self.forgets: TrunkCache | None = None
         self.log = _Log(out / LOG, append=self.resumes, writes=self.accelerator.is_main_process)
 
-    def train(self) -> Mend:
+    def train(self) -> GradientEditor:
         """All steps, from the checkpoint if there is one; returns the editor of the best validation loss."""
         opt = self.recipe.optimisation
         self._teach_encoder()
@@ -314,7 +318,7 @@ class _Run:
         save_checkpoint(self.checkpoint, self.editor, self.optimizer, progress, settings)
 
 
-def _first_editor(recipe: Recipe, language_model: LanguageModel) -> Mend:
+def _first_editor(recipe: Recipe, language_model: LanguageModel) -> GradientEditor:
     """A new editor, or the one that the recipe starts from.
 
     Raises:
@@ -337,7 +341,9 @@ def schedule(step: int, recipe: Recipe) -> float:
 
 
 @torch.no_grad()
-def validate(editor: Mend, language_model: LanguageModel, sources: Sequence[Source], recipe: Recipe) -> dict[str, Any]:
+def validate(
+    editor: GradientEditor, language_model: LanguageModel, sources: Sequence[Source], recipe: Recipe
+) -> dict[str, Any]:
     """The training loss on the held-out edits, the same draws every time, and its parts by task."""
     editor.eval()
     by_task: dict[str, dict[str, float]] = {}
@@ -360,7 +366,7 @@ def validate(editor: Mend, language_model: LanguageModel, sources: Sequence[Sour
     return {"loss": round(total, 5), "tasks": by_task}
 
 
-def make_optimizer(editor: Mend, opt: Optimisation) -> torch.optim.Optimizer:
+def make_optimizer(editor: GradientEditor, opt: Optimisation) -> torch.optim.Optimizer:
     """Adam over the hypernetwork, with a rate of its own for the step sizes."""
     others = [p for name, p in editor.named_parameters() if name != "theta" and p.requires_grad]
     groups = [
@@ -398,7 +404,7 @@ def _out_of_patience(progress: Progress, recipe: Recipe) -> bool:
     return opt.patience is not None and progress.step - progress.best_step >= opt.patience * opt.validate_every
 
 
-def _save(editor: Mend, language_model: LanguageModel, path: Path, recipe: Recipe, step: int) -> None:
+def _save(editor: GradientEditor, language_model: LanguageModel, path: Path, recipe: Recipe, step: int) -> None:
     save_editor(
         editor,
         language_model,

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from instructedit.editors.files import create_editor
-from instructedit.editors.mend import Mend
+from instructedit.editors.gradient import GradientEditor
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
 from instructedit.training.mixture import Example, Wanted
@@ -73,7 +73,9 @@ def predict(language_model: LanguageModel, recipe: Recipe, lengths: TextLengths)
     )
 
 
-def _peak_of_step(editor: Mend, language_model: LanguageModel, recipe: Recipe, lengths: TextLengths, edits: int) -> int:
+def _peak_of_step(
+    editor: GradientEditor, language_model: LanguageModel, recipe: Recipe, lengths: TextLengths, edits: int
+) -> int:
     """Bytes that live at the peak of a step, beyond weights."""
     examples = typical_examples(language_model, recipe, lengths, edits)
     editor.zero_grad(set_to_none=True)

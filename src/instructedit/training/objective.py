@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from instructedit.deltas.delta import DeltaBatch
-from instructedit.editors.mend import Mend
+from instructedit.editors.gradient import GradientEditor
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.split import SplitForward, TrunkState
 from instructedit.models.text import Encoded, pad
@@ -62,7 +62,7 @@ class Losses:
 
 
 def descend(
-    editor: Mend,
+    editor: GradientEditor,
     language_model: LanguageModel,
     deltas: DeltaBatch,
     examples: Sequence[Example],
@@ -85,7 +85,7 @@ def descend(
 
 @torch.no_grad()
 def measure(
-    editor: Mend,
+    editor: GradientEditor,
     language_model: LanguageModel,
     deltas: DeltaBatch,
     examples: Sequence[Example],

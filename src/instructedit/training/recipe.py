@@ -8,7 +8,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from instructedit.editors.mend import EditorConfig
+from instructedit.editors.gradient import EditorConfig
 from instructedit.errors import RecipeError
 
 
@@ -25,6 +25,7 @@ class TaskMix(_Strict):
         weight: multiplies the task's share of the mixture.
         locality: multiplies c_loc for the task's edits.
         recombine: share of the edits whose target, or sentence and target, come from other records.
+        records: only that many of the records are trained on, drawn at random; None takes all.
     """
 
     task: str
@@ -32,6 +33,7 @@ class TaskMix(_Strict):
     weight: float = Field(1.0, gt=0)
     locality: float = Field(1.0, ge=0)
     recombine: float = Field(0.0, ge=0, le=1)
+    records: int | None = Field(None, ge=1)
 
 
 class Objective(_Strict):

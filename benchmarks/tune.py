@@ -1,0 +1,141 @@
+"""Numbers for the direct methods, chosen on edits held out of training files; the test files are not read.
+
+    python benchmarks/tune.py --out recipes/experiments/baselines --log docs/results/tuning.jsonl
+
+Every method gets the same number of trials, drawn at random (the same seed, the same draws) from the grid below; the
+published numbers are always the first trial. A trial's score is the harmonic mean of Reliability, Generalization and
+Locality, averaged over tasks: an editor that gives up one of the three scores nothing. A trial in the log is not run
+again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from instructedit.data import find_data
+from instructedit.editors.base import DirectEditor, editor_class
+from instructedit.evaluation.runner import evaluate
+from instructedit.files import write_atomically
+from instructedit.models.language_model import LanguageModel, load_language_model
+from instructedit.records import EditRecord
+from instructedit.tasks.task import load_task
+from instructedit.training.loop import read_sources
+from instructedit.training.recipe import load_recipe
+
+TASKS = ("counterfact", "recent", "convsent")
+GRIDS: dict[str, dict[str, list[Any]]] = {
+    "ft": {
+        "block": [1, 2, 3, 4, 5],
+        "learning_rate": [5e-4, 2e-3, 1e-2, 3e-2],
+        "bound": [5e-4, 2e-3, 1e-2, 3e-2, 1e-1],
+        "steps": [25, 50],
+    },
+    "lora": {
+        "rank": [1, 2, 8],
+        "learning_rate": [1e-3, 3e-3, 5e-3, 1e-2],
+        "steps": [10, 20, 30, 50],
+        "blocks": [1, 2, 3],
+    },
+    "calinet": {
+        "block": [2, 3, 4, 5],
+        "slots": [4, 16, 64],
+        "learning_rate": [3e-3, 1e-2, 3e-2],
+        "steps": [20, 50],
+    },
+    "grace": {
+        "block": [1, 2, 3, 4],
+        "radius": [0.5, 1.0, 2.0, 4.0, 8.0],
+        "learning_rate": [0.1, 0.3, 1.0],
+        "steps": [50, 100],
+    },
+    "rome": {
+        "block": [0, 1, 2, 3],
+        "learning_rate": [0.1, 0.2, 0.5],
+        "steps": [20, 40],
+        "decay": [0.0, 0.1, 0.5],
+        "reach": [2.0, 4.0, 8.0],
+    },
+    "memit": {
+        "block": [1, 2, 3],
+        "blocks": [2, 3],
+        "learning_rate": [0.1, 0.2, 0.5],
+        "decay": [0.0, 0.1, 0.5],
+        "reach": [2.0, 4.0],
+        "weight": [1.0, 10.0, 100.0, 1000.0],
+    },
+}
+
+
+def trials(method: str, count: int, seed: int) -> list[dict[str, Any]]:
+    """The published numbers, then random draws of the grid, none twice."""
+    rng = random.Random(f"{seed}-{method}")
+    found: list[dict[str, Any]] = [{}]
+    while len(found) < count:
+        drawn = {name: rng.choice(values) for name, values in GRIDS[method].items()}
+        if drawn not in found:
+            found.append(drawn)
+    return found
+
+
+def measured(
+    method: str, numbers: dict[str, Any], model: LanguageModel, edits: dict[str, list[EditRecord]]
+) -> dict[str, Any]:
+    """Scores of one trial."""
+    kind = editor_class(method)
+    assert issubclass(kind, DirectEditor)
+    editor = kind.create(kind.Config.model_validate(numbers), model)
+    began, tasks = time.perf_counter(), {}
+    for name, records in edits.items():
+        found = evaluate(editor, model, load_task(name), records, headlines_only=True).metrics
+        tasks[name] = {m: found[m].mean for m in ("reliability", "generalization", "locality") if m in found}
+    score = statistics.fmean(statistics.harmonic_mean(list(scores.values())) for scores in tasks.values())
+    seconds = time.perf_counter() - began
+    return {"method": method, "numbers": numbers, "score": score, "tasks": tasks, "seconds": round(seconds, 1)}
+
+
+def main() -> None:
+    """Run the trials that the log lacks; write a YAML file for every method."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for the methods' YAML files")
+    parser.add_argument("--log", type=Path, required=True, help="JSON Lines of all trials")
+    parser.add_argument("--base", default="bundled")
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/ours.yaml"), help="whose held-out edits are used")
+    parser.add_argument("--methods", nargs="+", choices=list(GRIDS), default=list(GRIDS))
+    parser.add_argument("--trials", type=int, default=16, help="a method")
+    parser.add_argument("--edits", type=int, default=40, help="a task")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    model = load_language_model(options.base)
+    _, validation = read_sources(load_recipe(options.recipe), find_data())
+    edits = {s.task.name: s.pool.records[: options.edits] for s in validation if s.task.name in TASKS}
+    done: list[dict[str, Any]] = []
+    if options.log.is_file():
+        done = [json.loads(line) for line in options.log.read_text(encoding="utf-8").splitlines()]
+        done = [trial for trial in done if trial["base"] == model.fingerprint]
+    planned = [(m, numbers) for m in options.methods for numbers in trials(m, options.trials, options.seed)]
+    options.log.parent.mkdir(parents=True, exist_ok=True)
+    for method, numbers in tqdm(planned, unit="trial"):
+        if any(trial["method"] == method and trial["numbers"] == numbers for trial in done):
+            continue
+        done.append({"base": model.fingerprint, **measured(method, numbers, model, edits)})
+        with options.log.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(done[-1]) + "\n")
+    for method in options.methods:
+        best = max((trial for trial in done if trial["method"] == method), key=lambda trial: trial["score"])
+        note = f"# The best of {options.trials} trials on validation edits: benchmarks/tune.py.\n"
+        text = note + yaml.safe_dump({"name": method, **best["numbers"]}, sort_keys=False)
+        write_atomically(options.out / f"{method}.yaml", text.encode())
+        print(method, f"{best['score']:.3f}", best["numbers"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""What an experiment is: editors, the edits they are tested on, and what is reported of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from instructedit.errors import RecipeError
+from instructedit.evaluation.protocols import Control, Protocol
+from instructedit.files import read_yaml_file
+from instructedit.training.recipe import Recipe, parse_recipe
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Test(_Strict):
+    """One column of the table.
+
+    Attributes:
+        task: whose instructions and probes are used.
+        file: the edits, relative to the data folder.
+        metrics: that are shown; all are in the JSON.
+        instruction, wording: see :func:`instructedit.evaluation.runner.evaluate`.
+        protocol: how is asked.
+        name: the column's head; made from the others where it is left out.
+    """
+
+    __test__ = False  # for pytest
+
+    task: str
+    file: str
+    metrics: tuple[str, ...] = ("reliability", "generalization", "locality", "portability")
+    instruction: Control = Control.UNSEEN
+    wording: str | None = None
+    protocol: Protocol = Protocol.PLAIN
+    name: str = ""
+
+    @model_validator(mode="after")
+    def _named(self) -> Test:
+        if not self.name:
+            parts = [self.task]
+            parts += [str(self.protocol)] if self.protocol is not Protocol.PLAIN else []
+            parts += [str(self.instruction)] if self.instruction is not Control.UNSEEN else []
+            parts += [f"{self.wording} wordings"] if self.wording else []
+            object.__setattr__(self, "name", ", ".join(parts))
+        return self
+
+
+class Entry(_Strict):
+    """One row of the table: an editor that is trained, or one that is ready.
+
+    Attributes:
+        recipe: is trained anew for every seed; relative to the experiment's file.
+        change: what is different in the recipe, by its keys; lists are replaced.
+        use: a direct method's name or YAML file, or an editor file; seeds make no difference.
+    """
+
+    recipe: str | None = None
+    change: dict[str, Any] = {}
+    use: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Entry:
+        if (self.recipe is None) == (self.use is None):
+            raise ValueError("give either `recipe` (it is trained) or `use` (it is ready)")
+        if self.use is not None and self.change:
+            raise ValueError("`change` is for recipes; give numbers of a direct method in its YAML file")
+        return self
+
+
+class Experiment(_Strict):
+    """A whole table.
+
+    Attributes:
+        title: above the table.
+        base: the base model of all editors.
+        seeds: one training each.
+        edits: a test, drawn at random, the same for all editors.
+        tests: the columns, by name.
+        editors: the rows, by label.
+        compare: pairs of labels whose difference is reported, edit by edit.
+        published: other people's numbers, by source, label and test, in the order of the test's metrics; in percent.
+    """
+
+    title: str
+    base: str = "bundled"
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    edits: int = Field(120, ge=1)
+    tests: tuple[Test, ...] = Field(min_length=1)
+    editors: dict[str, Entry] = Field(min_length=1)
+    compare: tuple[tuple[str, str], ...] = ()
+    published: dict[str, dict[str, dict[str, tuple[float | None, ...]]]] = {}
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Experiment:
+        names = [test.name for test in self.tests]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"tests called alike: {', '.join(twice)}; give each a `name`")
+        unknown = sorted({label for pair in self.compare for label in pair} - self.editors.keys())
+        if unknown:
+            raise ValueError(f"compare names editors that are not there: {', '.join(unknown)}")
+        return self
+
+    def work(self) -> list[tuple[str, int]]:
+        """(label, seed) of everything that has to be run."""
+        return [
+            (label, seed)
+            for seed in self.seeds
+            for label, entry in self.editors.items()
+            if entry.recipe is not None or seed == self.seeds[0]
+        ]
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Read an experiment; paths of recipes become those seen from here.
+
+    Raises:
+        RecipeError: with every mistake.
+        DataError: the file cannot be read.
+    """
+    raw = read_yaml_file(path)
+    try:
+        found = Experiment.model_validate(raw)
+    except ValidationError as error:
+        raise RecipeError(path, [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]) from None
+    editors = {}
+    for label, entry in found.editors.items():
+        here = {"recipe": entry.recipe, "use": entry.use if entry.use and entry.use.endswith(".yaml") else None}
+        moved = {key: str(path.parent / value) for key, value in here.items() if value is not None}
+        editors[label] = entry.model_copy(update=moved)
+    return found.model_copy(update={"editors": editors})
+
+
+def recipe_of(entry: Entry, base: str, seed: int) -> Recipe:
+    """The recipe of a row, with its changes, for one seed.
+
+    Raises:
+        RecipeError: the recipe or what is changed in it is wrong.
+    """
+    assert entry.recipe is not None
+    raw = read_yaml_file(Path(entry.recipe))
+    return parse_recipe(_merged(_merged(raw, entry.change), {"base": base, "seed": seed}), entry.recipe)
+
+
+def _merged(raw: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    found = dict(raw)
+    for key, value in change.items():
+        old = found.get(key)
+        found[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return found

@@ -1,0 +1,189 @@
+"""From the kept scores to what is read: estimates over edits and seeds, paired differences, a page and a picture."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from instructedit.evaluation.intervals import Estimate, estimate
+from instructedit.experiments.plan import Entry, Experiment, Test
+from instructedit.experiments.run import cell_file, settings
+
+#: One editor on one test: a cell a seed.
+Cells = Sequence[Mapping[str, Any]]
+#: Metrics that are not shares: shown as they are, not in percent.
+ABSOLUTE = {"fluency"}
+
+
+def summarise(experiment: Experiment, out: Path) -> dict[str, Any]:
+    """All that was measured, for JSON; what has not been run yet is left out.
+
+    A metric's mean and 95% interval are over edits, each averaged over the seeds first; ``by_seed`` are the seeds' own
+    means. A difference is taken edit by edit.
+    """
+    cells = {
+        (test.name, label): _cells(experiment, entry, label, test, out)
+        for test in experiment.tests
+        for label, entry in experiment.editors.items()
+    }
+    rows = [
+        _row(test, label, cells[test.name, label])
+        for test in experiment.tests
+        for label in experiment.editors
+        if cells[test.name, label]
+    ]
+    differences = [
+        {"test": test.name, "of": first, "minus": second, "metric": metric, **found.as_dict()}
+        for first, second in experiment.compare
+        for test in experiment.tests
+        for metric in test.metrics
+        if (found := _difference(cells[test.name, first], cells[test.name, second], metric)) is not None
+    ]
+    return {
+        "title": experiment.title,
+        "seeds": list(experiment.seeds),
+        "edits": experiment.edits,
+        "interval": "95%, bootstrap over edits",
+        "machine": {"processor": platform.processor() or platform.machine(), "system": platform.system()},
+        "versions": {name: version(name) for name in ("instructedit", "torch", "transformers")},
+        "rows": rows,
+        "differences": differences,
+    }
+
+
+def _cells(experiment: Experiment, entry: Entry, label: str, test: Test, out: Path) -> list[dict[str, Any]]:
+    found = []
+    for seed in experiment.seeds:
+        file = cell_file(out, label, seed, test)
+        if file.is_file():
+            cell = json.loads(file.read_text(encoding="utf-8"))
+            if cell["settings"] == settings(experiment, entry, seed, test):
+                found.append(cell)
+    return found
+
+
+def _by_edit(cells: Cells, metric: str) -> dict[str, float]:
+    """Every edit's value, averaged over the seeds."""
+    found: dict[str, list[float]] = {}
+    for cell in cells:
+        for edit, values in cell["records"].items():
+            if metric in values:
+                found.setdefault(edit, []).append(values[metric])
+    return {edit: statistics.fmean(values) for edit, values in found.items()}
+
+
+def _row(test: Test, label: str, cells: Cells) -> dict[str, Any]:
+    names = sorted({name for cell in cells for name in cell["metrics"]})
+    row: dict[str, Any] = {"test": test.name, "editor": label, "base": cells[0]["base"], "metrics": {}}
+    row["seeds"] = [cell["seed"] for cell in cells]
+    for name in names:
+        by_seed = [cell["metrics"][name]["mean"] for cell in cells if name in cell["metrics"]]
+        row["metrics"][name] = {**estimate(list(_by_edit(cells, name).values())).as_dict(), "by_seed": by_seed}
+    for cost in ("seconds_an_edit", "peak_bytes", "training_seconds", "training_peak_bytes"):
+        values = [cell[cost] for cell in cells if cost in cell]
+        if values:
+            row[cost] = statistics.median(values)
+    return row
+
+
+def _difference(first: Cells, second: Cells, metric: str) -> Estimate | None:
+    mine, theirs = _by_edit(first, metric), _by_edit(second, metric)
+    both = sorted(mine.keys() & theirs.keys())
+    return estimate([mine[edit] - theirs[edit] for edit in both]) if both else None
+
+
+def _shown(metric: str, value: Mapping[str, float] | None) -> str:
+    if value is None:
+        return "–"
+    scale = 1.0 if metric in ABSOLUTE else 100.0
+    mean, low, high = (f"{scale * value[key]:.1f}" for key in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
+
+
+def as_markdown(experiment: Experiment, summary: Mapping[str, Any]) -> str:
+    """A page: a table a test, with other people's numbers in columns of their own, then the differences."""
+    seeds = ", ".join(map(str, summary["seeds"]))
+    lines = [
+        f"# {experiment.title}",
+        "",
+        f"{summary['edits']} edits a test, the same for all editors; seeds {seeds}; in percent with 95% intervals, "
+        "bootstrap over edits. Times and memory: this machine "
+        f"({summary['machine']['processor']}), the edits of a batch together; memory is the whole process.",
+    ]
+    for test in experiment.tests:
+        rows = [row for row in summary["rows"] if row["test"] == test.name]
+        sources = [
+            source
+            for source, labels in experiment.published.items()
+            if any(test.name in tests for tests in labels.values())
+        ]
+        heads = [
+            "editor",
+            *test.metrics,
+            "ms an edit",
+            "training, min",
+            "peak, GB",
+            *(f"{s} (published)" for s in sources),
+        ]
+        lines += ["", f"## {test.name}", "", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+        for row in rows:
+            cells = [row["editor"], *(_shown(name, row["metrics"].get(name)) for name in test.metrics)]
+            cells.append(f"{1000 * row['seconds_an_edit']:.1f}")
+            cells.append(f"{row['training_seconds'] / 60:.1f}" if "training_seconds" in row else "–")
+            cells.append(f"{row['peak_bytes'] / 1e9:.2f}")
+            for source in sources:
+                numbers = experiment.published[source].get(row["editor"], {}).get(test.name)
+                cells.append("–" if numbers is None else " / ".join("–" if n is None else f"{n:g}" for n in numbers))
+            lines.append(f"| {' | '.join(cells)} |")
+    if experiment.published:
+        lines += ["", "Published numbers are of other base models and other edits; only their order can be compared."]
+    if summary["differences"]:
+        lines += ["", "## Differences", "", "Edit by edit, in points.", ""]
+        lines += ["| test | metric | of | minus | difference |", "|---|---|---|---|---|"]
+        lines += [
+            f"| {d['test']} | {d['metric']} | {d['of']} | {d['minus']} | {_shown(d['metric'], d)} |"
+            for d in summary["differences"]
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def draw(experiment: Experiment, summary: Mapping[str, Any], path: Path) -> None:
+    """A picture: a panel a test, a group of bars an editor, with intervals. Needs matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    labels = list(experiment.editors)
+    columns = min(4, len(experiment.tests))
+    lines = -(-len(experiment.tests) // columns)
+    size = (max(3.2, 0.55 * len(labels) + 1) * columns, 3.1 * lines)
+    figure, panels = pyplot.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained", sharey=True)
+    for panel in panels.flat[len(experiment.tests) :]:
+        panel.set_visible(False)
+    for panel, test in zip(panels.flat, experiment.tests, strict=False):
+        shown = [metric for metric in test.metrics if metric not in ABSOLUTE]
+        rows = {row["editor"]: row["metrics"] for row in summary["rows"] if row["test"] == test.name}
+        for number, metric in enumerate(shown):
+            found = [
+                (place, rows[label][metric]) for place, label in enumerate(labels) if metric in rows.get(label, {})
+            ]
+            x = [place + (number - (len(shown) - 1) / 2) * 0.8 / len(shown) for place, _ in found]
+            y = [100 * value["mean"] for _, value in found]
+            spread = [
+                [100 * (value["mean"] - value["low"]) for _, value in found],
+                [100 * (value["high"] - value["mean"]) for _, value in found],
+            ]
+            panel.bar(x, y, 0.8 / len(shown), yerr=spread, label=metric, error_kw={"elinewidth": 0.8})
+        panel.set_title(test.name, fontsize=9)
+        panel.set_xticks(range(len(labels)), labels, rotation=60, ha="right", fontsize=7)
+        panel.set_ylim(0, 100)
+        panel.grid(axis="y", alpha=0.3)
+    panels.flat[0].legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,168 @@
+"""Running an experiment: every editor and seed in a process of its own, every result kept as soon as it is there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from instructedit.editors.base import Editor
+from instructedit.editors.files import find_editor
+from instructedit.errors import EditorError
+from instructedit.evaluation.runner import evaluate
+from instructedit.experiments.plan import Entry, Experiment, Test, load_experiment, recipe_of
+from instructedit.files import write_atomically
+from instructedit.models.language_model import LanguageModel, load_language_model
+from instructedit.tasks.readers import read_records
+from instructedit.tasks.task import load_task
+from instructedit.training.loop import LOG, train
+
+#: Edits whose making is timed.
+TIMED = 32
+
+
+def cell_file(out: Path, label: str, seed: int, test: Test) -> Path:
+    """Where one editor's scores on one test are kept."""
+    return out / "cells" / f"{_slug(label)}-{seed}" / f"{_slug(test.name)}.json"
+
+
+def run_all(
+    path: Path,
+    experiment: Experiment,
+    out: Path,
+    data: Path,
+    jobs: int,
+    on_done: Callable[[str], None] = lambda what: None,
+) -> None:
+    """Run what has not been run, ``jobs`` processes at a time; the cores are shared among them.
+
+    Raises:
+        EditorError: some of it failed; the rest has been run all the same.
+    """
+    cores = os.cpu_count() or 1
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // jobs))}
+    edits = str(experiment.edits)
+    seeds = [str(seed) for seed in experiment.seeds]
+    failed: list[str] = []
+
+    def run(work: tuple[str, int]) -> None:
+        label, seed = work
+        command = [sys.executable, "-m", "instructedit.experiments.run"]
+        command += [str(path), str(out), str(data), edits, ",".join(seeds), label, str(seed)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            failed.append(f"{label}, seed {seed}: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+        on_done(f"{label}, seed {seed}")
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(run, experiment.work()))
+    if failed:
+        raise EditorError("these failed, the rest is done; the same command tries them again:\n" + "\n".join(failed))
+
+
+def run_one(experiment: Experiment, label: str, seed: int, out: Path, data: Path) -> None:
+    """Train one editor if it has to be trained, and score it on every test that has no scores yet."""
+    entry = experiment.editors[label]
+    missing = [
+        test
+        for test in experiment.tests
+        if not _is_kept(cell_file(out, label, seed, test), settings(experiment, entry, seed, test))
+    ]
+    if not missing:
+        return
+    language_model = load_language_model(experiment.base)
+    editor, cost = _made(entry, experiment.base, seed, language_model, out / "editors" / f"{_slug(label)}-{seed}", data)
+    for test in missing:
+        records = read_records(data / test.file, skip_incomplete=True)
+        records = random.Random(0).sample(records, min(experiment.edits, len(records)))
+        few = [record.request for record in records[:TIMED]]
+        editor.edit(language_model, few[:1], [None])  # what is made once, such as statistics, is not timed
+        began = time.perf_counter()
+        editor.edit(language_model, few, [None] * len(few))
+        seconds = (time.perf_counter() - began) / len(few)
+        found = evaluate(
+            editor,
+            language_model,
+            load_task(test.task),
+            records,
+            protocol=test.protocol,
+            instruction=test.instruction,
+            wording=test.wording,
+            fluency="fluency" in test.metrics,
+            headlines_only=not {"portability", "locality_prefixed"} & set(test.metrics),
+        )
+        cell = {
+            "editor": label,
+            "seed": seed,
+            "test": test.name,
+            "base": language_model.fingerprint,
+            **found.as_dict(with_records=True),
+            **cost,
+            "seconds_an_edit": seconds,
+            "peak_bytes": _peak(),
+            "settings": settings(experiment, entry, seed, test),
+        }
+        write_atomically(cell_file(out, label, seed, test), (json.dumps(cell) + "\n").encode())
+
+
+def settings(experiment: Experiment, entry: Entry, seed: int, test: Test) -> str:
+    """A digest of all that decides a cell, so that scores of an older experiment are not taken for it."""
+    made: dict[str, Any] = {"use": entry.use}
+    if entry.recipe is not None:
+        made = recipe_of(entry, experiment.base, seed).model_dump(mode="json")
+    elif entry.use is not None and Path(entry.use).is_file():
+        made["digest"] = hashlib.sha256(Path(entry.use).read_bytes()).hexdigest()
+    whole = {"made": made, "test": test.model_dump(mode="json"), "base": experiment.base, "edits": experiment.edits}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _made(
+    entry: Entry, base: str, seed: int, language_model: LanguageModel, folder: Path, data: Path
+) -> tuple[Editor, dict[str, float]]:
+    """The editor, and what training it took."""
+    if entry.use is not None:
+        return find_editor(entry.use, language_model), {}
+    editor = train(recipe_of(entry, base, seed), language_model, folder, data)
+    lines = [json.loads(line) for line in (folder / LOG).read_text(encoding="utf-8").splitlines()]
+    took = [line["seconds"] for line in lines if line.get("phase") == "train"][-1]
+    return editor, {"training_seconds": took, "training_peak_bytes": _peak()}
+
+
+def _is_kept(path: Path, wanted: str) -> bool:
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8"))["settings"] == wanted)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _peak() -> int:
+    """Bytes that this process has held at most."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The process that :func:`run_all` starts."""
+    path, out, data, edits, seeds, label, seed = arguments
+    experiment = load_experiment(Path(path)).model_copy(
+        update={"edits": int(edits), "seeds": tuple(map(int, seeds.split(",")))}
+    )
+    run_one(experiment, label, int(seed), Path(out), Path(data))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

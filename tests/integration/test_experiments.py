@@ -1,0 +1,163 @@
+"""An experiment on a tiny model: what is run, what is kept, what is run again, and what is written about it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from instructedit.errors import EditorError, RecipeError
+from instructedit.experiments import run
+from instructedit.experiments.plan import Experiment, load_experiment, recipe_of
+from instructedit.experiments.report import as_markdown, draw, summarise
+from instructedit.experiments.run import cell_file, run_all, run_one
+from instructedit.records import EditRecord
+from instructedit.training.recipe import load_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.fixture
+def place(
+    tmp_path: Path,
+    checkpoint: Callable[[str], Path],
+    records: list[EditRecord],
+    write_jsonl: Callable[[Path, list[EditRecord]], Path],
+) -> Path:
+    """A folder with data, a recipe, a direct method and an experiment that uses them."""
+    write_jsonl(tmp_path / "own.jsonl", records)
+    recipe = {
+        "editor": {"name": "mend", "blocks": 2, "rank": 8, "step_size": 0.1},
+        "tasks": [{"task": "counterfact", "files": ["own.jsonl"]}],
+        "optimisation": {"steps": 9, "batch": 3, "warmup": 1, "validation_edits": 2},
+    }
+    (tmp_path / "mend.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "plain.yaml").write_text("name: in-context\ntemplate: ''\n")
+    tests = [
+        {"task": "counterfact", "file": "own.jsonl", "metrics": ["reliability", "locality"]},
+        {"task": "counterfact", "file": "own.jsonl", "metrics": ["reliability"], "protocol": "generation"},
+    ]
+    experiment = {
+        "title": "Tiny",
+        "base": str(checkpoint("gpt2")),
+        "seeds": [0, 1],
+        "edits": 4,
+        "tests": tests,
+        "editors": {
+            "Base": {"use": "plain.yaml"},
+            "MEND": {"recipe": "mend.yaml", "change": {"optimisation": {"steps": 2}}},
+        },
+        "compare": [["MEND", "Base"]],
+        "published": {"A paper": {"MEND": {"counterfact": [1.5, None]}}},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(experiment))
+    return tmp_path
+
+
+def run_here(place: Path) -> Experiment:
+    experiment = load_experiment(place / "tiny.yaml")
+    for label, seed in experiment.work():
+        run_one(experiment, label, seed, place / "out", place)
+    return experiment
+
+
+def test_every_editor_and_seed_is_run_once_and_written_up(place: Path) -> None:
+    experiment = run_here(place)
+    assert experiment.work() == [("Base", 0), ("MEND", 0), ("MEND", 1)]
+    result = summarise(experiment, place / "out")
+    rows = {(row["test"], row["editor"]): row for row in result["rows"]}
+    assert len(rows) == 4
+    assert rows["counterfact", "Base"]["metrics"]["locality"]["mean"] == 1.0
+    assert rows["counterfact", "MEND"]["seeds"] == [0, 1]
+    by_seed = rows["counterfact", "MEND"]["metrics"]["reliability"]["by_seed"]
+    assert rows["counterfact", "MEND"]["metrics"]["reliability"]["mean"] == pytest.approx(sum(by_seed) / 2, abs=1e-4)
+    assert rows["counterfact", "MEND"]["training_seconds"] > 0
+    difference = next(d for d in result["differences"] if d["metric"] == "reliability" and d["test"] == "counterfact")
+    one, other = (rows["counterfact", label]["metrics"]["reliability"]["mean"] for label in ("MEND", "Base"))
+    assert difference["mean"] == pytest.approx(one - other, abs=1e-4)
+    assert difference["low"] <= difference["mean"] <= difference["high"]
+    page = as_markdown(experiment, result)
+    assert "| A paper (published) |" in page
+    assert "1.5 / –" in page
+    draw(experiment, result, place / "out" / "result.png")
+    assert (place / "out" / "result.png").stat().st_size > 5000
+
+
+def test_what_is_kept_is_not_run_again_and_what_is_damaged_or_outdated_is(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = run_here(place)
+    asked: list[str] = []
+    evaluate = run.evaluate
+
+    def counted(*arguments: Any, **more: Any) -> Any:
+        asked.append(str(more["protocol"]))
+        return evaluate(*arguments, **more)
+
+    monkeypatch.setattr(run, "evaluate", counted)
+    run_here(place)
+    assert asked == []
+    cell_file(place / "out", "MEND", 1, experiment.tests[1]).write_bytes(b"{")
+    run_here(place)
+    assert asked == ["generation"]
+    asked.clear()
+    (place / "plain.yaml").write_text("name: in-context\ntemplate: 'Hm. '\n")
+    assert {row["editor"] for row in summarise(experiment, place / "out")["rows"]} == {"MEND"}
+    run_here(place)
+    assert asked == ["plain", "generation"]
+
+
+def test_processes_do_the_same_and_a_failure_spares_the_others(place: Path) -> None:
+    raw = yaml.safe_load((place / "tiny.yaml").read_text())
+    raw["editors"]["broken"] = {"use": "nothing"}
+    raw["seeds"], raw["tests"] = [0], raw["tests"][:1]
+    (place / "tiny.yaml").write_text(yaml.safe_dump(raw))
+    experiment = load_experiment(place / "tiny.yaml")
+    done: list[str] = []
+    with pytest.raises(EditorError, match=r"(?s)tries them again.*broken, seed 0: .*nothing"):
+        run_all(place / "tiny.yaml", experiment, place / "apart", place, 2, done.append)
+    assert sorted(done) == ["Base, seed 0", "MEND, seed 0", "broken, seed 0"]
+    run_one(experiment, "MEND", 0, place / "here", place)
+    here, apart = (
+        json.loads(cell_file(place / name, "MEND", 0, experiment.tests[0]).read_text()) for name in ("here", "apart")
+    )
+    assert here["records"] == apart["records"]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"editors": {"A": {"recipe": "a", "use": "b"}}}, "give either"),
+        ({"compare": [["MEND", "Nobody"]]}, "Nobody"),
+        ({"tests": [{"task": "zsre", "file": "a"}] * 2}, "called alike: zsre"),
+        ({"seeds": []}, "seeds"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_told(place: Path, change: dict[str, Any], problem: str) -> None:
+    raw = yaml.safe_load((place / "tiny.yaml").read_text())
+    (place / "tiny.yaml").write_text(yaml.safe_dump(raw | change))
+    with pytest.raises(RecipeError, match=problem):
+        load_experiment(place / "tiny.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_experiments_can_be_read(path: Path) -> None:
+    experiment = load_experiment(path)
+    for entry in experiment.editors.values():
+        if entry.recipe is not None:
+            recipe = recipe_of(entry, experiment.base, 7)
+            assert recipe.seed == 7
+            assert load_recipe(entry.recipe).editor.blocks == recipe.editor.blocks
+        elif entry.use is not None and entry.use.endswith(".yaml"):
+            assert Path(entry.use).is_file()
+
+
+def test_a_change_goes_into_the_recipe_and_leaves_the_rest(place: Path) -> None:
+    experiment = load_experiment(place / "tiny.yaml")
+    recipe = recipe_of(experiment.editors["MEND"], experiment.base, 1)
+    assert (recipe.optimisation.steps, recipe.optimisation.batch, recipe.seed) == (2, 3, 1)
