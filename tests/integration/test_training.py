@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from instructedit.editors.files import load_editor
 from instructedit.editors.gradient import EditorConfig
 from instructedit.editors.mend import Mend
 from instructedit.errors import DataError, EditorError
-from instructedit.models.language_model import LanguageModel
+from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.models.text import pad
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
 from instructedit.tasks.pool import RecordPool
@@ -31,7 +32,7 @@ from instructedit.training.checkpoints import load_checkpoint
 from instructedit.training.loop import CHECKPOINT, EDITOR, LOG, Report, read_sources, schedule, train
 from instructedit.training.mixture import Example, Source, Wanted, draw, example, shares, split_validation
 from instructedit.training.objective import descend, measure
-from instructedit.training.recipe import Objective, Recipe, TrunkMemory, parse_recipe
+from instructedit.training.recipe import Objective, Recipe, TrunkMemory, load_recipe, parse_recipe
 
 FILE = "own.jsonl"
 TALK = "talk.jsonl"
@@ -498,3 +499,25 @@ def test_objective_is_the_sum_over_single_rows(gpt2: LanguageModel, average: str
     assert set(found.by_task()) == {"a", "b"}
     torch.testing.assert_close(gradient, 0.5 * torch.autograd.grad(expected, editor.theta)[0], rtol=1e-3, atol=1e-5)
     assert gradient.abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(("name", "family"), [("gpt2-xl", "gpt2"), ("llama-2-7b", "llama"), ("qwen3-8b", "qwen3")])
+def test_recipes_for_large_models_take_ten_steps(
+    name: str, family: str, checkpoint: Callable[[str], Path], data: Path
+) -> None:
+    """Everything as the recipe says but sizes, and data of our own."""
+    raw = load_recipe(Path(__file__).parents[2] / "recipes" / f"{name}.yaml").model_dump(mode="json")
+    own = recipe(10).model_dump(mode="json")
+    assert raw["dtype"] == "bfloat16"
+    small = {
+        "tasks": [mix | {"files": [TALK if mix["task"] == "convsent" else FILE]} for mix in raw["tasks"]],
+        "editor": raw["editor"] | {"rank": 8, "code": 8},
+        "encoder_warmup": own["encoder_warmup"],
+        "optimisation": raw["optimisation"] | {"steps": 10, "warmup": 2, "batch": 4, "validation_edits": 2},
+    }
+    model = load_language_model(checkpoint(family), dtype=raw["dtype"])
+    train(parse_recipe(raw | small), model, data / "run", data)
+    losses = [entry["loss"] for entry in log_of(data / "run", "train")]
+    assert len(losses) == 10
+    assert all(math.isfinite(loss) for loss in losses)
+    assert load_editor(data / "run" / EDITOR, model).matrices == model.structure.last_mlps(3)

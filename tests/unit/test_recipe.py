@@ -16,7 +16,7 @@ MIX = {"task": "counterfact", "files": ["own.jsonl"]}
 SHIPPED = sorted(
     path
     for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml")
-    if "tasks" in yaml.safe_load(path.read_text(encoding="utf-8"))
+    if {"tasks", "extends"} & yaml.safe_load(path.read_text(encoding="utf-8")).keys()
 )
 
 
@@ -144,3 +144,18 @@ def test_yaml_numbers_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_recipe_is_valid(path: Path) -> None:
     assert load_recipe(path).tasks
+
+
+def test_a_recipe_extends_another(tmp_path: Path) -> None:
+    (tmp_path / "whole.yaml").write_text(
+        yaml.safe_dump({"tasks": [MIX], "seed": 3, "editor": {"rank": 7, "blocks": 2}})
+    )
+    (tmp_path / "other.yaml").write_text("extends: whole.yaml\neditor: {rank: 9}\n")
+    found = load_recipe(tmp_path / "other.yaml")
+    assert (found.seed, found.editor.rank, found.editor.blocks) == (3, 9, 2)
+    (tmp_path / "whole.yaml").write_text("extends: other.yaml\n")
+    with pytest.raises(RecipeError, match=r"circle \(other\.yaml -> whole\.yaml -> other\.yaml\)"):
+        load_recipe(tmp_path / "other.yaml")
+    (tmp_path / "other.yaml").write_text("extends: nowhere.yaml\n")
+    with pytest.raises(RecipeError, match=r"nowhere\.yaml"):
+        load_recipe(tmp_path / "other.yaml")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from instructedit.errors import RecipeError
 from instructedit.evaluation.protocols import Control, Protocol
 from instructedit.files import read_yaml_file
-from instructedit.training.recipe import Recipe, parse_recipe
+from instructedit.training.recipe import Recipe, merged, parse_recipe, read_recipe
 
 
 class _Strict(BaseModel):
@@ -144,13 +143,5 @@ def recipe_of(entry: Entry, base: str, seed: int) -> Recipe:
         RecipeError: the recipe or what is changed in it is wrong.
     """
     assert entry.recipe is not None
-    raw = read_yaml_file(Path(entry.recipe))
-    return parse_recipe(_merged(_merged(raw, entry.change), {"base": base, "seed": seed}), entry.recipe)
-
-
-def _merged(raw: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    found = dict(raw)
-    for key, value in change.items():
-        old = found.get(key)
-        found[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return found
+    raw = merged(read_recipe(entry.recipe), entry.change)
+    return parse_recipe(merged(raw, {"base": base, "seed": seed}), entry.recipe)

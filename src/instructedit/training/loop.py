@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as distributed
 from accelerate.accelerator import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils.dataclasses import DistributedDataParallelKwargs
 from accelerate.utils.operations import gather_object
 
@@ -180,6 +181,7 @@ class _Run:
         torch.manual_seed(recipe.seed)
         self.editor = _first_editor(recipe, language_model).to(language_model.device)
         self.encoder = self.editor.encoder if isinstance(self.editor, InstructEdit) else None
+        AcceleratorState._reset_state()  # a process may train twice, with other precisions; processes stay as they are
         self.accelerator = Accelerator(
             cpu=language_model.device.type == "cpu",
             mixed_precision=recipe.optimisation.mixed_precision,

@@ -161,10 +161,32 @@ def load_recipe(path: str | Path) -> Recipe:
     Raises:
         RecipeError: unreadable, not YAML, or with mistakes; all are listed.
     """
+    return parse_recipe(read_recipe(path), path)
+
+
+def read_recipe(path: str | Path, above: tuple[Path, ...] = ()) -> Any:
+    """What a recipe says, with what it does not say taken from the one that it ``extends``, unchecked.
+
+    Raises:
+        RecipeError: unreadable, not YAML, or it extends itself.
+    """
+    here = Path(path).resolve()
+    if here in above:
+        raise RecipeError(path, [f"extends: goes round in a circle ({' -> '.join(p.name for p in (*above, here))})"])
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        raw = yaml.safe_load(here.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(path, [f"cannot be read: {error}"]) from None
     except yaml.YAMLError as error:
         raise RecipeError(path, [f"is not valid YAML: {error}"]) from None
-    return parse_recipe(raw, path)
+    if not isinstance(raw, dict) or "extends" not in raw:
+        return raw
+    own = {key: value for key, value in raw.items() if key != "extends"}
+    return merged(read_recipe(here.parent / str(raw["extends"]), (*above, here)), own)
+
+
+def merged(raw: Any, change: Any) -> Any:
+    """``raw`` with ``change`` in it, key by key; lists and plain values are replaced."""
+    if not isinstance(raw, dict) or not isinstance(change, dict):
+        return change
+    return raw | {key: merged(raw.get(key), value) for key, value in change.items()}
