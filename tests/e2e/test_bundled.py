@@ -84,6 +84,8 @@ def test_demo_prints_one_json_object() -> None:
     for row in found["tasks"].values():
         for figure in row.values():
             assert 0 <= figure["low"] <= figure["mean"] <= figure["high"] <= 1
+    assert set(found["mend"]) == set(found["tasks"])
+    assert not any("swapped" in metric for row in found["mend"].values() for metric in row)
     assert {"kept", "kept_swapped"} <= found["tasks"]["this-fact"].keys()
     assert {"changed", "changed_swapped"} <= found["tasks"]["rename"].keys()
     assert next(shown["instruction"] for shown in found["scope"]) != [s["instruction"] for s in found["scope"]][1]

@@ -521,3 +521,20 @@ def test_recipes_for_large_models_take_ten_steps(
     assert len(losses) == 10
     assert all(math.isfinite(loss) for loss in losses)
     assert load_editor(data / "run" / EDITOR, model).matrices == model.structure.last_mlps(3)
+
+
+def test_closed_answers_are_learned_with_their_full_stop(gpt2: LanguageModel, new_editor: Callable[..., Mend]) -> None:
+    """What rises and what stays goes on to the full stop; what falls does not."""
+    request = EditRequest(prompt="Lena was born in", target="Oston")
+    parts = ((Wanted("Lena was born in", "Oston", 1.0),), (Wanted("Lena was born in", "Maravel", 1.0),))
+
+    def losses(mark: str, closes: bool) -> tuple[float, float]:
+        rise, fall = parts
+        rise = tuple(Wanted(w.prompt, w.answer + mark, w.weight) for w in rise)
+        item = Example("counterfact", request, "", rise, fall, (("Otto likes", "rivers" + mark),))
+        editor = new_editor(gpt2, name="mend", closes=closes)
+        found = measure(editor, gpt2, editor(gpt2, [request], [None]), [item], Objective())
+        return found.mean_edit, found.mean_locality
+
+    assert losses("", closes=True) == losses(".", closes=True)
+    assert losses("", closes=True) != losses("", closes=False)

@@ -285,6 +285,19 @@ def test_knowledge_editor_gates_the_gradient(gpt2: LanguageModel, requests_: lis
             assert int(gated.ranks[matrix.name][edit]) == int(mine.sum()) + 1
 
 
+def test_a_closed_edit_goes_on_to_the_full_stop(gpt2: LanguageModel, requests_: list[EditRequest]) -> None:
+    """The signals are those of the same request with its full stop written out."""
+    shape = {"name": "mend", "blocks": 2, "rank": 4}
+    closing = Mend.create(EditorConfig(**shape, closes=True), gpt2).eval()
+    plain = Mend.create(EditorConfig(**shape), gpt2).eval()
+    written = [request.model_copy(update={"target": request.target + "."}) for request in requests_]
+    one, other = closing.edit(gpt2, requests_, [None] * 3), plain.edit(gpt2, written, [None] * 3)
+    for name, low in one.factors.items():
+        torch.testing.assert_close(low.a @ low.b, other.factors[name].a @ other.factors[name].b)
+    again = closing.edit(gpt2, written, [None] * 3)
+    assert all(torch.equal(low.a, again.factors[name].a) for name, low in one.factors.items())
+
+
 def test_edits_add_up_each_under_its_own_instruction(
     gpt2: LanguageModel, new_editor: Callable[..., Mend], requests_: list[EditRequest]
 ) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from instructedit.cli.console import emit_json, out, progress, quiet_libraries
 from instructedit.cli.options import EditorFile, Model
+
+if TYPE_CHECKING:
+    from instructedit.editors.gradient import GradientEditor
 
 
 def demo(
@@ -23,23 +26,31 @@ def demo(
 
     With the public data sets at hand (INSTRUCTEDIT_DATA) the table is measured on their test files, otherwise on
     edits that ship with the package. Every edit is made by itself on the same base model; queries carry no
-    instruction (protocol `plain`), and the edits get descriptions that no training has seen.
+    instruction (protocol `plain`), and the edits get descriptions that no training has seen. Beside the bundled
+    editor stands multi-task MEND: the same editor, data and steps, without an instruction.
     """
     quiet_libraries()
     from instructedit.data import data_folder
-    from instructedit.editors.files import load_editor
-    from instructedit.evaluation.demonstration import HEADLINES, measure, shown_edits
-    from instructedit.models.language_model import load_language_model
+    from instructedit.editors.files import BUNDLED_MEND, load_editor
+    from instructedit.evaluation.demonstration import HEADLINES, SWAPPED, measure, shown_edits
+    from instructedit.models.language_model import BUNDLED, load_language_model
 
     began = time.monotonic()
     language_model = load_language_model(model)
     trained = load_editor(editor, language_model)
     plain, scopes = shown_edits(trained, language_model)
+    mend = load_editor(BUNDLED_MEND, language_model) if model == editor == BUNDLED else None
     with progress() as bar:
-        job = bar.add_task("measuring", total=len(HEADLINES) + 2, note="")
-        tables, files = measure(
-            trained, language_model, data_folder(), edits, seed, lambda name: bar.update(job, advance=1, note=name)
-        )
+        job = bar.add_task("measuring", total=len(HEADLINES) * (2 if mend else 1) + len(SWAPPED), note="")
+
+        def table(measured: GradientEditor, swapped: bool) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+            def show(name: str) -> None:
+                bar.update(job, advance=1, note=f"{measured.name}, {name}")
+
+            return measure(measured, language_model, data_folder(), edits, seed, swapped, show)
+
+        tables, files = table(trained, swapped=True)
+        beside = table(mend, swapped=False)[0] if mend is not None else {}
     seconds = round(time.monotonic() - began, 1)
 
     def in_words(shown: Any) -> dict[str, Any]:
@@ -67,6 +78,7 @@ def demo(
                 "scope": [in_words(shown) for shown in scopes],
                 "files": files,
                 "tasks": tables,
+                "mend": beside,
             }
         )
         return
@@ -75,21 +87,23 @@ def demo(
     out.print("\n[bold]The same edit under two instructions[/]")
     for shown in scopes:
         out.print(_words(shown, shown.instruction.split("Description: ")[1]))
-    figures = Table(
-        "task",
-        "metric",
-        "mean",
-        "95% interval",
-        title=f"{edits} test edits a task, protocol plain, unseen instructions",
-    )
+    figures = Table("task", "metric", trained.name, "95% interval", title=f"{edits} test edits a task, protocol plain")
+    if beside:
+        figures.add_column("mend")
+        figures.add_column("95% interval")
     for name, row in tables.items():
         for number, (metric, value) in enumerate(row.items()):
-            interval = f"{value['low']:.3f} to {value['high']:.3f}"
-            figures.add_row(name if number == 0 else "", metric.replace("_", " "), f"{value['mean']:.3f}", interval)
+            cells = _cells(value) + (_cells(beside[name].get(metric)) if beside else [])
+            figures.add_row(name if number == 0 else "", metric.replace("_", " "), *cells)
         figures.add_section()
     out.print(figures)
     out.print("Edits from: " + ", ".join(f"{name} ({file})" for name, file in files.items()), style="dim")
-    out.print(f"ZsRE is held out: no editor is trained on it. {seconds} s on this machine.", style="dim")
+    out.print("Descriptions that no training has seen; ZsRE is held out: no editor is trained on it.", style="dim")
+    out.print(f"{seconds} s on this machine.", style="dim")
+
+
+def _cells(value: dict[str, float] | None) -> list[str]:
+    return ["", ""] if value is None else [f"{value['mean']:.3f}", f"{value['low']:.3f} to {value['high']:.3f}"]
 
 
 def _words(shown: Any, title: str) -> Table:

@@ -32,6 +32,9 @@ TRAINED = (InstructEdit, KnowledgeEditor, Mend)
 DIRECT = (BoxedFineTuning, CaliNet, Grace, InContext, Lora, Memit, Rome)
 FORMAT = "instructedit-editor/1"
 BUNDLED_EDITOR = ASSETS / "editor.safetensors"
+#: Multi-task MEND on the same mixture, for comparison.
+BUNDLED_MEND = "bundled-mend"
+SHIPPED = {BUNDLED: BUNDLED_EDITOR, BUNDLED_MEND: ASSETS / "mend.safetensors"}
 
 
 def create_editor(config: EditorConfig, language_model: LanguageModel) -> GradientEditor:
@@ -71,9 +74,10 @@ def save_editor(
 
 
 def find_editor(name_or_path: str | Path, language_model: LanguageModel) -> Editor:
-    """An editor by what a user calls it: ``bundled``, an editor file, a direct method's name, or its YAML file.
+    """An editor by what a user calls it.
 
-    A YAML file says ``name: ft`` and the numbers that differ from the method's own.
+    ``bundled``, ``bundled-mend``, an editor file, a direct method's name, or a YAML file that says ``name: ft`` and the
+    numbers that differ from the method's own.
 
     Raises:
         EditorError: there is no such editor, or its numbers are wrong; all mistakes are listed.
@@ -94,7 +98,7 @@ def find_editor(name_or_path: str | Path, language_model: LanguageModel) -> Edit
 
 
 def load_editor(path: str | Path, language_model: LanguageModel, *, to_train: bool = False) -> GradientEditor:
-    """Read an editor for its base model; ``bundled`` is the one that ships with the bundled model.
+    """Read an editor for its base model; ``bundled`` and ``bundled-mend`` ship with the bundled model.
 
     Args:
         to_train: in float32 whatever the base model is in; else the hypernetwork of an editor of a model in
@@ -103,7 +107,7 @@ def load_editor(path: str | Path, language_model: LanguageModel, *, to_train: bo
     Raises:
         EditorError: no such file, damaged, not an editor, or trained for another base model.
     """
-    file = BUNDLED_EDITOR if str(path) == BUNDLED else Path(path)
+    file = SHIPPED.get(str(path), Path(path))
     try:
         with safe_open(str(file), framework="pt") as stored:
             header = stored.metadata() or {}

@@ -16,7 +16,7 @@ from instructedit.editors.signals import Signal, finite, read_signals
 from instructedit.errors import EditorError, ModelError
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import Matrix, linear_shape
-from instructedit.models.text import pad
+from instructedit.models.text import closed, pad
 from instructedit.records import EditRequest
 
 
@@ -36,6 +36,9 @@ class EditorConfig(BaseModel):
         "mean",
         description="over a target's tokens, of the loss whose gradient is read; the sum is as strong a token "
         "in a long target as in a short one",
+    )
+    closes: bool = Field(
+        False, description="edits and training go on to a full stop after the answer, so that it ends there"
     )
     conditioning: Literal["none", "prefix", "hypernetwork", "both"] = Field(
         "hypernetwork", description="where the instruction enters"
@@ -130,13 +133,17 @@ class GradientEditor(Editor):
         """The text whose gradient is read; the bare prompt here."""
         return request.prompt
 
+    def answer(self, target: str) -> str:
+        """The text that is to follow the prompt."""
+        return closed(target) if self.config.closes else target
+
     def forward(
         self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
     ) -> DeltaBatch:
         """As :meth:`edit`, with gradients of the deltas with respect to the hypernetwork."""
         text = language_model.text
         queries = [
-            text.pair(self.prompt(request, instruction), request.target)
+            text.pair(self.prompt(request, instruction), self.answer(request.target))
             for request, instruction in zip(requests, instructions, strict=True)
         ]
         batch = pad(queries, text.pad_id).to(language_model.device)

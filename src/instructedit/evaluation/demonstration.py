@@ -107,9 +107,13 @@ def measure(
     data: Path | None,
     count: int,
     seed: int,
+    swapped: bool = True,
     on_task: Callable[[str], None] = lambda name: None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """The table: headline figures by task, with the swapped-instruction control of the scope tasks.
+    """The table: headline figures by task.
+
+    Args:
+        swapped: also the swapped-instruction control of the scope tasks; an editor that reads none has no use for it.
 
     Returns:
         figures by task and metric, and the file that each task's edits came from.
@@ -127,8 +131,8 @@ def measure(
     for name, metrics in HEADLINES.items():
         found = run(name, Control.UNSEEN)
         row = {metric: found.metrics[metric].as_dict() for metric in metrics if metric in found.metrics}
-        if name in SWAPPED:
-            swapped = run(name, Control.SWAPPED_SCOPE)
-            row[f"{SWAPPED[name]}_swapped"] = swapped.metrics[SWAPPED[name]].as_dict()
+        if swapped and name in SWAPPED:
+            metric = SWAPPED[name]
+            row[f"{metric}_swapped"] = run(name, Control.SWAPPED_SCOPE).metrics[metric].as_dict()
         tables[name] = row
     return tables, files

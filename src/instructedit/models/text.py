@@ -20,6 +20,11 @@ def join(prompt: str, target: str) -> tuple[str, str]:
     return prompt.rstrip(), " " + target.strip()
 
 
+def closed(answer: str) -> str:
+    """The answer with a full stop, unless it brings an end mark of its own."""
+    return answer if answer.rstrip()[-1:] in ".!?" else answer.rstrip() + "."
+
+
 @dataclass(frozen=True)
 class Encoded:
     """One tokenised query: ``ids`` of prompt and target, and where the target's tokens begin."""

@@ -78,7 +78,7 @@ def descend(
         mean_over_processes: averages a number over the processes that share the batch.
     """
     leaves = deltas.leaves()
-    losses = _losses(editor.cut, language_model, leaves, examples, objective, scale, mean_over_processes)
+    losses = _losses(editor, language_model, leaves, examples, objective, scale, mean_over_processes)
     deltas.backward(leaves)
     return losses
 
@@ -92,7 +92,7 @@ def measure(
     objective: Objective,
 ) -> Losses:
     """The losses of a batch under its deltas."""
-    return _losses(editor.cut, language_model, deltas, examples, objective, 1.0, lambda value: value)
+    return _losses(editor, language_model, deltas, examples, objective, 1.0, lambda value: value)
 
 
 #: A loss per label (labels,), from edited logits (labels, vocabulary), labels, and what gives the unedited logits.
@@ -129,13 +129,17 @@ class _Row:
 
 
 def _rows(
+    editor: GradientEditor,
     language_model: LanguageModel,
     examples: Sequence[Example],
     objective: Objective,
     mean_over_processes: Callable[[float], float],
 ) -> Mapping[_LabelLoss, list[_Row]]:
     """All queries of a batch with their weights, by the loss that they are for."""
-    pair = language_model.text.pair
+
+    def pair(prompt: str, answer: str) -> Encoded:
+        return language_model.text.pair(prompt, editor.answer(answer))
+
     rows: dict[_LabelLoss, list[_Row]] = {_cross_entropy: [], _unlikelihood: [], _divergence: []}
 
     def add(loss: _LabelLoss, edit: int, query: Encoded, weight: float, factor: float, first: float = 1.0) -> None:
@@ -156,7 +160,7 @@ def _rows(
         for want in example.rise:
             add(_cross_entropy, edit, pair(want.prompt, want.answer), want.weight / whole, c_edit, first)
         for want in example.fall:
-            add(_unlikelihood, edit, pair(want.prompt, want.answer), want.weight, c_edit)
+            add(_unlikelihood, edit, language_model.text.pair(want.prompt, want.answer), want.weight, c_edit)
         own_labels = sum(len(query.ids) - query.target_start for query in queries)
         c_loc = objective.locality_weight * example.locality
         for query in queries:
@@ -170,7 +174,7 @@ def _rows(
 
 
 def _losses(
-    cut: int,
+    editor: GradientEditor,
     language_model: LanguageModel,
     deltas: DeltaBatch,
     examples: Sequence[Example],
@@ -180,12 +184,12 @@ def _losses(
 ) -> Losses:
     """The losses; where gradients are recorded, those of ``scale`` times L are left in the deltas."""
     device = language_model.device
-    split = language_model.split(cut)
+    split = language_model.split(editor.cut)
     total = torch.zeros((), device=device)
     own: dict[_LabelLoss, Tensor] = {
         loss: torch.zeros(len(examples), device=device) for loss in (_cross_entropy, _unlikelihood, _divergence)
     }
-    for loss, rows in _rows(language_model, examples, objective, mean_over_processes).items():
+    for loss, rows in _rows(editor, language_model, examples, objective, mean_over_processes).items():
         for group in by_length(rows):
             losses, edits = _label_losses(split, language_model, deltas, group, loss)
             shares = torch.tensor([share for row in group for share in row.shares], device=device)

@@ -21,7 +21,7 @@ from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from instructedit.models.build.corpus import Corpus, Document
-from instructedit.models.text import TextEncoder, join, pad
+from instructedit.models.text import TextEncoder, closed, join, pad
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class Rows:
     def batches(self, documents: Sequence[Document], seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield (ids, labels, positions), each (rows, length); labels are -100 where nothing is learned."""
         rng = random.Random(seed)
-        pairs = [join(document.prompt, document.answer + _stop(document.answer)) for document in documents]
+        pairs = [join(document.prompt, closed(document.answer)) for document in documents]
         prompts = self.tokenizer([prompt for prompt, _ in pairs])["input_ids"]
         answers = self.tokenizer([answer for _, answer in pairs])["input_ids"]
         lengths = [length for length in self.LENGTHS if length <= self.recipe.positions]
@@ -133,11 +133,6 @@ class Rows:
             if rng.random() < self.recipe.shifted_rows:
                 starts[row] = rng.randrange(self.recipe.positions - length + 1)
         return ids, labels, starts[:, None] + torch.arange(length)
-
-
-def _stop(answer: str) -> str:
-    """A full stop after an answer that brings no end mark of its own."""
-    return "" if answer.rstrip()[-1:] in ".!?" else "."
 
 
 def answer_loss(model: GPT2LMHeadModel, ids: Tensor, labels: Tensor, positions: Tensor) -> Tensor:
