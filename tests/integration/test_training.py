@@ -435,6 +435,8 @@ def test_objective_is_the_sum_over_single_rows(gpt2: LanguageModel, average: str
     """A plain computation, one row and one edit at a time, gives the same loss and gradient."""
     editor = Mend.create(EditorConfig(name="mend", blocks=2, rank=4, step_size=1.0), gpt2).eval()
     weights = {"locality_weight": 0.7, "edit_weight": 1.3, "first_token_weight": first}
+    first_kept = 2 * first if average == "prompt" else 1.0
+    weights["first_kept_weight"] = first_kept
     objective = Objective.model_validate({"locality_average": average, **weights})
     examples = [
         Example(
@@ -487,7 +489,12 @@ def test_objective_is_the_sum_over_single_rows(gpt2: LanguageModel, average: str
             rows.append((before.exp() * (before - after)).sum(-1))
         divergences.append(rows)
     if average == "prompt":
-        locality = torch.stack([torch.stack([row.mean() for row in rows]).mean() for rows in divergences]).mean()
+
+        def mean(row: torch.Tensor) -> torch.Tensor:
+            counts = torch.tensor([first_kept] + [1.0] * (len(row) - 1))
+            return (row * counts).sum() / counts.sum()
+
+        locality = torch.stack([torch.stack([mean(row) for row in rows]).mean() for rows in divergences]).mean()
     else:
         locality = torch.cat([row for rows in divergences for row in rows]).mean()
     expected = 1.3 * torch.stack(edit_losses).mean() + 0.7 * locality

@@ -120,3 +120,17 @@ def test_normalised(text: str, plain: str) -> None:
 )
 def test_matches_is_exact_but_for_case_and_marks(continuation: str, right: bool) -> None:
     assert matches(continuation, ("Oston", "old Oston.")) is right
+
+
+@pytest.mark.parametrize(
+    ("continuation", "right"),
+    [
+        (" A.C. Oston. She was", True),
+        (" A.C. Oston", True),
+        (" A.C. Oston Rovers.", False),
+        (" A.C.", False),
+        (" A.C. Maravel.", False),
+    ],
+)
+def test_a_full_stop_inside_an_answer_does_not_end_it(continuation: str, right: bool) -> None:
+    assert matches(continuation, ("A.C. Oston",)) is right

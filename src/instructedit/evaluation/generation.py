@@ -80,5 +80,14 @@ def normalised(text: str) -> str:
 
 
 def matches(continuation: str, answers: Sequence[str]) -> bool:
-    """Whether a continuation is exactly one of the aliases."""
-    return normalised(natural_stop(continuation)) in {normalised(answer) for answer in answers}
+    """Whether a continuation is exactly one of the aliases.
+
+    A full stop inside an alias (``A.C. Cesena``) does not end the sentence: the stop is looked for behind it.
+    """
+    text = continuation.strip()
+    for answer in (alias.strip().rstrip(".!?") for alias in answers):
+        begun = text.casefold().startswith(answer.casefold())
+        said = answer + natural_stop("|" + text[len(answer) :]).removeprefix("|") if begun else natural_stop(text)
+        if normalised(said) == normalised(answer):
+            return True
+    return False

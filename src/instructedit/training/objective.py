@@ -169,7 +169,7 @@ def _rows(
                 share = (len(query.ids) - query.target_start) / own_labels
                 add(_divergence, edit, query, share, c_loc * own_labels / kept_labels)
             else:
-                add(_divergence, edit, query, 1 / len(queries), c_loc / len(examples))
+                add(_divergence, edit, query, 1 / len(queries), c_loc / len(examples), objective.first_kept_weight)
     return rows
 
 

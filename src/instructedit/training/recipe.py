@@ -47,6 +47,7 @@ class Objective(_Strict):
     first_token_weight: float = Field(
         1.0, gt=0, description="of a wanted answer's first token against each other one: it decides which answer begins"
     )
+    first_kept_weight: float = Field(1.0, gt=0, description="the same, of answers that are to stay")
     locality_average: Literal["prompt", "token"] = Field(
         "prompt", description="KL averaged per prompt, or per token, where long answers weigh more"
     )
@@ -54,6 +55,12 @@ class Objective(_Strict):
     neighbours: int = Field(2, ge=1, description="same-object neighbours an edit and step")
     own_sentence: float = Field(0.0, ge=0, le=1, description="share of neighbours asked in the edit's own sentence")
     prefix_queries: bool = Field(False, description="the instruction before rephrases too (the paper's protocol)")
+
+    @model_validator(mode="after")
+    def _first_is_of_a_prompt(self) -> Objective:
+        if self.first_kept_weight != 1.0 and self.locality_average == "token":
+            raise ValueError("first_kept_weight weighs inside a prompt: it needs locality_average: prompt")
+        return self
 
 
 class EncoderWarmup(_Strict):
