@@ -87,13 +87,11 @@ def demo(
     out.print("\n[bold]The same edit under two instructions[/]")
     for shown in scopes:
         out.print(_words(shown, shown.instruction.split("Description: ")[1]))
-    figures = Table("task", "metric", trained.name, "95% interval", title=f"{edits} test edits a task, protocol plain")
-    if beside:
-        figures.add_column("mend")
-        figures.add_column("95% interval")
+    heads = ["task", "metric", trained.name] + (["mend"] if beside else [])
+    figures = Table(*heads, title=f"{edits} test edits a task, protocol plain; means with 95% intervals")
     for name, row in tables.items():
         for number, (metric, value) in enumerate(row.items()):
-            cells = _cells(value) + (_cells(beside[name].get(metric)) if beside else [])
+            cells = [_cell(value)] + ([_cell(beside[name].get(metric))] if beside else [])
             figures.add_row(name if number == 0 else "", metric.replace("_", " "), *cells)
         figures.add_section()
     out.print(figures)
@@ -102,8 +100,8 @@ def demo(
     out.print(f"{seconds} s on this machine.", style="dim")
 
 
-def _cells(value: dict[str, float] | None) -> list[str]:
-    return ["", ""] if value is None else [f"{value['mean']:.3f}", f"{value['low']:.3f} to {value['high']:.3f}"]
+def _cell(value: dict[str, float] | None) -> str:
+    return "" if value is None else f"{value['mean']:.3f} ({value['low']:.3f}–{value['high']:.3f})"
 
 
 def _words(shown: Any, title: str) -> Table:
