@@ -75,7 +75,8 @@ def test_every_editor_and_seed_is_run_once_and_written_up(place: Path) -> None:
     assert rows["counterfact", "MEND"]["seeds"] == [0, 1]
     by_seed = rows["counterfact", "MEND"]["metrics"]["reliability"]["by_seed"]
     assert rows["counterfact", "MEND"]["metrics"]["reliability"]["mean"] == pytest.approx(sum(by_seed) / 2, abs=1e-4)
-    assert rows["counterfact", "MEND"]["training_seconds"] > 0
+    assert rows["counterfact", "MEND"]["training_seconds"] >= 0
+    assert "training_seconds" not in rows["counterfact", "Base"]
     difference = next(d for d in result["differences"] if d["metric"] == "reliability" and d["test"] == "counterfact")
     one, other = (rows["counterfact", label]["metrics"]["reliability"]["mean"] for label in ("MEND", "Base"))
     assert difference["mean"] == pytest.approx(one - other, abs=1e-4)

@@ -44,7 +44,8 @@ def editor(gpt2: LanguageModel, new_editor: Callable[..., Mend], sentence_encode
 
 
 def test_codes_differ_by_text_and_are_zero_without_one(gpt2: LanguageModel, editor: InstructEdit) -> None:
-    codes = editor.codes(gpt2, [*TEXTS, None])
+    request = EditRequest(prompt="Lena was born in", target="Oston")
+    codes = editor.codes(gpt2, [request] * 3, [*TEXTS, None])
     assert codes is not None
     assert codes.shape == (3, editor.config.code)
     assert not torch.allclose(codes[0], codes[1])

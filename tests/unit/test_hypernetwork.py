@@ -72,6 +72,22 @@ def test_untrained_network_passes_signals_on() -> None:
     assert torch.equal(pseudo_delta, delta)
 
 
+def test_every_layer_learns_from_the_start() -> None:
+    """At the start what enters the activation is exactly zero; its gradient there must not be."""
+    made = network(last_relu=True)
+    u, delta, sizes, edit = tokens()
+    optimizer = torch.optim.SGD(made.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        pseudo_u, pseudo_delta = made(u, delta, sizes, torch.randn(3, CODE), edit)
+        (pseudo_u.square().sum() - pseudo_delta.sum()).backward()
+        optimizer.step()
+    for layer in made.layers:
+        for name in ("up", "bias", "scale", "shift"):
+            assert getattr(layer, name).grad.abs().max() > 0, name
+        assert layer.condition.weight.grad.abs().max() > 0
+
+
 def test_running_norm_is_the_plain_mean_and_deviation() -> None:
     norm = RunningNorm(INPUTS)
     parts = [torch.randn(size, INPUTS) * scale + scale for size, scale in ((5, 1.0), (1, 3.0), (40, 0.2), (7, 10.0))]

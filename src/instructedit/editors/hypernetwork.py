@@ -97,7 +97,8 @@ class LowRankResidual(nn.Module):
                 scale, shift = ((1 + gamma) * scale)[edits], ((1 + gamma) * shift + beta)[edits]
             parts.append(torch.addcmul(shift.to(z.dtype), part, scale.to(z.dtype)))
         z = torch.cat(parts)
-        return x + (functional.relu_(z) if self.relu else z)
+        # At the start z is exactly zero, where ReLU has no gradient and clamp has: ReLU would never learn.
+        return x + (z.clamp(min=0) if self.relu else z)
 
 
 class Hypernetwork(nn.Module):
