@@ -1,6 +1,7 @@
 """The speed benchmark's sweeps as figures: cost against batch size, prompt length, edited blocks and edits at a time.
 
     python benchmarks/figures.py docs/results/speed-gpt2-cpu.json --out docs/results
+    python benchmarks/figures.py docs/results/curves-gpt2-cpu.json --out docs/results     (loss against edits)
 
 Needs matplotlib.
 """
@@ -46,14 +47,31 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def draw_curves(result: dict[str, Any], path: Path) -> None:
+    """Loss against trained edits, of every run of benchmarks/curves.py."""
+    figure, panel = pyplot.subplots(figsize=(5, 3.4), layout="constrained")
+    for name in ("ours", "easyedit"):
+        for run in result[name]:
+            as_published = " as published" if run.get("sign") == 1 else ""
+            x = [index * result["batch"] for index in range(len(run["loss"]))]
+            panel.plot(x, run["loss"], marker="o", label=f"{name}{as_published}, rate {run['learning_rate']:g}")
+    panel.set_yscale("log")
+    panel.set_xlabel("edits trained on")
+    panel.set_ylabel("loss of unseen edits")
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
-    """Draw the figure of a result."""
+    """Draw the figure of a result of speed.py or curves.py."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("result", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="folder for the picture")
     options = parser.parse_args()
     path = options.out / f"{options.result.stem}.png"
-    draw(json.loads(options.result.read_text(encoding="utf-8")), path)
+    result = json.loads(options.result.read_text(encoding="utf-8"))
+    (draw if "sweeps" in result else draw_curves)(result, path)
     print(path)
 
 
