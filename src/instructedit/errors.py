@@ -14,6 +14,10 @@ and exits with code 2.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the command line imports this room first, and --help is to be quick
+    from pydantic import ValidationError
 
 
 class InstructEditError(Exception):
@@ -60,3 +64,8 @@ class DeltaError(InstructEditError):
 
 class EditorError(InstructEditError):
     """An editor cannot produce an edit."""
+
+
+def mistakes_of(error: ValidationError) -> list[str]:
+    """Every mistake that pydantic found, each behind its place."""
+    return [f"{'.'.join(map(str, mistake['loc']))}: {mistake['msg']}" for mistake in error.errors()]

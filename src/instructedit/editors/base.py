@@ -29,8 +29,8 @@ class Edits(Protocol):
         ...
 
     def asked(self, edit: int, prompt: str) -> str:
-        """The text that the model edited by ``edit`` is given in place of ``prompt``."""
-        ...
+        """What the model edited by ``edit`` is given in place of ``prompt``; the prompt itself for most."""
+        return prompt
 
 
 class Editor(nn.Module, ABC):

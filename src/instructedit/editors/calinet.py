@@ -20,12 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from instructedit.editors.base import DirectEditor, register
-from instructedit.editors.direct import Descent, descend_each, last_mlp_matrix
+from instructedit.editors.base import DirectEditor, Edits, register
+from instructedit.editors.direct import Descent, descend_each, last_mlp_matrix, requests_state
 from instructedit.models.hooks import held
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import Matrix
-from instructedit.models.text import pad
 from instructedit.records import EditRequest
 
 
@@ -42,7 +41,7 @@ class CaliNetConfig(Descent):
 
 
 @dataclass(frozen=True)
-class Slots:
+class Slots(Edits):
     """The slots of many edits.
 
     Attributes:
@@ -58,10 +57,6 @@ class Slots:
 
     def __len__(self) -> int:
         return len(self.keys)
-
-    def asked(self, edit: int, prompt: str) -> str:
-        """The prompt: slots leave questions alone."""
-        return prompt
 
     @contextmanager
     def attached(self, language_model: LanguageModel, rows: Tensor) -> Iterator[None]:
@@ -114,9 +109,7 @@ class CaliNet(DirectEditor):
         self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
     ) -> Slots:
         """See :meth:`Editor.edit`. Instructions are not read."""
-        pair = language_model.text.pair
-        batch = pad([pair(r.prompt, r.target) for r in requests], language_model.text.pad_id).to(language_model.device)
-        split = language_model.split(self.cut)
+        split, state = requests_state(language_model, requests, self.cut)
         rows = torch.arange(len(requests), device=language_model.device)
         generator = torch.Generator().manual_seed(self.config.seed)  # the same start for every edit
         start: Tensor = torch.randn(self.first.inputs, self.config.slots, generator=generator)
@@ -124,7 +117,5 @@ class CaliNet(DirectEditor):
         keys = start.expand(len(requests), -1, -1).clone().requires_grad_()
         values = start.new_zeros(len(requests), self.config.slots, self.last.outputs).requires_grad_()
         slots = Slots(self.first.name, self.last.name, keys, values)
-        descend_each(
-            [keys, values], lambda: slots.attached(language_model, rows), split, split.trunk(batch), self.config
-        )
+        descend_each([keys, values], lambda: slots.attached(language_model, rows), split, state, self.config)
         return Slots(self.first.name, self.last.name, keys.detach(), values.detach())

@@ -14,6 +14,8 @@ from instructedit.errors import EditorError
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.split import SplitForward, TrunkState
 from instructedit.models.structure import Matrix
+from instructedit.models.text import pad
+from instructedit.records import EditRequest
 
 
 class Descent(BaseModel):
@@ -34,6 +36,16 @@ def last_mlp_matrix(language_model: LanguageModel, block: int) -> Matrix:
     if block >= len(structure.blocks):
         raise EditorError(f"block {block} is asked for, the model has {len(structure.blocks)}, counted from 0")
     return [matrix for matrix in structure.mlps[block] if matrix.outputs == structure.hidden][-1]
+
+
+def requests_state(
+    language_model: LanguageModel, requests: Sequence[EditRequest], cut: int
+) -> tuple[SplitForward, TrunkState]:
+    """The split model, and its trunk's state of prompts and targets, one request a row."""
+    pair = language_model.text.pair
+    batch = pad([pair(r.prompt, r.target) for r in requests], language_model.text.pad_id).to(language_model.device)
+    split = language_model.split(cut)
+    return split, split.trunk(batch)
 
 
 def at_tokens(x: Tensor, places: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from instructedit.editors.knowledge_editor import KnowledgeEditor
 from instructedit.editors.memit import Memit
 from instructedit.editors.mend import Mend
 from instructedit.editors.rome import Rome
-from instructedit.errors import EditorError
+from instructedit.errors import EditorError, mistakes_of
 from instructedit.files import read_yaml_file, write_atomically
 from instructedit.models.language_model import BUNDLED, LanguageModel
 
@@ -93,7 +93,7 @@ def find_editor(name_or_path: str | Path, language_model: LanguageModel) -> Edit
     try:
         return kind.create(kind.Config.model_validate(raw), language_model)
     except ValidationError as error:
-        mistakes = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        mistakes = "; ".join(mistakes_of(error))
         raise EditorError(f"{name_or_path}: {mistakes}") from None
 
 

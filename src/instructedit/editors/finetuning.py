@@ -20,10 +20,9 @@ from torch import Tensor
 
 from instructedit.deltas.delta import DeltaBatch, LowRank
 from instructedit.editors.base import DirectEditor, register
-from instructedit.editors.direct import Descent, descend_each, last_mlp_matrix
+from instructedit.editors.direct import Descent, descend_each, last_mlp_matrix, requests_state
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import Matrix
-from instructedit.models.text import pad
 from instructedit.records import EditRequest
 
 
@@ -59,9 +58,7 @@ class FineTuning(DirectEditor):
         self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
     ) -> DeltaBatch:
         """See :meth:`Editor.edit`. Instructions are not read."""
-        pair = language_model.text.pair
-        batch = pad([pair(r.prompt, r.target) for r in requests], language_model.text.pad_id).to(language_model.device)
-        split = language_model.split(self.cut)
+        split, state = requests_state(language_model, requests, self.cut)
         rows = torch.arange(len(requests), device=language_model.device)
         factors = self.start(len(requests), language_model.device)
         learned = [t for low in factors.values() for t in (low.a, low.b) if t.requires_grad]
@@ -71,7 +68,7 @@ class FineTuning(DirectEditor):
             learned,
             lambda: deltas.attached(language_model, rows),
             split,
-            split.trunk(batch),
+            state,
             self.config,
             lambda: self.confine(factors),
         )

@@ -20,12 +20,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from instructedit.editors.base import DirectEditor, register
-from instructedit.editors.direct import Descent, at_tokens, descend_each, last_mlp_matrix
+from instructedit.editors.base import DirectEditor, Edits, register
+from instructedit.editors.direct import Descent, at_tokens, descend_each, last_mlp_matrix, requests_state
 from instructedit.models.hooks import held
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import Matrix
-from instructedit.models.text import pad
 from instructedit.records import EditRequest
 
 
@@ -41,7 +40,7 @@ class GraceConfig(Descent):
 
 
 @dataclass(frozen=True)
-class Codebooks:
+class Codebooks(Edits):
     """One entry an edit.
 
     Attributes:
@@ -58,10 +57,6 @@ class Codebooks:
 
     def __len__(self) -> int:
         return len(self.keys)
-
-    def asked(self, edit: int, prompt: str) -> str:
-        """The prompt: a codebook leaves questions alone."""
-        return prompt
 
     @contextmanager
     def attached(self, language_model: LanguageModel, rows: Tensor) -> Iterator[None]:
@@ -107,12 +102,9 @@ class Grace(DirectEditor):
         self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
     ) -> Codebooks:
         """See :meth:`Editor.edit`. Instructions are not read."""
-        queries = [language_model.text.pair(r.prompt, r.target) for r in requests]
-        batch = pad(queries, language_model.text.pad_id).to(language_model.device)
-        split = language_model.split(self.cut)
-        state = split.trunk(batch)
+        split, state = requests_state(language_model, requests, self.cut)
         rows = torch.arange(len(requests), device=language_model.device)
-        last = torch.tensor([query.target_start - 1 for query in queries], device=language_model.device)
+        last = state.batch.predicts.long().argmax(1)  # the first position that predicts the target: the prompt's end
         seen: list[tuple[Tensor, Tensor]] = []
 
         def read(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from instructedit.errors import RecipeError
+from instructedit.errors import RecipeError, mistakes_of
 from instructedit.evaluation.protocols import Control, Protocol
 from instructedit.files import read_yaml_file
 from instructedit.training.recipe import Recipe, merged, parse_recipe, read_recipe
@@ -127,7 +127,7 @@ def load_experiment(path: Path) -> Experiment:
     try:
         found = Experiment.model_validate(raw)
     except ValidationError as error:
-        raise RecipeError(path, [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]) from None
+        raise RecipeError(path, mistakes_of(error)) from None
     editors = {}
     for label, entry in found.editors.items():
         here = {"recipe": entry.recipe, "use": entry.use if entry.use and entry.use.endswith(".yaml") else None}

@@ -82,9 +82,10 @@ def run_one(experiment: Experiment, label: str, seed: int, out: Path, data: Path
         return
     language_model = load_language_model(experiment.base)
     editor, cost = _made(entry, experiment.base, seed, language_model, out / "editors" / f"{_slug(label)}-{seed}", data)
+    files = {name: read_records(data / name, skip_incomplete=True) for name in {test.file for test in missing}}
     for test in missing:
-        records = read_records(data / test.file, skip_incomplete=True)
-        records = random.Random(0).sample(records, min(experiment.edits, len(records)))
+        whole = files[test.file]
+        records = random.Random(0).sample(whole, min(experiment.edits, len(whole)))
         few = [record.request for record in records[:TIMED]]
         editor.edit(language_model, few[:1], [None])  # what is made once, such as statistics, is not timed
         began = time.perf_counter()

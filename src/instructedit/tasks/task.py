@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from instructedit.assets import ASSETS, read_yaml
-from instructedit.errors import DataError
+from instructedit.errors import DataError, mistakes_of
 from instructedit.files import read_yaml_file
 from instructedit.records import EditRequest, ProbeKind
 from instructedit.tasks.grammar import scope_grammar
@@ -114,7 +114,7 @@ def _parse(raw: Any, source: object) -> Task:
     try:
         return Task.model_validate(raw)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        problems = "; ".join(mistakes_of(error))
         raise DataError(f"is not a task: {problems}", file=source) from None
 
 

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from instructedit.errors import DataError, RecipeError
+from instructedit.errors import DataError, RecipeError, mistakes_of
 from instructedit.files import write_atomically
 from instructedit.models.build.corpus import Corpus, Document, read_corpus
 from instructedit.models.build.pretrain import BaseModelRecipe, pretrain, recall
@@ -82,8 +82,7 @@ def load_build_recipe(path: Path) -> BuildRecipe:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(path, [f"cannot be read: {error}"]) from None
     except ValidationError as error:
-        mistakes = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise RecipeError(path, mistakes) from None
+        raise RecipeError(path, mistakes_of(error)) from None
 
 
 def gather_facts(recipe: BuildRecipe, data: Path | None) -> list[Fact]:
