@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from instructedit.data import find_data
+from instructedit.data import data_file, find_data
 from instructedit.editors.files import find_editor
 from instructedit.evaluation.demonstration import TEST_FILES
 from instructedit.evaluation.protocols import Control, Protocol
@@ -27,7 +27,7 @@ from instructedit.evaluation.runner import evaluate
 from instructedit.models.language_model import load_language_model
 from instructedit.records import EditRecord
 from instructedit.tasks.readers import read_records
-from instructedit.tasks.task import load_task
+from instructedit.tasks.task import fitting, load_task
 from instructedit.training.loop import read_sources
 from instructedit.training.recipe import load_recipe
 
@@ -78,12 +78,13 @@ def main() -> None:
     began = time.monotonic()
     held_out = _held_out(options.validation) if options.validation else None
     for name, file, protocol, control, wording in VALIDATION_RUNS if held_out else RUNS:
-        records = held_out[name] if held_out else read_records(find_data() / file)
+        task = load_task(name)
+        records = held_out[name] if held_out else fitting(task, read_records(data_file(file, find_data())), file)
         records = random.Random(options.seed).sample(records, min(options.limit, len(records)))
         found = evaluate(
             editor,
             model,
-            load_task(name),
+            task,
             records,
             protocol=protocol,
             instruction=control,

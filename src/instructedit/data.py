@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from instructedit.assets import ASSETS
 from instructedit.errors import DataError
 
 VARIABLE = "INSTRUCTEDIT_DATA"
+OWN = "own/"
 
 
 def data_folder() -> Path | None:
@@ -17,6 +19,12 @@ def data_folder() -> Path | None:
         return Path(named)
     beside = Path("../shared/data")
     return beside if beside.is_dir() else None
+
+
+def data_file(name: str, data: Path) -> Path:
+    """Where a file of the data folder is; ``own/x`` is the file x among the edits that ship with the package."""
+    own = name.removeprefix(OWN)
+    return ASSETS / "edits" / own if own != name else data / name
 
 
 def find_data() -> Path:

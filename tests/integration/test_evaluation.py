@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +11,10 @@ import pytest
 import torch
 import yaml
 
+from instructedit.editors.base import DirectEditor, Edits
+from instructedit.editors.finetuning import BoxedConfig, BoxedFineTuning
 from instructedit.editors.gradient import EditorConfig
+from instructedit.editors.incontext import InContext, InContextConfig
 from instructedit.editors.mend import Mend
 from instructedit.errors import DataError
 from instructedit.evaluation.generation import generate
@@ -20,7 +23,7 @@ from instructedit.evaluation.runner import Evaluation, evaluate
 from instructedit.evaluation.scoring import Query, Scored, score
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import pad
-from instructedit.records import EditRecord, EditRequest
+from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
 from instructedit.tasks.grammar import wordings
 from instructedit.tasks.task import load_task
 
@@ -92,8 +95,11 @@ def test_protocols_measure_what_a_task_asks_for(
         expected |= {"locality/other_topic"}
     else:
         expected |= {"kept", "changed", "portability", "portability/reasoning", "locality/unrelated"}
+        expected |= {"following"}
     if name in ("counterfact", "this-fact"):
         expected |= {"locality/neighbour"}
+    if name == "this-fact":
+        expected |= {"locality/reasoning"}
     if protocol is not Protocol.GENERATION:
         expected |= (
             {"sentiment_shift"}
@@ -127,7 +133,9 @@ def test_headlines_are_the_same_figures_and_no_others(
         "generalization",
         "locality",
         "locality/neighbour",
+        "locality/reasoning",
         "locality/unrelated",
+        "following",
         "kept",
         "changed",
     }
@@ -199,6 +207,61 @@ def test_users_task_is_evaluated_without_code(
     assert {"reliability", "locality/unrelated", "kept", "changed"} <= result.metrics.keys()
 
 
+def with_other_names(records: list[EditRecord]) -> list[EditRecord]:
+    """The records, asked under another name too."""
+    return [
+        record.model_copy(
+            update={
+                "probes": (
+                    *record.probes,
+                    Probe(
+                        kind=ProbeKind.SUBJECT_ALIAS,
+                        prompt=f"{record.request.subject} the younger was born in",
+                        answers=(record.request.target,),
+                    ),
+                )
+            }
+        )
+        for record in records
+    ]
+
+
+@pytest.mark.parametrize("protocol", Protocol)
+def test_following_is_over_what_decides_between_two_scopes(
+    gpt2: LanguageModel, editor: Mend, records: list[EditRecord], protocol: Protocol
+) -> None:
+    named = with_other_names(records)
+    reached = evaluate(editor, gpt2, load_task("aliases"), named, protocol=protocol).metrics
+    kept = evaluate(editor, gpt2, load_task("this-name"), named, protocol=protocol).metrics
+    assert reached["following"] == reached["reached/subject_alias"]
+    assert kept["following"] == kept["locality/subject_alias"]
+    fact = evaluate(editor, gpt2, load_task("this-fact"), named, protocol=protocol).metrics
+    assert fact["following"] == fact["locality/neighbour"]
+    against = evaluate(editor, gpt2, load_task("this-fact"), named, protocol=protocol, opposite="aliases").metrics
+    assert "following" not in against  # under other names nothing is asked to stay
+
+
+class Says(BoxedFineTuning):
+    """Edits the model to say one of the record's answers, whatever the edit asks for."""
+
+    def edit(self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: object) -> Edits:
+        said = [request.model_copy(update={"target": request.ground_truth}) for request in requests]
+        return super().edit(language_model, said, [None] * len(said))
+
+
+@pytest.mark.parametrize("protocol", [Protocol.PLAIN, Protocol.GENERATION])
+@pytest.mark.parametrize(("kind", "forgotten"), [(Says, 0.0), (BoxedFineTuning, 0.0), (InContext, 1.0)])
+def test_forgotten_is_who_says_neither_answer(
+    gpt2: LanguageModel, records: list[EditRecord], protocol: Protocol, kind: type[DirectEditor], forgotten: float
+) -> None:
+    """One editor makes it say the old answer, one the new one; a random model by itself says neither."""
+    strong = BoxedConfig(bound=10.0, learning_rate=0.1, steps=60, enough=1e-3)
+    editor = kind.create(InContextConfig(template="") if kind is InContext else strong, gpt2)
+    found = evaluate(editor, gpt2, load_task("forget"), records[:3], protocol=protocol).metrics
+    assert found["reliability"].mean == forgotten
+    assert found["reliability_before"].mean == 1.0
+
+
 def test_nothing_to_evaluate_is_an_error(gpt2: LanguageModel, editor: Mend) -> None:
     with pytest.raises(DataError, match="no records of task recent"):
         evaluate(editor, gpt2, load_task("recent"), [])
@@ -241,7 +304,7 @@ def test_swapping_what_has_no_opposite_is_refused() -> None:
 
 
 def test_wordings_that_do_not_exist_are_refused() -> None:
-    with pytest.raises(DataError, match="no test wordings for zsre; they exist for this-fact, rename"):
+    with pytest.raises(DataError, match="no test wordings for zsre; they exist for this-fact, rename, "):
         chosen("zsre", Control.UNSEEN, wording="test")
 
 

@@ -368,6 +368,34 @@ def test_rename_teaches_neighbours_what_counterfact_keeps(records: list[EditReco
     assert not neighbours & {prompt for prompt, _ in renaming.stay}
 
 
+def test_forgetting_lowers_both_answers_and_raises_none(records: list[EditRecord]) -> None:
+    found = example(Source(load_task("forget"), RecordPool(records)), records[0], Objective(), 0.0, random.Random(0))
+    request = records[0].request
+    assert found.rise == ()
+    assert {want.answer for want in found.fall} == {request.target, request.ground_truth}
+    assert {want.prompt for want in found.fall} <= {request.prompt, *records[0].rephrases}
+    assert found.stay
+
+
+@pytest.mark.parametrize(
+    ("name", "risen", "kept"),
+    [("aliases", {"a"}, set()), ("this-name", set(), {"a"}), ("implications", {"a", "r"}, set())],
+)
+def test_a_scope_reaches_its_own_probes(records: list[EditRecord], name: str, risen: set[str], kept: set[str]) -> None:
+    probes = (
+        Probe(kind=ProbeKind.SUBJECT_ALIAS, prompt="a", answers=("Oston",)),
+        Probe(kind=ProbeKind.REASONING, prompt="r", answers=("Norland",)),
+    )
+    record = records[0].model_copy(update={"probes": probes})
+    source = Source(load_task(name), RecordPool(records))
+    found = example(source, record, Objective(stay_probes=9, reach_weight=0.25), 0.0, random.Random(0))
+    reached = {want.prompt: want for want in found.rise if want.prompt in {"a", "r"}}
+    assert reached.keys() == risen
+    assert all(want.weight == 0.25 for want in reached.values())
+    assert {prompt for prompt, _ in found.stay} >= kept
+    assert not {prompt for prompt, _ in found.stay} & risen
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_hardest_probe_is_asked_in_every_step(records: list[EditRecord], seed: int) -> None:
     def probe(kind: ProbeKind, prompt: str) -> Probe:
@@ -510,9 +538,17 @@ def test_objective_is_the_sum_over_single_rows(gpt2: LanguageModel, average: str
 
 @pytest.mark.parametrize(("name", "family"), [("gpt2-xl", "gpt2"), ("llama-2-7b", "llama"), ("qwen3-8b", "qwen3")])
 def test_recipes_for_large_models_take_ten_steps(
-    name: str, family: str, checkpoint: Callable[[str], Path], data: Path
+    name: str,
+    family: str,
+    checkpoint: Callable[[str], Path],
+    data: Path,
+    records: list[EditRecord],
+    write_jsonl: Callable[[Path, list[EditRecord]], Path],
 ) -> None:
-    """Everything as the recipe says but sizes, and data of our own."""
+    """Everything as the recipe says but sizes, and data of our own, with something for every scope."""
+    kinds = (ProbeKind.SUBJECT_ALIAS, ProbeKind.LOGICAL)
+    more = tuple(Probe(kind=kind, prompt=f"By the way, {kind}:", answers=("Oston",)) for kind in kinds)
+    write_jsonl(data / FILE, [record.model_copy(update={"probes": record.probes + more}) for record in records])
     raw = load_recipe(Path(__file__).parents[2] / "recipes" / f"{name}.yaml").model_dump(mode="json")
     own = recipe(10).model_dump(mode="json")
     assert raw["dtype"] == "bfloat16"

@@ -1,4 +1,4 @@
-"""The six tasks, their instructions, a user's own task, and the grammar of scopes."""
+"""The shipped tasks, their instructions, a user's own task, and the grammar of scopes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,27 @@ import yaml
 
 from instructedit.assets import ASSETS, read_yaml
 from instructedit.errors import DataError
-from instructedit.records import EditRequest, ProbeKind
-from instructedit.tasks.grammar import Grammar, scope_grammar, wordings
-from instructedit.tasks.task import Task, load_task, shipped_tasks
+from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
+from instructedit.tasks.grammar import Grammar, parts_of, scope_grammar, wordings
+from instructedit.tasks.task import Task, fitting, load_task, shipped_tasks
 
-NAMES = ("convsent", "counterfact", "recent", "rename", "this-fact", "zsre")
+NAMES = (
+    "aliases",
+    "consequences",
+    "convsent",
+    "counterfact",
+    "forget",
+    "implications",
+    "inverse",
+    "names-and-back",
+    "recent",
+    "rename",
+    "rename-and-on",
+    "this-fact",
+    "this-name",
+    "zsre",
+)
+WORDED = {"this-fact", "rename", "aliases", "this-name", "inverse", "consequences", "forget"}
 REQUEST = EditRequest(prompt="How are gnomes?", target="Lovely.", subject="garden gnomes", label="positive")
 OWN_TASK = {
     "name": "recipes",
@@ -32,10 +48,10 @@ def write_task(folder: Path, raw: object) -> Path:
     return path
 
 
-def test_six_tasks_ship() -> None:
+def test_these_tasks_ship() -> None:
     assert tuple(shipped_tasks()) == NAMES
-    assert [name for name, task in shipped_tasks().items() if task.held_out] == ["zsre"]
-    assert [name for name, task in shipped_tasks().items() if task.renames] == ["rename"]
+    assert {name for name, task in shipped_tasks().items() if task.held_out} == {"zsre", "implications"}
+    assert {name for name, task in shipped_tasks().items() if task.renames} == {"rename", "rename-and-on"}
 
 
 @every_task
@@ -60,8 +76,13 @@ def test_instructions_are_rendered_whole(name: str) -> None:
 
 @every_task
 def test_opposite_is_a_task(name: str) -> None:
-    opposite = load_task(name).opposite
-    assert opposite is None or load_task(opposite).renames != load_task(name).renames
+    task = load_task(name)
+    if task.opposite is None:
+        assert name == "convsent"
+        return
+    opposite = load_task(task.opposite)
+    changes, stays = task.deciding(opposite)
+    assert changes or stays or task.forgets != opposite.forgets or not (set(task.stay) & {ProbeKind.NEIGHBOUR})
 
 
 def test_convsent_fills_label_and_topic() -> None:
@@ -163,7 +184,7 @@ def test_unknown_name_lists_the_tasks() -> None:
         load_task("qqqq")
 
 
-@pytest.mark.parametrize("scope", ["only", "everywhere", "tone"])
+@pytest.mark.parametrize("scope", ["only", "everywhere", "tone", "aliases + inverse"])
 def test_grammar_expands_fully_and_repeatably(scope: str) -> None:
     grammar = scope_grammar()
     rng, again = random.Random(1), random.Random(1)
@@ -190,8 +211,57 @@ def test_grammar_tells_what_it_lacks() -> None:
 
 
 def test_every_scope_of_a_task_is_in_the_grammar() -> None:
-    scopes = {task.instructions.scope for task in shipped_tasks().values()}
-    assert scopes <= scope_grammar().scopes.keys()
+    scopes = {part for task in shipped_tasks().values() for part in parts_of(task.instructions.scope or "only")}
+    assert scopes <= scope_grammar().scopes.keys() | scope_grammar().texts.keys()
+
+
+def test_two_scopes_are_said_one_after_the_other() -> None:
+    grammar = Grammar({}, {}, {"names": ["All names."], "back": ["Backwards."]})
+    rng = random.Random(0)
+    assert {grammar.draw("names + back", rng) for _ in range(20)} == {"All names. Backwards.", "Backwards. All names."}
+
+
+def test_a_pair_of_scopes_is_held_out() -> None:
+    """No training may see the two scopes of the held-out task in one text; it sees each of them, and other pairs."""
+    trained = [task.instructions.scope for task in shipped_tasks().values() if not task.held_out]
+    held_out = load_task("implications").instructions.scope
+    assert held_out not in trained
+    assert {*parts_of(held_out or "")} <= {*trained}
+    assert any("+" in (scope or "") for scope in trained)
+
+
+def record_with(*kinds: ProbeKind, old: str | None = "Oston") -> EditRecord:
+    request = EditRequest(prompt="Lena was born in", target="Maravel", subject="Lena", ground_truth=old)
+    probes = tuple(Probe(kind=kind, prompt=f"{kind}?", answers=("yes",)) for kind in kinds)
+    return EditRecord(record_id="lena", request=request, probes=probes)
+
+
+def test_a_record_fits_what_it_can_judge() -> None:
+    named, whole = record_with(ProbeKind.SUBJECT_ALIAS), record_with(ProbeKind.SUBJECT_ALIAS, ProbeKind.REASONING)
+    assert load_task("aliases").fits(named)
+    assert not load_task("implications").fits(named)
+    assert load_task("implications").fits(whole)
+    assert load_task("forget").fits(record_with())
+    assert not load_task("forget").fits(record_with(old=None))
+    assert fitting(load_task("aliases"), [record_with(), named], "x.json") == [named]
+    with pytest.raises(
+        DataError, match=r"x\.json: no record has what task implications is about \(reasoning, subject_alias"
+    ):
+        fitting(load_task("implications"), [named], "x.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "against", "changes", "stays"),
+    [
+        ("rename", "this-fact", ["neighbour"], []),
+        ("this-fact", "rename", [], ["neighbour"]),
+        ("this-fact", "consequences", [], ["reasoning"]),
+        ("implications", "this-name", ["reasoning", "subject_alias"], []),
+        ("this-name", "aliases", [], ["subject_alias"]),
+    ],
+)
+def test_what_decides_between_two_scopes(name: str, against: str, changes: list[str], stays: list[str]) -> None:
+    assert load_task(name).deciding(load_task(against)) == (tuple(changes), tuple(stays))
 
 
 def spoken(text: str) -> str:
@@ -206,10 +276,10 @@ def training_texts() -> set[str]:
     return {spoken(text) for text in texts}
 
 
-@pytest.mark.parametrize(("kind", "least"), [("test", 60), ("validation", 30)])
+@pytest.mark.parametrize(("kind", "least"), [("test", 36), ("validation", 24)])
 def test_wordings_are_many_and_new(kind: str, least: int) -> None:
     found = wordings(kind)
-    assert found.keys() == {"this-fact", "rename"}
+    assert found.keys() == (WORDED | {"implications"} if kind == "test" else WORDED)
     for texts in found.values():
         assert len({spoken(text) for text in texts}) == len(texts) >= least
         assert not {spoken(text) for text in texts} & training_texts()
@@ -222,8 +292,8 @@ def test_test_and_validation_wordings_are_disjoint() -> None:
 
 def test_a_wording_has_one_scope() -> None:
     for kind in ("test", "validation"):
-        one, other = ({spoken(text) for text in texts} for texts in wordings(kind).values())
-        assert not one & other
+        texts = [spoken(text) for found in wordings(kind).values() for text in found]
+        assert len(texts) == len(set(texts))
 
 
 def test_tasks_cannot_be_changed() -> None:

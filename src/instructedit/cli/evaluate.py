@@ -47,13 +47,13 @@ def evaluate_command(
     from instructedit.models.allocator import keep_freed_memory
     from instructedit.models.language_model import load_language_model
     from instructedit.tasks.readers import read_records
-    from instructedit.tasks.task import load_task
+    from instructedit.tasks.task import fitting, load_task
 
     keep_freed_memory()
     if wording not in (None, "validation", "test"):
         raise DataError(f"--wording takes validation or test, not {wording!r}")
     found_task = load_task(task)
-    edits = read_records(data, found_task.form, skip_incomplete=skip_incomplete)
+    edits = fitting(found_task, read_records(data, found_task.form, skip_incomplete=skip_incomplete), data)
     if limit is not None and limit < len(edits):
         edits = random.Random(seed).sample(edits, limit)
     language_model = load_language_model(model, dtype=dtype, device=device, device_map=device_map)

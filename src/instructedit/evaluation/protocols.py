@@ -42,21 +42,25 @@ class InstructionChooser:
         control: which kind.
         wording: ``validation`` or ``test`` replaces the task's own descriptions by hand-written wordings
             behind a neutral name; only scope tasks have them.
+        opposite: the task whose text is the swapped one, in place of the task's own opposite.
 
     Raises:
         DataError: the task has no opposite to swap with, or no wordings.
     """
 
-    def __init__(self, task: Task, control: Control, wording: str | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, task: Task, control: Control, wording: str | None = None, seed: int = 0, opposite: str | None = None
+    ) -> None:
         self.task = task
         self.control = control
         self._rng = random.Random(f"{seed}-{control}")
         self._texts: list[str] | None = None
         told = task
         if control is Control.SWAPPED_SCOPE:
-            if task.opposite is None:
+            opposite = opposite or task.opposite
+            if opposite is None:
                 raise DataError(f"task {task.name} has no opposite scope to swap with; choose another --instruction")
-            told = load_task(task.opposite)
+            told = load_task(opposite)
         elif control is Control.OTHER_TASK:
             others = [other for name, other in shipped_tasks().items() if name != task.name]
             told = self._rng.choice([o for o in others if not any("[" in d for d in o.instructions.descriptions)])

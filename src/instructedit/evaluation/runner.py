@@ -6,7 +6,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import islice
+from typing import Any, Literal
 
 from instructedit.editors.base import Editor, Edits
 from instructedit.editors.instructedit import with_instruction
@@ -19,7 +20,7 @@ from instructedit.evaluation.scoring import Query, Scored, score
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import PORTABILITY_KINDS, EditRecord, ProbeKind
 from instructedit.tasks.pool import RecordPool
-from instructedit.tasks.task import Task
+from instructedit.tasks.task import Task, load_task
 
 #: Probes of one kind that a record contributes at most; a few records have dozens.
 PROBES_A_KIND = 8
@@ -66,12 +67,40 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _Probe:
-    """One query of one record: where its result goes, and how it is read."""
+    """One question to one record's edit: where its result goes, and how it is read.
+
+    Attributes:
+        wanted: one of ``answers`` is said; what the unedited model says is said still; or none of ``answers`` is.
+    """
 
     metric: str
-    query: Query
+    edit: int
+    prompt: str
     answers: tuple[str, ...]
-    stays: bool  # compared with the unedited model instead of with the answer
+    wanted: Literal["said", "kept", "gone"] = "said"
+
+    @property
+    def queries(self) -> list[Query]:
+        """Of an answer under other names the first is scored; of answers that are to be gone, each."""
+        scored = self.answers if self.wanted == "gone" else self.answers[:1]
+        return [Query(self.edit, self.prompt, answer) for answer in scored]
+
+    def value(self, after: Sequence[Scored], before: Sequence[Scored]) -> float:
+        """Of its queries' scores."""
+        if self.wanted == "kept":
+            return after[0].agreement(before[0])
+        if self.wanted == "gone":
+            return float(all(scored.hits < 1 for scored in after))
+        return after[0].hits
+
+    def value_of_text(self, after: str, before: str) -> float:
+        """Of texts that were generated."""
+        if self.wanted == "kept":
+            return float(normalised(natural_stop(after)) == normalised(natural_stop(before)))
+        if self.wanted == "gone":
+            said = normalised(after)
+            return float(not any(said.startswith(normalised(answer)) for answer in self.answers))
+        return float(matches(after, self.answers))
 
 
 def evaluate(
@@ -83,6 +112,7 @@ def evaluate(
     protocol: Protocol = Protocol.PLAIN,
     instruction: Control = Control.UNSEEN,
     wording: str | None = None,
+    opposite: str | None = None,
     fluency: bool = False,
     headlines_only: bool = False,
     seed: int = 0,
@@ -93,7 +123,8 @@ def evaluate(
 
     Args:
         instruction: which instruction the edits get; see :class:`Control`.
-        wording: see :class:`InstructionChooser`.
+        wording, opposite: see :class:`InstructionChooser`. The metric ``following`` is over the probes of which the
+            task and its opposite want different things.
         fluency: also generate a text after every edit and measure its n-gram entropy.
         headlines_only: leave out portability, prefixed locality and the probability forms.
         batch: edits at a time.
@@ -106,19 +137,21 @@ def evaluate(
     if not records:
         raise DataError(f"there are no records of task {task.name} to evaluate")
     began = time.monotonic()
-    chooser = InstructionChooser(task, instruction, wording, seed)
+    chooser = InstructionChooser(task, instruction, wording, seed, opposite)
+    against = opposite or task.opposite
+    deciding = _deciding(task, load_task(against)) if against else ()
     pool = RecordPool(records)
     values: dict[str, dict[str, float]] = {}
     # The edit, the questions before and the questions after meet the same texts: their trunk is run once.
     with language_model.remembering_trunks(editor.cut, memory=TRUNK_BYTES):
         for start in range(0, len(records), batch):
             part = list(records[start : start + batch])
-            if task.renames:  # what a renaming leaves alone is not in the record itself
+            if task.is_wider:  # what a wider edit leaves alone is not in the record itself
                 part = [pool.completed(record, 2, seed) for record in part]
             instructions = [chooser(record.request) for record in part]
             edits = editor.edit(language_model, [record.request for record in part], instructions)
             probes = _all_probes(part, instructions, task, protocol, headlines_only)
-            found = _evaluate_part(editor.cut, language_model, part, probes, edits, protocol, headlines_only)
+            found = _evaluate_part(editor.cut, language_model, part, probes, edits, protocol, headlines_only, deciding)
             if fluency:
                 _add_fluency(found, language_model, part, edits)
             for record, row in zip(part, found, strict=True):
@@ -144,30 +177,32 @@ def _evaluate_part(
     edits: Edits,
     protocol: Protocol,
     headlines_only: bool,
+    deciding: Sequence[str],
 ) -> list[dict[str, float]]:
     collected: list[dict[str, list[float]]] = [defaultdict(list) for _ in records]
     if protocol is Protocol.GENERATION:
-        prompts = [probe.query.prompt for probe in probes]
-        rows = [probe.query.edit for probe in probes]
+        prompts = [probe.prompt for probe in probes]
+        rows = [probe.edit for probe in probes]
         longest = max(len(language_model.text.pair("a", answer).ids) for p in probes for answer in p.answers[:1])
         new_tokens = min(48, longest + 8)
         after = generate(language_model, prompts, edits=edits, rows=rows, new_tokens=new_tokens)
         before = generate(language_model, prompts, new_tokens=new_tokens)
         for probe, text, old in zip(probes, after, before, strict=True):
-            row = collected[probe.query.edit]
-            same = normalised(natural_stop(text)) == normalised(natural_stop(old))
-            row[probe.metric].append(float(same if probe.stays else matches(text, probe.answers)))
+            row = collected[probe.edit]
+            row[probe.metric].append(probe.value_of_text(text, old))
             if probe.metric == "reliability":
-                row["reliability_before"].append(float(matches(old, probe.answers)))
+                row["reliability_before"].append(probe.value_of_text(old, old))
     else:
-        queries = [probe.query for probe in probes]
-        scored_after = score(language_model, cut, queries, edits)
-        scored_before = score(language_model, cut, queries, None)
-        for probe, new, past in zip(probes, scored_after, scored_before, strict=True):
-            row = collected[probe.query.edit]
-            row[probe.metric].append(new.agreement(past) if probe.stays else new.hits)
+        queries = [query for probe in probes for query in probe.queries]
+        scored_after = iter(score(language_model, cut, queries, edits))
+        scored_before = iter(score(language_model, cut, queries, None))
+        for probe in probes:
+            count = len(probe.queries)
+            new, past = list(islice(scored_after, count)), list(islice(scored_before, count))
+            row = collected[probe.edit]
+            row[probe.metric].append(probe.value(new, past))
             if probe.metric == "reliability":
-                row["reliability_before"].append(past.hits)
+                row["reliability_before"].append(probe.value(past, past))
         _add_likelihood_metrics(collected, cut, language_model, records, edits, probability_forms=not headlines_only)
     found = []
     for row in collected:
@@ -178,8 +213,19 @@ def _evaluate_part(
             parts = [number for name, numbers in row.items() if name.startswith(whole + "/") for number in numbers]
             if parts:
                 means[whole] = sum(parts) / len(parts)
+        told = [number for name in deciding for number in row.get(name, ())]
+        if told:
+            means["following"] = sum(told) / len(told)
         found.append(means)
     return found
+
+
+def _deciding(task: Task, opposite: Task) -> tuple[str, ...]:
+    """The metrics that tell whether an edit followed the task and not its opposite."""
+    changes, stays = task.deciding(opposite)
+    names = [f"reached/{kind}" if kind is not ProbeKind.NEIGHBOUR else "changed" for kind in changes]
+    names += [f"locality/{kind}" for kind in stays]
+    return (*names, "reliability", "generalization") if task.forgets != opposite.forgets else tuple(names)
 
 
 def _all_probes(
@@ -199,18 +245,27 @@ def _all_probes(
 
 
 def _probes(edit: int, record: EditRecord, prefix: str | None, task: Task) -> list[_Probe]:
+    probes: list[_Probe] = []
     request = record.request
     target = (request.target,)
-    probes = [_wanted("reliability", edit, with_instruction(request.prompt, prefix), target)]
-    for prompt in record.rephrases:
-        probes.append(_wanted("generalization", edit, with_instruction(prompt, prefix), target))
+    for metric, prompts in (("reliability", (request.prompt,)), ("generalization", record.rephrases)):
+        for prompt in prompts:
+            asked = with_instruction(prompt, prefix)
+            if task.forgets:
+                assert request.ground_truth is not None  # see Task.fits
+                probes.append(_Probe(metric, edit, asked, (*target, request.ground_truth), "gone"))
+            else:
+                probes.append(_Probe(metric, edit, asked, target))
     for kind in task.stay:
         for probe in record.of_kind(kind)[:PROBES_A_KIND]:
-            probes.append(_staying(f"locality/{kind}", edit, probe.prompt, probe.answers))
+            probes.append(_Probe(f"locality/{kind}", edit, probe.prompt, probe.answers, "kept"))
+    for kind in task.reached:
+        for probe in record.of_kind(kind)[:PROBES_A_KIND]:
+            probes.append(_Probe(f"reached/{kind}", edit, with_instruction(probe.prompt, prefix), probe.answers))
     for probe in record.of_kind(ProbeKind.NEIGHBOUR)[:PROBES_A_KIND]:
         if ProbeKind.NEIGHBOUR not in task.stay:  # else it is asked as locality/neighbour already
-            probes.append(_staying("kept", edit, probe.prompt, probe.answers))
-        probes.append(_wanted("changed", edit, probe.prompt, target))
+            probes.append(_Probe("kept", edit, probe.prompt, probe.answers, "kept"))
+        probes.append(_Probe("changed", edit, probe.prompt, target))
     return probes
 
 
@@ -221,21 +276,13 @@ def _further_probes(
     for kind in PORTABILITY_KINDS:
         for probe in record.of_kind(kind)[:PROBES_A_KIND]:
             prompt = with_instruction(probe.prompt, prefix)
-            probes.append(_wanted(f"portability/{kind}", edit, prompt, probe.answers))
+            probes.append(_Probe(f"portability/{kind}", edit, prompt, probe.answers))
     if instruction is not None:
         for kind in task.stay:
             for probe in record.of_kind(kind)[:PROBES_A_KIND]:
                 prompt = with_instruction(probe.prompt, instruction)
-                probes.append(_staying("locality_prefixed", edit, prompt, probe.answers))
+                probes.append(_Probe("locality_prefixed", edit, prompt, probe.answers, "kept"))
     return probes
-
-
-def _wanted(metric: str, edit: int, prompt: str, answers: tuple[str, ...]) -> _Probe:
-    return _Probe(metric, Query(edit, prompt, answers[0]), answers, stays=False)
-
-
-def _staying(metric: str, edit: int, prompt: str, answers: tuple[str, ...]) -> _Probe:
-    return _Probe(metric, Query(edit, prompt, answers[0]), answers, stays=True)
 
 
 def _add_likelihood_metrics(
@@ -310,7 +357,17 @@ def _add_fluency(
         row["fluency"] = ngram_entropy((prompt + " " + text).split())
 
 
-_ORDER = ("reliability", "generalization", "locality", "kept", "changed", "portability", "sentiment_shift", "fluency")
+_ORDER = (
+    "reliability",
+    "generalization",
+    "locality",
+    "following",
+    "kept",
+    "changed",
+    "portability",
+    "sentiment_shift",
+    "fluency",
+)
 
 
 def _metric_order(name: str) -> tuple[int, str]:

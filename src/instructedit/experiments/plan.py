@@ -22,9 +22,9 @@ class Test(_Strict):
 
     Attributes:
         task: whose instructions and probes are used.
-        file: the edits, relative to the data folder.
+        file: the edits, relative to the data folder; those that do not fit the task are left out.
         metrics: that are shown; all are in the JSON.
-        instruction, wording: see :func:`instructedit.evaluation.runner.evaluate`.
+        instruction, wording, opposite: see :func:`instructedit.evaluation.runner.evaluate`.
         protocol: how is asked.
         name: the column's head; made from the others where it is left out.
     """
@@ -36,6 +36,7 @@ class Test(_Strict):
     metrics: tuple[str, ...] = ("reliability", "generalization", "locality", "portability")
     instruction: Control = Control.UNSEEN
     wording: str | None = None
+    opposite: str | None = None
     protocol: Protocol = Protocol.PLAIN
     name: str = ""
 
@@ -46,6 +47,7 @@ class Test(_Strict):
             parts += [str(self.protocol)] if self.protocol is not Protocol.PLAIN else []
             parts += [str(self.instruction)] if self.instruction is not Control.UNSEEN else []
             parts += [f"{self.wording} wordings"] if self.wording else []
+            parts += [f"not {self.opposite}"] if self.opposite else []
             object.__setattr__(self, "name", ", ".join(parts))
         return self
 

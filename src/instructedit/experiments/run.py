@@ -16,19 +16,43 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from instructedit.editors.base import Editor
+from instructedit.data import data_file
+from instructedit.editors.base import Editor, Edits
 from instructedit.editors.files import find_editor
 from instructedit.errors import EditorError
 from instructedit.evaluation.runner import evaluate
 from instructedit.experiments.plan import Entry, Experiment, Test, load_experiment, recipe_of
 from instructedit.files import write_atomically
 from instructedit.models.language_model import LanguageModel, load_language_model
+from instructedit.records import EditRequest
 from instructedit.tasks.readers import read_records
-from instructedit.tasks.task import load_task
+from instructedit.tasks.task import fitting, load_task
 from instructedit.training.loop import LOG, train
 
 #: Edits whose making is timed.
 TIMED = 32
+
+
+class Remembered(Editor):
+    """An editor that makes each batch of edits once: the protocols ask after the same edits, and some edits take long.
+
+    Args:
+        editor: that makes them.
+    """
+
+    def __init__(self, editor: Editor) -> None:
+        super().__init__()
+        self.name, self.cut = editor.name, editor.cut
+        self._editor = editor
+        self._made: dict[tuple[object, ...], Edits] = {}
+
+    def edit(
+        self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
+    ) -> Edits:
+        asked = (*requests, *instructions)
+        if asked not in self._made:
+            self._made[asked] = self._editor.edit(language_model, requests, instructions)
+        return self._made[asked]
 
 
 def cell_file(out: Path, label: str, seed: int, test: Test) -> Path:
@@ -50,7 +74,7 @@ def run_all(
         EditorError: some of it failed; the rest has been run all the same.
     """
     cores = os.cpu_count() or 1
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // jobs))}
+    environment = {"OMP_NUM_THREADS": str(max(1, cores // jobs)), **os.environ}
     edits = str(experiment.edits)
     seeds = [str(seed) for seed in experiment.seeds]
     failed: list[str] = []
@@ -82,9 +106,12 @@ def run_one(experiment: Experiment, label: str, seed: int, out: Path, data: Path
         return
     language_model = load_language_model(experiment.base)
     editor, cost = _made(entry, experiment.base, seed, language_model, out / "editors" / f"{_slug(label)}-{seed}", data)
-    files = {name: read_records(data / name, skip_incomplete=True) for name in {test.file for test in missing}}
+    remembered = Remembered(editor)
+    names = {test.file for test in missing}
+    files = {name: read_records(data_file(name, data), skip_incomplete=True) for name in names}
     for test in missing:
-        whole = files[test.file]
+        task = load_task(test.task)
+        whole = fitting(task, files[test.file], test.file)
         records = random.Random(0).sample(whole, min(experiment.edits, len(whole)))
         few = [record.request for record in records[:TIMED]]
         editor.edit(language_model, few[:1], [None])  # what is made once, such as statistics, is not timed
@@ -92,13 +119,14 @@ def run_one(experiment: Experiment, label: str, seed: int, out: Path, data: Path
         editor.edit(language_model, few, [None] * len(few))
         seconds = (time.perf_counter() - began) / len(few)
         found = evaluate(
-            editor,
+            remembered,
             language_model,
-            load_task(test.task),
+            task,
             records,
             protocol=test.protocol,
             instruction=test.instruction,
             wording=test.wording,
+            opposite=test.opposite,
             fluency="fluency" in test.metrics,
             headlines_only=not {"portability", "locality_prefixed"} & set(test.metrics),
         )

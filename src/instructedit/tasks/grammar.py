@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from instructedit.assets import read_yaml
 from instructedit.errors import DataError
@@ -29,17 +30,22 @@ class Grammar:
     texts: Mapping[str, Sequence[str]]
 
     def draw(self, scope: str, rng: random.Random) -> str:
-        """One wording of a scope; each slot of a frame is drawn anew.
+        """One wording of a scope; each slot of a frame is drawn anew. Of ``a + b``: one of each, in any order.
 
         Raises:
             DataError: the scope or a slot is not in the grammar.
         """
-        if scope not in self.scopes:
-            raise DataError(f"the grammar has no scope {scope!r}; it has {', '.join(sorted(self.scopes))}")
-        texts = self.texts.get(scope)
-        if texts and rng.random() < 0.5:
+        parts = parts_of(scope)
+        if len(parts) > 1:
+            rng.shuffle(parts)
+            return " ".join(self.draw(part, rng) for part in parts)
+        frames, texts = self.scopes.get(scope), self.texts.get(scope)
+        if not frames and not texts:
+            known = sorted(self.scopes.keys() | self.texts.keys())
+            raise DataError(f"the grammar has no scope {scope!r}; it has {', '.join(known)}")
+        if texts and (not frames or rng.random() < 0.5):
             return rng.choice(texts)
-        return self._fill(rng.choice(self.scopes[scope]), rng)
+        return self._fill(rng.choice(frames or ()), rng)
 
     def _fill(self, text: str, rng: random.Random) -> str:
         def one(match: re.Match[str]) -> str:
@@ -50,12 +56,18 @@ class Grammar:
         return _SLOT.sub(one, text)
 
 
+def parts_of(scope: str) -> list[str]:
+    """The scopes that ``a + b`` is made of."""
+    return [part.strip() for part in scope.split("+")]
+
+
+@cache
 def scope_grammar() -> Grammar:
-    """The shipped grammar of the scopes ``only``, ``everywhere`` and ``tone``."""
+    """The shipped grammar of the scopes."""
     raw = read_yaml("instructions/scope_grammar.yaml")
     texts: dict[str, list[str]] = {}
-    for name in ("scope_texts_a", "scope_texts_b", "scope_texts_c", "scope_texts_d"):
-        for scope, found in read_yaml(f"instructions/{name}.yaml").items():
+    for letter in "abcdef":
+        for scope, found in read_yaml(f"instructions/scope_texts_{letter}.yaml").items():
             texts.setdefault(scope, []).extend(found)
     return Grammar(raw["slots"], raw["scopes"], texts)
 

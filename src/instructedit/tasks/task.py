@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from instructedit.assets import ASSETS, read_yaml
 from instructedit.errors import DataError, mistakes_of
 from instructedit.files import read_yaml_file
-from instructedit.records import EditRequest, ProbeKind
+from instructedit.records import PORTABILITY_KINDS, EditRecord, EditRequest, ProbeKind
 from instructedit.tasks.grammar import scope_grammar
 
 Line = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\n]*$")]
@@ -31,7 +32,7 @@ class InstructionBank(BaseModel):
         name: stands after ``Task:``.
         descriptions: in our own words; the last is never seen in training, it tests unseen instructions.
             ``[LABEL]`` and ``[TOPIC]`` are filled in from the request.
-        scope: name of a scope in the shipped grammar whose wordings training draws as well.
+        scope: name of a scope in the shipped grammar whose wordings training draws as well; ``a + b`` is both.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,7 +85,8 @@ class Task(BaseModel):
         name: how it is asked for.
         summary: one line for people.
         form: the record form that its files must have; None takes any.
-        change: what must give the new target after the edit.
+        change: what must say something else after the edit: the new target, or what follows from it.
+        forgets: what changes is to say neither the old answer nor the new one.
         stay: probe kinds that must give what they gave before.
         rephrase_loss, opposite_loss: whether training also rewards paraphrases, and lowers replies with the
             opposite label (unlikelihood; ConvSent).
@@ -98,7 +100,10 @@ class Task(BaseModel):
     name: Line
     summary: Line
     form: str | None = None
-    change: tuple[Literal["request", "rephrase", "neighbour", "opposite_label"], ...] = ("request", "rephrase")
+    change: tuple[
+        Literal["request", "rephrase", "opposite_label", "neighbour", "subject_alias", "reasoning", "logical"], ...
+    ] = ("request", "rephrase")
+    forgets: bool = False
     stay: tuple[ProbeKind, ...]
     opposite: str | None = None
     held_out: bool = False
@@ -108,6 +113,27 @@ class Task(BaseModel):
     def renames(self) -> bool:
         """Whether subjects that share the old object are to get the new one."""
         return "neighbour" in self.change
+
+    @property
+    def reached(self) -> tuple[ProbeKind, ...]:
+        """The probes, other than renamed neighbours, that are to give answers of their own."""
+        return tuple(kind for kind in PORTABILITY_KINDS if kind in self.change)
+
+    @property
+    def is_wider(self) -> bool:
+        """Whether the edit is more than a new answer to one question."""
+        return self.renames or self.forgets or bool(self.reached)
+
+    def fits(self, record: EditRecord) -> bool:
+        """Whether the record has what the task is about: every kind of probe that it reaches, an answer to forget."""
+        return all(record.of_kind(kind) for kind in self.reached) and not (
+            self.forgets and record.request.ground_truth is None
+        )
+
+    def deciding(self, other: Task) -> tuple[tuple[ProbeKind, ...], tuple[ProbeKind, ...]]:
+        """What tells whether an edit followed this task, not the other: what changes here only, and what stays."""
+        changes = tuple(kind for kind in ProbeKind if kind in self.change and kind not in other.change)
+        return changes, tuple(kind for kind in self.stay if kind in other.change)
 
 
 def _parse(raw: Any, source: object) -> Task:
@@ -119,15 +145,28 @@ def _parse(raw: Any, source: object) -> Task:
 
 
 def shipped_tasks() -> dict[str, Task]:
-    """The six tasks that come with the package, by name."""
+    """The tasks that come with the package, by name."""
     tasks = {}
-    for path in sorted((ASSETS / "tasks").glob("*.yaml")):
+    for path in sorted((ASSETS / "tasks").glob("*.yaml"), key=lambda path: path.stem):
         raw = dict(read_yaml(f"tasks/{path.name}"))
         bank = read_yaml(f"instructions/{path.name}")
         raw["instructions"] = {**bank, **raw.get("instructions", {})}
         task = _parse(raw, path)
         tasks[task.name] = task
     return tasks
+
+
+def fitting(task: Task, records: Sequence[EditRecord], file: object) -> list[EditRecord]:
+    """The records that have what the task is about.
+
+    Raises:
+        DataError: none has.
+    """
+    found = [record for record in records if task.fits(record)]
+    if not found:
+        needed = [str(kind) for kind in task.reached] + ["ground_truth"] * task.forgets
+        raise DataError(f"no record has what task {task.name} is about ({', '.join(needed)})", file=file)
+    return found
 
 
 def load_task(name_or_path: str | Path) -> Task:

@@ -20,7 +20,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils.dataclasses import DistributedDataParallelKwargs
 from accelerate.utils.operations import gather_object
 
-from instructedit.data import find_data
+from instructedit.data import data_file, find_data
 from instructedit.editors.files import create_editor, load_editor, save_editor
 from instructedit.editors.gradient import GradientEditor
 from instructedit.editors.instructedit import InstructEdit
@@ -30,7 +30,7 @@ from instructedit.models.trunk_cache import TrunkCache
 from instructedit.records import EditRecord
 from instructedit.tasks.pool import RecordPool
 from instructedit.tasks.readers import read_records
-from instructedit.tasks.task import load_task
+from instructedit.tasks.task import fitting, load_task
 from instructedit.training.checkpoints import Progress, load_checkpoint, save_checkpoint
 from instructedit.training.mixture import Source, draw, shares, split_validation
 from instructedit.training.objective import Losses, descend, measure
@@ -69,8 +69,8 @@ def read_sources(recipe: Recipe, data: Path) -> tuple[list[Source], list[Source]
             raise DataError(f"task {task.name} is held out: no editor is trained on it", field="tasks")
         for name in mix.files:
             if name not in read:
-                read[name] = read_records(data / name, skip_incomplete=True)
-        records[mix.task] = [record for name in mix.files for record in read[name]]
+                read[name] = read_records(data_file(name, data), skip_incomplete=True)
+        records[mix.task] = fitting(task, [record for name in mix.files for record in read[name]], ", ".join(mix.files))
         if len({record.request.subject or record.request.prompt for record in records[mix.task]}) < 2:
             raise DataError(
                 f"task {task.name} has one subject only; training needs another to validate on", field="tasks"

@@ -114,11 +114,18 @@ def example(source: Source, record: EditRecord, objective: Objective, wordings: 
     def query(prompt: str) -> str:
         return with_instruction(prompt, instruction) if objective.prefix_queries else prompt
 
-    rise = [Wanted(query(request.prompt), request.target, 1.0)]
+    prompts = [(query(request.prompt), 1.0)]
     others = [prompt for prompt in (record.request.prompt, *record.rephrases) if prompt != request.prompt]
     if others and objective.rephrase_weight > 0 and "rephrase" in task.change:
-        rise.append(Wanted(query(rng.choice(others)), request.target, objective.rephrase_weight))
+        prompts.append((query(rng.choice(others)), objective.rephrase_weight))
+    rise: list[Wanted] = []
     fall: list[Wanted] = []
+    if task.forgets:
+        assert request.ground_truth is not None  # see Task.fits
+        given = (request.ground_truth, request.target)
+        fall += [Wanted(prompt, answer, 0.5 * weight) for prompt, weight in prompts for answer in given]
+    else:
+        rise += [Wanted(prompt, request.target, weight) for prompt, weight in prompts]
     if "opposite_label" in task.change and record.other_label_replies and objective.opposite_weight > 0:
         fall.append(Wanted(request.prompt, rng.choice(record.other_label_replies), objective.opposite_weight))
     neighbours = [
@@ -126,7 +133,11 @@ def example(source: Source, record: EditRecord, objective: Objective, wordings: 
         for probe in source.pool.neighbours(record, objective.neighbours, rng)
     ]
     if task.renames:
-        rise += [Wanted(probe.prompt, request.target, objective.neighbour_weight) for probe in neighbours]
+        rise += [Wanted(probe.prompt, request.target, objective.reach_weight) for probe in neighbours]
+    for kind in task.reached:
+        found = record.of_kind(kind)
+        for probe in rng.sample(found, min(objective.neighbours, len(found))):
+            rise.append(Wanted(query(probe.prompt), rng.choice(probe.answers), objective.reach_weight))
     own = [probe for probe in record.of_kind(*task.stay) if probe.kind is not ProbeKind.NEIGHBOUR]
     rng.shuffle(own)
     # The probe that names the new target and asks for the old answer is the hardest to keep: always among them.

@@ -42,7 +42,9 @@ class Objective(_Strict):
     edit_weight: float = Field(1.0, ge=0)
     locality_weight: float = Field(1.0, ge=0)
     rephrase_weight: float = Field(0.5, ge=0, description="paraphrases in L_edit; the paper has none")
-    neighbour_weight: float = Field(0.5, ge=0, description="renamed neighbours in L_edit, where a task renames")
+    reach_weight: float = Field(
+        0.5, ge=0, description="in L_edit, what else a scope reaches: renamed neighbours, other names, what follows"
+    )
     opposite_weight: float = Field(0.1, ge=0, description="unlikelihood of replies with the opposite label")
     first_token_weight: float = Field(
         1.0, gt=0, description="of a wanted answer's first token against each other one: it decides which answer begins"
@@ -52,7 +54,7 @@ class Objective(_Strict):
         "prompt", description="KL averaged per prompt, or per token, where long answers weigh more"
     )
     stay_probes: int = Field(3, ge=1, description="locality prompts an edit and step")
-    neighbours: int = Field(2, ge=1, description="same-object neighbours an edit and step")
+    neighbours: int = Field(2, ge=1, description="same-object neighbours, and probes of each reached kind, a step")
     own_sentence: float = Field(0.0, ge=0, le=1, description="share of neighbours asked in the edit's own sentence")
     prefix_queries: bool = Field(False, description="the instruction before rephrases too (the paper's protocol)")
 

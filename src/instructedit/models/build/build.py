@@ -22,12 +22,15 @@ from instructedit.models.language_model import BUNDLED, BUNDLED_FOLDER, load_lan
 from instructedit.tasks.facts import FACTS_FILE, Fact, named_facts, read_facts, read_trex, write_facts
 from instructedit.tasks.own_edits import FactEdits, named_requests
 from instructedit.tasks.readers import read_records
+from instructedit.tasks.scope_edits import ScopeEdits
 from instructedit.tasks.task import shipped_tasks
 
 logger = logging.getLogger(__name__)
 
 RECALL_SAMPLE = 2000
 OWN_EDITS = 150
+SCOPE_SUBJECTS = 1500
+SCOPE_TRAINING = 3000
 
 
 class OwnEdits(BaseModel):
@@ -35,6 +38,7 @@ class OwnEdits(BaseModel):
 
     Attributes:
         avoid: files whose subjects no demo edit may have: those that editors are trained on.
+        tests: files whose subjects no edit that is made for training may have.
         recent: a KnowEdit file whose requests the base model was not taught.
         topics: a ConvSent file whose topics are used; its sentences are not.
     """
@@ -42,6 +46,7 @@ class OwnEdits(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     avoid: tuple[str, ...]
+    tests: tuple[str, ...] = ()
     recent: str
     topics: str
 
@@ -124,12 +129,16 @@ def recall_samples(corpus: Corpus, seed: int = 5) -> dict[str, list[Document]]:
 
 
 def write_own_edits(facts: Sequence[Fact], recipe: OwnEdits, data: Path, out: Path) -> None:
-    """The demo's own edits, a JSON Lines file a kind; same facts and files, same edits."""
-    avoid = {
-        record.request.subject or ""
-        for name in recipe.avoid
-        for record in read_records(data / name, skip_incomplete=True)
-    }
+    """Our own edits, a JSON Lines file a kind; same facts and files, same edits.
+
+    Those of ``scope-train`` are for training: their subjects are in no test file, nor in the other kinds.
+    """
+
+    def subjects(files: Sequence[str]) -> set[str]:
+        records = (record for name in files for record in read_records(data / name, skip_incomplete=True))
+        return {record.request.subject or "" for record in records}
+
+    avoid = subjects(recipe.avoid)
     maker = FactEdits(facts, avoid)
     topics = sorted({record.request.subject or "" for record in read_records(data / recipe.topics)})
     missing = named_requests(read_records(data / recipe.recent))
@@ -139,6 +148,13 @@ def write_own_edits(facts: Sequence[Fact], recipe: OwnEdits, data: Path, out: Pa
         "recent": maker.recent(missing, OWN_EDITS),
         "convsent": maker.opinions(topics, OWN_EDITS),
     }
+    taken = subjects(recipe.tests) | {record.request.subject or "" for found in kinds.values() for record in found}
+    scopes = ScopeEdits(facts)
+    usable = [subject for subject in scopes.subjects() if subject not in taken]
+    untrained = [subject for subject in usable if subject not in avoid]
+    tested = set(random.Random(0).sample(untrained, min(SCOPE_SUBJECTS, len(untrained) // 2)))
+    kinds["scope-test"] = scopes.records(tested, 2 * OWN_EDITS)
+    kinds["scope-train"] = scopes.records(set(usable) - tested, SCOPE_TRAINING)
     for kind, records in kinds.items():
         lines = "".join(record.model_dump_json(exclude_defaults=True) + "\n" for record in records)
         write_atomically(out / f"{kind}.jsonl", lines.encode())
