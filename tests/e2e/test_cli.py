@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,8 +106,8 @@ def test_edit_kept_as_a_file_does_the_same_in_another_process(place: Workplace) 
     kept = place.folder / "edit.safetensors"
     asked = ("--ask", OTHER, "--model", place.model, "--json", "-")
     made = run(
-        "edit", "--prompt", PROMPT, "--target", TARGET, "--subject", "Lena", "--out", kept, "--editor", place.editor,
-        *asked, cwd=place.folder,
+        "edit", "--prompt", PROMPT, "--target", TARGET, "--subject", "Lena", "--task", "counterfact", "--out", kept,
+        "--editor", place.editor, *asked, cwd=place.folder,
     ).json()  # fmt: skip
     applied = run("edit", "--apply", kept, "--ask", PROMPT, *asked, cwd=place.folder).json()
     assert [row["prompt"] for row in made["answers"]] == [PROMPT, OTHER]
@@ -114,6 +115,76 @@ def test_edit_kept_as_a_file_does_the_same_in_another_process(place: Workplace) 
     for name in ("answers", "requests", "instruction", "editor", "base", "rank"):
         assert applied[name] == made[name], name
     assert made["requests"] == [{"prompt": PROMPT, "target": TARGET, "subject": "Lena", "task": "counterfact"}]
+
+
+def test_edit_without_a_task_says_which_it_took(place: Workplace) -> None:
+    edit = ("edit", "--prompt", PROMPT, "--target", TARGET, "--model", place.model, "--editor", place.editor)
+    routed = run(*edit, "--json", "-", cwd=place.folder)
+    assert "chosen for 'Lena was born in'" in routed.err
+    assert routed.json()["requests"][0]["task"] in routed.err
+    free = run(*edit, "--instruction", "Only her, nobody else.", "--json", "-", cwd=place.folder)
+    assert free.json()["instruction"] == "Task: Edit\nDescription: Only her, nobody else."
+    assert "chosen" not in free.err
+
+
+def optimize(place: Workplace, *more: str | Path) -> tuple[str | Path, ...]:
+    return (
+        "instructions", "optimize", "--task", "zsre", "--data", "own.jsonl", "--edits", "12", "--candidates", "8",
+        "--model", place.model, "--editor", place.editor, "--json", "-", *more,
+    )  # fmt: skip
+
+
+def test_instructions_are_optimised_and_used(place: Workplace) -> None:
+    bank = place.folder / "bank.yaml"
+    found = run(*optimize(place, "--rounds", "2", "--out", bank), cwd=place.folder).json()
+    assert found["tried"] >= 18
+    assert found["rounds"] == 2
+    shown = run("instructions", "show", "--task", "zsre", "--bank", bank, "--json", "-", cwd=place.folder).json()
+    assert shown["provenance"]["base"] == place.training.json()["base"]
+    assert len(shown["descriptions"]) == 10
+    tried = run(
+        "instructions", "score", "--task", "zsre", "--bank", bank, "--data", "own.jsonl", "--edits", "3",
+        "--model", place.model, "--editor", place.editor, "--json", "-", cwd=place.folder,
+    ).json()  # fmt: skip
+    assert {row["text"] for row in tried["rows"]} == set(shown["descriptions"])
+    made = run(
+        "edit", "--prompt", PROMPT, "--target", TARGET, "--task", "zsre", "--bank", bank, "--model", place.model,
+        "--editor", place.editor, "--json", "-", cwd=place.folder,
+    ).json()  # fmt: skip
+    assert made["instruction"] == f"Task: {shown['name']}\nDescription: {shown['descriptions'][0]}"
+
+
+def test_killed_optimisation_goes_on_and_tries_nothing_twice(place: Workplace) -> None:
+    """SIGKILL, which no program can catch."""
+    bank, trace = place.folder / "killed.yaml", place.folder / "killed.jsonl"
+    long = optimize(place, "--rounds", "60", "--patience", "60", "--out", bank)
+    command = [sys.executable, "-m", "instructedit", *map(str, long)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with subprocess.Popen(
+        command, cwd=place.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as running:
+        for _ in range(1200):
+            if trace.is_file() and '"event": "round"' in trace.read_text(encoding="utf-8"):
+                break
+            time.sleep(0.05)
+        running.kill()
+    assert not bank.exists()
+    before = trace.read_text(encoding="utf-8").split("\n")[:-1]
+    again = run(*optimize(place, "--rounds", "3", "--patience", "60", "--out", bank), cwd=place.folder)
+    assert again.json()["rounds"] == 3
+    after = trace.read_text(encoding="utf-8").splitlines()
+    assert after[: len(before)] == before
+    events = [json.loads(line) for line in after]
+    scored = [(event["text"], event["start"], event["stop"]) for event in events if event["event"] == "score"]
+    assert len(scored) == len(set(scored))
+
+
+def test_generated_instructions_are_a_bank(place: Workplace) -> None:
+    bank = place.folder / "generated.yaml"
+    done = run("instructions", "generate", "--task", "convsent", "--count", "6", "--out", bank, cwd=place.folder)
+    assert done.code == 0
+    shown = run("instructions", "show", "--task", "convsent", "--bank", bank, "--json", "-", cwd=place.folder).json()
+    assert all("[LABEL]" in text and "[TOPIC]" in text for text in shown["descriptions"])
 
 
 def test_evaluate_prints_json(place: Workplace) -> None:

@@ -304,8 +304,12 @@ def test_swapping_what_has_no_opposite_is_refused() -> None:
 
 
 def test_wordings_that_do_not_exist_are_refused() -> None:
-    with pytest.raises(DataError, match="no test wordings for zsre; they exist for this-fact, rename, "):
-        chosen("zsre", Control.UNSEEN, wording="test")
+    with pytest.raises(DataError, match="no test wordings for convsent; they exist for this-fact, rename, "):
+        chosen("convsent", Control.UNSEEN, wording="test")
+
+
+def test_tasks_of_one_scope_share_their_wordings() -> None:
+    assert chosen("zsre", Control.UNSEEN, wording="test") == chosen("this-fact", Control.UNSEEN, wording="test")
 
 
 QUERIES = (

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from instructedit.cli import build_base, demo, doctor, edit, evaluate, reproduce, tasks, train
+from instructedit.cli import build_base, demo, doctor, edit, evaluate, instructions, reproduce, tasks, train
 from instructedit.cli.console import err
 from instructedit.errors import InstructEditError
 
@@ -25,6 +25,7 @@ app.command("evaluate")(evaluate.evaluate_command)
 app.command("train")(train.train_command)
 app.command("reproduce")(reproduce.reproduce)
 app.command("tasks")(tasks.tasks)
+app.add_typer(instructions.app, name="instructions")
 app.command("doctor")(doctor.doctor)
 app.command("build-base")(build_base.build_base_command)
 

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from instructedit.cli.console import emit_json, err, out, quiet_libraries
-from instructedit.cli.options import Device, DeviceMap, Dtype, EditorFile, JsonFile, Model
+from instructedit.cli.options import BankFile, Device, DeviceMap, Dtype, EditorFile, JsonFile, Model
 from instructedit.errors import DataError
+
+if TYPE_CHECKING:
+    from instructedit.models.language_model import LanguageModel
+    from instructedit.records import EditRequest
+    from instructedit.tasks.task import Task
 
 
 def edit(
     prompt: Annotated[str | None, typer.Option(help="What is asked, up to where the answer begins.")] = None,
     target: Annotated[str | None, typer.Option(help="What the model is to say there.")] = None,
     subject: Annotated[str | None, typer.Option(help="Whom or what the prompt is about.")] = None,
-    task: Annotated[str, typer.Option(help="The kind of edit: a task's name or its YAML file.")] = "counterfact",
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="The kind of edit: a task's name or its YAML file. Without it the best-matching one is taken."
+        ),
+    ] = None,
     instruction: Annotated[
         str | None, typer.Option(help="Describe the edit and its scope in your own words instead of the task's.")
     ] = None,
+    bank: BankFile = None,
     label: Annotated[str | None, typer.Option(help="ConvSent: positive or negative.")] = None,
     requests: Annotated[
         Path | None, typer.Option(help="Many edits at once: a JSON Lines file with prompt, target, [subject, …].")
@@ -54,7 +65,6 @@ def edit(
     from instructedit.evaluation.generation import generate, natural_stop
     from instructedit.models.language_model import load_language_model
     from instructedit.records import EditRequest
-    from instructedit.tasks.task import load_task
 
     making = requests is not None or prompt is not None or target is not None
     if bool(apply) == making:
@@ -66,7 +76,6 @@ def edit(
         if not (prompt and prompt.strip() and target and target.strip()):
             raise DataError("an edit needs both --prompt and --target")
         wanted = [EditRequest(prompt=prompt, target=target, subject=subject, label=label, instruction=instruction)]
-    found_task = load_task(task)
     language_model = load_language_model(model, dtype=dtype, device=device, device_map=device_map)
     if apply:
         deltas = [load_delta(path) for path in apply]
@@ -74,7 +83,10 @@ def edit(
         for other in deltas[1:]:
             delta = delta + other
     else:
-        delta = make_edit(find_editor(editor, language_model), language_model, wanted, found_task)
+        tasks, said = _tasks_of(wanted, task, bank, language_model)
+        delta = make_edit(find_editor(editor, language_model), language_model, wanted, tasks)
+        for line in said:
+            err.print(line, markup=False, highlight=False)
     if rank is not None:
         delta = delta.compress(rank)
     prompts = [*(request.prompt for request in wanted), *(ask or ())]
@@ -116,3 +128,31 @@ def edit(
         out.print(f"compressed to rank {rank}: relative error {delta.metadata.compression_error:.4f}")
     if out_file is not None:
         err.print(f"written to {out_file}")
+
+
+def _tasks_of(
+    requests: list[EditRequest], task: str | None, bank: Path | None, language_model: LanguageModel
+) -> tuple[list[Task], list[str]]:
+    """Each request's task, and what is to be said about how it was found."""
+    from instructedit.instructions.bank import with_bank
+    from instructedit.instructions.routing import Router
+    from instructedit.tasks.task import free_text, load_task
+
+    if task is not None or bank is not None:
+        if task is None:
+            raise DataError("--bank needs the --task that it was made for")
+        found = load_task(task) if bank is None else with_bank(load_task(task), bank)
+        return [found] * len(requests), []
+    unnamed = [request for request in requests if request.task is None and request.instruction is None]
+    routes = iter(Router(language_model)(unnamed) if unnamed else [])
+    tasks, said = [], []
+    for request in requests:
+        if request.task is not None:
+            tasks.append(load_task(request.task))
+        elif request.instruction is not None:
+            tasks.append(free_text())
+        else:
+            route = next(routes)
+            tasks.append(route.task)
+            said.append(f"task {route.task.name} chosen for {request.prompt!r} (alike: {route}); --task takes another")
+    return tasks, said

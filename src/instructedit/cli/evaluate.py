@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries
-from instructedit.cli.options import Device, DeviceMap, Dtype, EditorFile, JsonFile, Model
+from instructedit.cli.options import BankFile, Device, DeviceMap, Dtype, EditorFile, JsonFile, Model
 from instructedit.errors import DataError
 from instructedit.evaluation.protocols import Control, Protocol
 
@@ -25,6 +25,11 @@ def evaluate_command(
     wording: Annotated[
         str | None, typer.Option(help="validation or test: hand-written wordings behind a neutral task name.")
     ] = None,
+    opposite: Annotated[
+        str | None,
+        typer.Option(help="The task that --instruction swapped-scope swaps with, and `following` is against."),
+    ] = None,
+    bank: BankFile = None,
     limit: Annotated[int | None, typer.Option(min=1, help="That many edits, drawn at random with --seed.")] = None,
     seed: Annotated[int, typer.Option(help="Of the drawn edits, instructions and intervals.")] = 0,
     fluency: Annotated[bool, typer.Option(help="Also generate texts and measure their n-gram entropy.")] = False,
@@ -44,6 +49,7 @@ def evaluate_command(
     quiet_libraries()
     from instructedit.editors.files import find_editor
     from instructedit.evaluation.runner import evaluate
+    from instructedit.instructions.bank import with_bank
     from instructedit.models.allocator import keep_freed_memory
     from instructedit.models.language_model import load_language_model
     from instructedit.tasks.readers import read_records
@@ -52,7 +58,7 @@ def evaluate_command(
     keep_freed_memory()
     if wording not in (None, "validation", "test"):
         raise DataError(f"--wording takes validation or test, not {wording!r}")
-    found_task = load_task(task)
+    found_task = load_task(task) if bank is None else with_bank(load_task(task), bank)
     edits = fitting(found_task, read_records(data, found_task.form, skip_incomplete=skip_incomplete), data)
     if limit is not None and limit < len(edits):
         edits = random.Random(seed).sample(edits, limit)
@@ -68,6 +74,7 @@ def evaluate_command(
             protocol=protocol,
             instruction=instruction,
             wording=wording,
+            opposite=opposite,
             fluency=fluency or protocol is Protocol.GENERATION,
             seed=seed,
             batch=batch,

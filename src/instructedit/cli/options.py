@@ -41,4 +41,7 @@ DeviceMap = Annotated[
         "What goes to `disk` is read when needed.",
     ),
 ]
+BankFile = Annotated[
+    Path | None, typer.Option("--bank", help="Instructions from this file, as `instructions optimize` writes it.")
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result as JSON to this file; - prints it.")]

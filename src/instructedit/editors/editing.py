@@ -17,17 +17,25 @@ from instructedit.tasks.readers import read_rows
 from instructedit.tasks.task import Task
 
 
-def make_edit(editor: Editor, language_model: LanguageModel, requests: Sequence[EditRequest], task: Task) -> Delta:
+def make_edit(
+    editor: Editor, language_model: LanguageModel, requests: Sequence[EditRequest], tasks: Task | Sequence[Task]
+) -> Delta:
     """The sum of the deltas of ``requests``, each made by itself under its instruction.
 
-    A request's own instruction goes before the task's first description.
+    A request's own instruction goes before its task's first description.
+
+    Args:
+        tasks: of all requests, or one a request.
 
     Raises:
         DataError: an instruction has a placeholder that its request does not fill.
         EditorError: a request cannot be edited, or the editor's edits are not weight deltas.
     """
-    bank = task.instructions
-    texts = [bank.render(request.instruction or bank.descriptions[0], request) for request in requests]
+    each = [tasks] * len(requests) if isinstance(tasks, Task) else list(tasks)
+    texts = [
+        task.instructions.render(request.instruction or task.instructions.descriptions[0], request)
+        for request, task in zip(requests, each, strict=True)
+    ]
     batch = editor.edit(language_model, requests, texts)
     if not isinstance(batch, DeltaBatch):
         raise EditorError(f"{editor.name} does not change weights, so its edits cannot be kept as a delta")
@@ -44,7 +52,7 @@ def make_edit(editor: Editor, language_model: LanguageModel, requests: Sequence[
                 versions=versions,
             ),
         )
-        for index, (request, text) in enumerate(zip(requests, texts, strict=True))
+        for index, (request, text, task) in enumerate(zip(requests, texts, each, strict=True))
     ]
     total = deltas[0]
     for delta in deltas[1:]:

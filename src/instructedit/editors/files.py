@@ -97,6 +97,16 @@ def find_editor(name_or_path: str | Path, language_model: LanguageModel) -> Edit
         raise EditorError(f"{name_or_path}: {mistakes}") from None
 
 
+def training_of(path: str | Path) -> dict[str, Any]:
+    """What made an editor, as its file says: recipe and step; empty for what is no editor file."""
+    try:
+        with safe_open(str(SHIPPED.get(str(path), Path(path))), framework="pt") as stored:
+            found = json.loads((stored.metadata() or {}).get("training", "{}"))
+    except (OSError, SafetensorError, json.JSONDecodeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def load_editor(path: str | Path, language_model: LanguageModel, *, to_train: bool = False) -> GradientEditor:
     """Read an editor for its base model; ``bundled`` and ``bundled-mend`` ship with the bundled model.
 

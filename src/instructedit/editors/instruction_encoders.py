@@ -19,6 +19,15 @@ from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import pad
 
 
+def mean_states(language_model: LanguageModel, cut: int, texts: Sequence[str]) -> Tensor:
+    """(texts, hidden) means over the tokens of the base model's states before block ``cut``."""
+    batch = pad([language_model.text.prompt(text) for text in texts], language_model.text.pad_id)
+    state = language_model.split(cut).trunk(batch.to(language_model.device))
+    hidden, mask = state.hidden.float(), state.batch.mask[..., None]
+    mean: Tensor = (hidden * mask).sum(1) / mask.sum(1)
+    return mean
+
+
 class InstructionEncoder(nn.Module, ABC):
     """Instruction texts to codes (texts, width)."""
 
@@ -101,11 +110,7 @@ class BaseStateEncoder(InstructionEncoder):
         self.out = nn.Linear(hidden, width)
 
     def encode(self, language_model: LanguageModel, texts: Sequence[str]) -> Tensor:
-        batch = pad([language_model.text.prompt(text) for text in texts], language_model.text.pad_id)
-        state = language_model.split(self.cut).trunk(batch.to(language_model.device))
-        hidden, mask = state.hidden.float(), state.batch.mask[..., None]
-        mean = (hidden * mask).sum(1) / mask.sum(1)
-        return torch.tanh(self.out(self.norm(mean)))
+        return torch.tanh(self.out(self.norm(mean_states(language_model, self.cut, texts))))
 
 
 class SentenceEncoder(InstructionEncoder):

@@ -41,7 +41,7 @@ class InstructionChooser:
         task: of the records.
         control: which kind.
         wording: ``validation`` or ``test`` replaces the task's own descriptions by hand-written wordings
-            behind a neutral name; only scope tasks have them.
+            behind a neutral name: the task's, or those of a task of the same scope.
         opposite: the task whose text is the swapped one, in place of the task's own opposite.
 
     Raises:
@@ -66,10 +66,7 @@ class InstructionChooser:
             told = self._rng.choice([o for o in others if not any("[" in d for d in o.instructions.descriptions)])
         self._told = told
         if wording is not None:
-            texts = wordings(wording)
-            if told.name not in texts:
-                raise DataError(f"there are no {wording} wordings for {told.name}; they exist for {', '.join(texts)}")
-            self._texts = texts[told.name]
+            self._texts = _wordings_of(told, wording)
         self._count = 0
 
     def __call__(self, request: EditRequest) -> str | None:
@@ -85,3 +82,14 @@ class InstructionChooser:
         if self.control is Control.SEEN:
             return bank.seen(request, self._rng)
         return bank.unseen(request)
+
+
+def _wordings_of(task: Task, kind: str) -> list[str]:
+    texts = wordings(kind)
+    if task.name in texts:
+        return texts[task.name]
+    scope = task.instructions.scope
+    for name, other in shipped_tasks().items():
+        if name in texts and scope is not None and other.instructions.scope == scope:
+            return texts[name]
+    raise DataError(f"there are no {kind} wordings for {task.name}; they exist for {', '.join(texts)}")

@@ -85,6 +85,7 @@ class Experiment(_Strict):
         tests: the columns, by name.
         editors: the rows, by label.
         compare: pairs of labels whose difference is reported, edit by edit.
+        overview: a metric that is shown for all tests and editors in one table first.
         published: other people's numbers, by source, label and test, in the order of the test's metrics; in percent.
     """
 
@@ -95,6 +96,7 @@ class Experiment(_Strict):
     tests: tuple[Test, ...] = Field(min_length=1)
     editors: dict[str, Entry] = Field(min_length=1)
     compare: tuple[tuple[str, str], ...] = ()
+    overview: str | None = None
     published: dict[str, dict[str, dict[str, tuple[float | None, ...]]]] = {}
 
     @model_validator(mode="after")

@@ -105,6 +105,17 @@ def _shown(metric: str, value: Mapping[str, float] | None) -> str:
     return f"{mean} ({low} to {high})"
 
 
+def _overview(experiment: Experiment, summary: Mapping[str, Any], metric: str) -> list[str]:
+    """One metric of all tests and editors."""
+    found = {(row["test"], row["editor"]): row["metrics"].get(metric) for row in summary["rows"]}
+    lines = ["", f"## {metric}", "", f"| test | {' | '.join(experiment.editors)} |"]
+    lines.append("|" + "---|" * (len(experiment.editors) + 1))
+    for test in experiment.tests:
+        cells = [_shown(metric, found.get((test.name, label))) for label in experiment.editors]
+        lines.append(f"| {' | '.join((test.name, *cells))} |")
+    return lines
+
+
 def as_markdown(experiment: Experiment, summary: Mapping[str, Any]) -> str:
     """A page: a table a test, with other people's numbers in columns of their own, then the differences."""
     seeds = ", ".join(map(str, summary["seeds"]))
@@ -115,6 +126,8 @@ def as_markdown(experiment: Experiment, summary: Mapping[str, Any]) -> str:
         "bootstrap over edits. Times and memory: this machine "
         f"({summary['machine']['processor']}), the edits of a batch together; memory is the whole process.",
     ]
+    if experiment.overview is not None:
+        lines += _overview(experiment, summary, experiment.overview)
     for test in experiment.tests:
         rows = [row for row in summary["rows"] if row["test"] == test.name]
         sources = [

@@ -156,6 +156,13 @@ def shipped_tasks() -> dict[str, Task]:
     return tasks
 
 
+def free_text() -> Task:
+    """The task of a request that brings its own instruction and names no task: only the words say what it is."""
+    counterfact = load_task("counterfact")
+    bank = counterfact.instructions.model_copy(update={"name": NEUTRAL_NAME})
+    return counterfact.model_copy(update={"name": "free text", "instructions": bank})
+
+
 def fitting(task: Task, records: Sequence[EditRecord], file: object) -> list[EditRecord]:
     """The records that have what the task is about.
 

@@ -1,0 +1,256 @@
+"""``instructedit instructions``: write, try and improve the texts that steer an editor."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries
+from instructedit.cli.options import BankFile, Device, Dtype, EditorFile, JsonFile, Model
+from instructedit.errors import DataError
+
+if TYPE_CHECKING:
+    from instructedit.instructions.proposers import Proposer
+    from instructedit.tasks.task import Task
+
+app = typer.Typer(
+    help="Write, try and improve the instructions of a task.\n\n"
+    "`show` prints a bank, `generate` writes candidates, `score` tries a bank on validation edits, and `optimize` goes "
+    "round: propose, try, propose again from what came out. Test edits are never touched.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+
+TaskName = Annotated[str, typer.Option("--task", help="A task's name or its YAML file.")]
+ProposerName = Annotated[
+    str, typer.Option(help="offline (a grammar, no network) or endpoint (OpenAI-compatible chat completions).")
+]
+BaseUrl = Annotated[str, typer.Option(help="Endpoint: its address.")]
+LanguageModelName = Annotated[str | None, typer.Option("--proposer-model", help="Endpoint: the model's name there.")]
+KeyVariable = Annotated[str, typer.Option("--key-env", help="Endpoint: environment variable that holds the key.")]
+Data = Annotated[Path | None, typer.Option(help="Validation edits; default: what the editor's training held out.")]
+Seed = Annotated[int, typer.Option(help="Of the drawn edits and the offline proposals.")]
+_OPENAI = "https://api.openai.com/v1"
+
+
+def _task(name: str, bank: Path | None) -> Task:
+    from instructedit.instructions.bank import with_bank
+    from instructedit.tasks.task import load_task
+
+    task = load_task(name)
+    return task if bank is None else with_bank(task, bank)
+
+
+def _proposer(name: str, seed: int, base_url: str, model: str | None, key_variable: str) -> Proposer:
+    from instructedit.instructions.proposers import EndpointProposer, OfflineProposer
+
+    if name == "offline":
+        return OfflineProposer(seed)
+    if name != "endpoint":
+        raise DataError(f"--proposer takes offline or endpoint, not {name!r}")
+    if model is None:
+        raise DataError("the endpoint proposer needs --proposer-model")
+    return EndpointProposer(model, base_url, key_variable)
+
+
+def seconds_of(budget: str) -> float:
+    """``90s``, ``20m``, ``2h`` or plain minutes, in seconds.
+
+    Raises:
+        DataError: it is none of them.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", budget.strip())
+    if match is None:
+        raise DataError(f"--budget takes a time such as 90s, 20m or 2h, not {budget!r}")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "": 60}[match[2]]
+
+
+@app.command()
+def show(task: TaskName, bank: BankFile = None, json_: JsonFile = None) -> None:
+    """Print the instructions of a task, or of a bank with where each comes from."""
+    from instructedit.files import read_yaml_file
+
+    found = _task(task, bank)
+    raw = read_yaml_file(bank) if bank is not None else {}
+    if json_ is not None:
+        emit_json({**found.instructions.model_dump(mode="json"), "provenance": raw.get("provenance", {})}, json_)
+        return
+    out.print(f"[bold]{found.name}[/]: {found.summary}")
+    origins = {text["text"]: text for text in raw.get("provenance", {}).get("texts", [])}
+    for number, text in enumerate(found.instructions.descriptions, start=1):
+        origin = origins.get(text, {})
+        note = f"  ({origin['proposer']}, round {origin['round']})" if origin else ""
+        out.print(f"{number:>3}. {text}{note}", markup=False, highlight=False)
+
+
+@app.command()
+def generate(
+    task: TaskName,
+    proposer: ProposerName = "offline",
+    count: Annotated[int, typer.Option(min=1, help="How many.")] = 10,
+    out_file: Annotated[Path | None, typer.Option("--out", help="Write them as a bank (YAML).")] = None,
+    base_url: BaseUrl = _OPENAI,
+    proposer_model: LanguageModelName = None,
+    key_variable: KeyVariable = "OPENAI_API_KEY",
+    seed: Seed = 0,
+) -> None:
+    """Write candidates without trying them. What cannot be an instruction is left out, with the reason."""
+    from instructedit.instructions.bank import write_bank
+    from instructedit.instructions.candidates import Candidate, fault
+    from instructedit.instructions.proposers import Asked
+
+    found = _task(task, None)
+    writer = _proposer(proposer, seed, base_url, proposer_model, key_variable)
+    texts: list[Candidate] = []
+    for text, parent in writer.propose(Asked(found, (), (), count, 1), lambda call: None):
+        reason = fault(text, found)
+        if reason is None:
+            texts.append(Candidate(text, writer.name, parent, 1))
+            out.print(text, markup=False, highlight=False)
+        else:
+            err.print(f"left out, it {reason}: {text!r}", markup=False)
+    if out_file is not None:
+        if len(texts) < 2:
+            raise DataError(f"a bank needs two instructions, and {len(texts)} came out")
+        write_bank(out_file, found, texts, {"proposer": writer.name, "seed": seed}, {})
+        err.print(f"written to {out_file}")
+
+
+@app.command()
+def score(
+    task: TaskName,
+    bank: BankFile = None,
+    data: Data = None,
+    edits: Annotated[int, typer.Option(min=1, help="Validation edits.")] = 60,
+    model: Model = "bundled",
+    editor: EditorFile = "bundled",
+    dtype: Dtype = "float32",
+    device: Device = None,
+    seed: Seed = 0,
+    json_: JsonFile = None,
+) -> None:
+    """Try every instruction of a bank on validation edits, all in one batched evaluation."""
+    quiet_libraries()
+    from instructedit.editors.files import find_editor
+    from instructedit.evaluation.intervals import estimate
+    from instructedit.instructions.edits import validation_edits
+    from instructedit.instructions.trial import Trial, by_edit, means, overall
+    from instructedit.models.language_model import load_language_model
+
+    found = _task(task, bank)
+    language_model = load_language_model(model, dtype=dtype, device=device)
+    records, source = validation_edits(found, editor, edits, seed, data)
+    trial = Trial(find_editor(editor, language_model), language_model, found, records, seed)
+    texts = found.instructions.descriptions
+    with progress() as bar:
+        job = bar.add_task("trying", total=len(texts) * len(records), note="")
+        values = trial.values(texts, 0, len(records), lambda done: bar.update(job, completed=done))
+    rows = [
+        {"text": text, "score": overall(each), "metrics": means(each), "mean": estimate(by_edit(each)).as_dict()}
+        for text, each in zip(texts, values, strict=True)
+    ]
+    rows.sort(key=lambda row: -float(str(row["score"])))
+    if json_ is not None:
+        emit_json({"task": found.name, "edits": len(records), "of": source, "rows": rows}, json_)
+        if str(json_) == "-":
+            return
+    names = list(means(values[0]))
+    table = Table("instruction", "score", *names, title=f"{found.name}: {len(records)} edits, {source}")
+    for row in rows:
+        metrics: Any = row["metrics"]
+        table.add_row(str(row["text"]), f"{row['score']:.3f}", *(f"{metrics[name]:.3f}" for name in names))
+    out.print(table)
+
+
+@app.command()
+def optimize(
+    task: TaskName,
+    out_file: Annotated[Path, typer.Option("--out", help="The bank (YAML); the trace goes beside it (.jsonl).")],
+    proposer: ProposerName = "offline",
+    budget: Annotated[str, typer.Option(help="Time for all runs together: 90s, 20m, 2h.")] = "20m",
+    rounds: Annotated[int, typer.Option(min=1, help="Of proposals, at most (calls of an endpoint).")] = 100,
+    candidates: Annotated[int, typer.Option(min=1, help="A round.")] = 24,
+    patience: Annotated[int, typer.Option(min=1, help="Rounds without a better metric before it ends.")] = 3,
+    bank: BankFile = None,
+    data: Data = None,
+    edits: Annotated[int, typer.Option(min=3, help="Validation edits; a third of them only compares at the end.")] = 96,
+    base_url: BaseUrl = _OPENAI,
+    proposer_model: LanguageModelName = None,
+    key_variable: KeyVariable = "OPENAI_API_KEY",
+    model: Model = "bundled",
+    editor: EditorFile = "bundled",
+    dtype: Dtype = "float32",
+    device: Device = None,
+    seed: Seed = 0,
+    json_: JsonFile = None,
+) -> None:
+    """Look for better instructions: propose, try, and propose again from what came out.
+
+    Candidates are tried with the editor as it is, on edits that it was not trained on: all on a few, the better half on
+    twice as many, and so on. At the end the ten best are compared with the starting ten on edits that chose nothing;
+    only a gain whose interval lies above zero makes a new bank. A run that was stopped goes on from its trace
+    and tries nothing twice.
+    """
+    quiet_libraries()
+    from instructedit.editors.files import find_editor
+    from instructedit.instructions.bank import write_bank
+    from instructedit.instructions.edits import validation_edits
+    from instructedit.instructions.optimise import Budget, optimise
+    from instructedit.instructions.proposers import Ranked
+    from instructedit.instructions.trace import Trace
+    from instructedit.instructions.trial import Trial
+    from instructedit.models.language_model import load_language_model
+
+    limit = Budget(seconds_of(budget), rounds, patience, candidates)
+    found = _task(task, bank)
+    writer = _proposer(proposer, seed, base_url, proposer_model, key_variable)
+    language_model = load_language_model(model, dtype=dtype, device=device)
+    records, source = validation_edits(found, editor, edits, seed, data)
+    trial = Trial(find_editor(editor, language_model), language_model, found, records, seed)
+    settings = {
+        "task": found.name,
+        "start": list(found.instructions.descriptions),
+        "base": language_model.fingerprint,
+        "editor": editor,
+        "proposer": writer.name,
+        "edits": [record.record_id for record in records],
+        "of": source,
+        "seed": seed,
+        "candidates": candidates,
+    }
+    trace = Trace(out_file.with_suffix(".jsonl"), settings)
+    with progress() as bar:
+        job = bar.add_task("rounds", total=rounds, note="starting bank")
+
+        def shown(number: int, best: Ranked) -> None:
+            bar.update(job, completed=number, note=f"best {best.score:.3f}: {best.text[:60]}")
+
+        outcome = optimise(found, trial, writer, trace, limit, shown)
+    provenance = {key: settings[key] for key in ("base", "editor", "proposer", "seed", "of")}
+    provenance |= {
+        "edits": len(records),
+        "improved": outcome.improved,
+        "gain": outcome.gain.as_dict(),
+        "metrics": {who: {k: round(v, 5) for k, v in row.items()} for who, row in outcome.metrics.items()},
+        "stopped": outcome.stopped,
+        "rounds": outcome.rounds,
+        "tried": outcome.tried,
+    }
+    write_bank(out_file, found, outcome.texts, provenance, outcome.scores)
+    if json_ is not None:
+        emit_json({**provenance, "bank": str(out_file), "trace": str(trace.path)}, json_)
+        if str(json_) == "-":
+            return
+    table = Table("instructions", *outcome.metrics["start"], title=f"{found.name}: edits that chose nothing ({source})")
+    for who, row in outcome.metrics.items():
+        table.add_row("the ten best" if who == "new" else "starting bank", *(f"{value:.3f}" for value in row.values()))
+    out.print(table)
+    gain = outcome.gain
+    said = "better" if outcome.improved else "no gain found, the bank holds the starting instructions"
+    out.print(f"difference {100 * gain.mean:+.2f} points ({100 * gain.low:+.2f} to {100 * gain.high:+.2f}): {said}")
+    out.print(f"{outcome.tried} texts tried in {outcome.rounds} rounds; ended because {outcome.stopped}")
+    err.print(f"bank: {out_file}\ntrace: {trace.path}")

@@ -1,0 +1,65 @@
+"""Banks of instructions as files: YAML with where every text comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from instructedit.errors import DataError, mistakes_of
+from instructedit.files import read_yaml_file, write_atomically
+from instructedit.instructions.candidates import Candidate
+from instructedit.tasks.task import InstructionBank, Task
+
+
+class BankFile(InstructionBank):
+    """A bank with its history.
+
+    Attributes:
+        provenance: what made it: task, proposer, seed, base model, editor, edits, gain, and every text's origin.
+    """
+
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+
+def with_bank(task: Task, path: Path) -> Task:
+    """The task with the instructions of a bank file in place of its own.
+
+    Raises:
+        DataError: the file is not a bank.
+    """
+    try:
+        found = BankFile.model_validate(read_yaml_file(path))
+    except ValidationError as error:
+        raise DataError(f"is not a bank of instructions: {'; '.join(mistakes_of(error))}", file=path) from None
+    bank = InstructionBank(**found.model_dump(exclude={"provenance"}))
+    return task.model_copy(update={"instructions": bank})
+
+
+def write_bank(
+    path: Path,
+    task: Task,
+    texts: Sequence[Candidate],
+    provenance: Mapping[str, Any],
+    scores: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Write a bank; ``scores`` are the texts' means on validation edits, where there are any."""
+    origins = [
+        {
+            **{key: value for key, value in vars(text).items() if value is not None},
+            "scores": dict(scores.get(text.text, {})),
+        }
+        for text in texts
+    ]
+    bank = BankFile(
+        name=task.instructions.name,
+        descriptions=tuple(text.text for text in texts),
+        scope=task.instructions.scope,
+        provenance={"task": task.name, **provenance, "texts": origins},
+    )
+    head = f"# Instructions of {task.name}; `provenance` says who wrote each and how it scored.\n"
+    content = yaml.safe_dump(bank.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    write_atomically(path, (head + content).encode())

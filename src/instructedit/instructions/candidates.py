@@ -1,0 +1,45 @@
+"""Candidates for an instruction: descriptions that somebody proposed, checked before any editor sees them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from instructedit.tasks.task import Task
+
+PLACEHOLDERS = ("[LABEL]", "[TOPIC]")
+FEWEST_WORDS, MOST_WORDS = 3, 80
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A description and where it comes from.
+
+    Attributes:
+        text: stands after ``Description:``.
+        proposer: who wrote it; ``bank`` for those that were there at the start.
+        parent: the text that it was made from, if it was.
+        round: of proposals; 0 is the start.
+    """
+
+    text: str
+    proposer: str
+    parent: str | None = None
+    round: int = 0
+
+
+def fault(text: object, task: Task) -> str | None:
+    """Why a text cannot be an instruction of the task; None where it can."""
+    if not isinstance(text, str) or not text.strip():
+        return "is not a text" if not isinstance(text, str) else "is blank"
+    if "\n" in text or "\r" in text:
+        return "contains a line break"
+    words = len(text.split())
+    if not FEWEST_WORDS <= words <= MOST_WORDS:
+        return f"has {words} words; {FEWEST_WORDS} to {MOST_WORDS} are allowed"
+    needed = {mark for mark in PLACEHOLDERS if all(mark in known for known in task.instructions.descriptions)}
+    missing = sorted(mark for mark in needed if mark not in text)
+    if missing:
+        return f"drops {' and '.join(missing)}"
+    unknown = sorted(set(re.findall(r"\[[A-Z_]+\]", text)) - needed)
+    return f"has {' and '.join(unknown)}, which nothing fills in" if unknown else None

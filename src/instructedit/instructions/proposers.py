@@ -1,0 +1,238 @@
+"""Who writes candidates: a grammar of our own that needs no network, or any chat-completions endpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from instructedit.errors import EditorError
+from instructedit.records import EditRecord
+from instructedit.tasks.grammar import parts_of, scope_grammar
+from instructedit.tasks.task import Task
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A text that has been tried.
+
+    Attributes:
+        metrics: its means on validation edits.
+        score: what it is ranked by.
+    """
+
+    text: str
+    metrics: Mapping[str, float]
+    score: float
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a proposer sees.
+
+    Attributes:
+        examples: a few validation edits.
+        ranked: what has been tried so far, the best first.
+        count: how many candidates are wanted.
+        round: counted from 1.
+    """
+
+    task: Task
+    examples: Sequence[EditRecord]
+    ranked: Sequence[Ranked]
+    count: int
+    round: int
+
+
+#: (text, the text that it was made from); texts are not checked yet, and may be anything that JSON can hold.
+Proposal = tuple[Any, str | None]
+
+
+class Proposer(Protocol):
+    """Writes candidates."""
+
+    name: str
+
+    def propose(self, asked: Asked, on_call: Callable[[dict[str, Any]], None]) -> list[Proposal]:
+        """New candidates; ``on_call`` is told about every call of a service."""
+        ...
+
+
+class OfflineProposer:
+    """Draws from the scope grammar, and makes new texts out of the best ones: sentences added, dropped, exchanged.
+
+    Args:
+        seed: with the round, decides every draw, so that a repeated run proposes the same.
+    """
+
+    name = "offline"
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def propose(self, asked: Asked, on_call: Callable[[dict[str, Any]], None]) -> list[Proposal]:
+        """Half of them new wordings, half made from the best so far."""
+        rng = random.Random(f"{self.seed}-{asked.round}")
+        found: list[Proposal] = []
+        for number in range(asked.count):
+            best = asked.ranked[: max(2, len(asked.ranked) // 4)]
+            if number % 2 and best:
+                parent = rng.choice(best).text
+                found.append((self._changed(parent, asked, rng), parent))
+            else:
+                found.append((self._sentence(asked.task, rng), None))
+        return found
+
+    def _sentence(self, task: Task, rng: random.Random) -> str:
+        """A wording: mostly of the task's own scope, now and then of another that could serve."""
+        own = parts_of(task.instructions.scope) if task.instructions.scope else []
+        grammar = scope_grammar()
+        others = sorted((grammar.scopes.keys() | grammar.texts.keys()) - {*own, "tone"})
+        wanted = own if own and (own == ["tone"] or rng.random() < 0.6) else others
+        return grammar.draw(rng.choice(wanted), rng)
+
+    def _changed(self, text: str, asked: Asked, rng: random.Random) -> str:
+        sentences = re.split(r"(?<=[.!?])\s+", text)
+        place = rng.randrange(len(sentences))
+        way = rng.choice(("add", "exchange", "drop", "cross"))
+        if way == "add":
+            sentences.insert(rng.choice((0, len(sentences))), self._sentence(asked.task, rng))
+        elif way == "exchange":
+            sentences[place] = self._sentence(asked.task, rng)
+        elif way == "drop" and len(sentences) > 1:
+            del sentences[place]
+        else:
+            other = re.split(r"(?<=[.!?])\s+", rng.choice(asked.ranked).text)
+            sentences = [*sentences[: place + 1], rng.choice(other)]
+        return " ".join(sentences)
+
+
+_SYSTEM = (
+    "You write instructions for a knowledge editor of language models. An instruction is one line of plain English "
+    "that says what kind of change an edit is and how far it reaches: what has to change along with it and what has to "
+    "stay as it was. It is generic: it never names a particular subject or answer. You are shown earlier instructions "
+    "with their scores on validation edits; write better ones. Answer with a JSON object and nothing else: "
+    '{"descriptions": ["…", "…"]}'
+)
+_ATTEMPTS = 5
+
+
+class EndpointProposer:
+    """Asks a language model behind an OpenAI-compatible endpoint.
+
+    Args:
+        model: the name that the endpoint knows it by.
+        base_url: of the endpoint.
+        key_variable: environment variable that holds the key; the key is written nowhere.
+        timeout: seconds that a call may take.
+        pause: seconds before the second attempt; doubled before each further one.
+
+    Raises:
+        EditorError: the variable is not set, or the ``openai`` package is missing.
+    """
+
+    name = "endpoint"
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str,
+        key_variable: str = "OPENAI_API_KEY",
+        timeout: float = 60.0,
+        pause: float = 1.0,
+    ) -> None:
+        self.model, self.pause = model, pause
+        self._key = os.environ.get(key_variable, "")
+        if not self._key:
+            raise EditorError(f"the environment variable {key_variable} holds no key for {base_url}")
+        self._client = self._connect(base_url, timeout)
+
+    def _connect(self, base_url: str, timeout: float) -> OpenAI:
+        try:
+            from openai import OpenAI
+        except ImportError:
+            raise EditorError(
+                "the endpoint proposer needs the openai package: pip install 'instructedit[openai]'"
+            ) from None
+        # Retries are our own: each is to be in the trace.
+        return OpenAI(api_key=self._key, base_url=base_url, timeout=timeout, max_retries=0)
+
+    def propose(self, asked: Asked, on_call: Callable[[dict[str, Any]], None]) -> list[Proposal]:
+        """What the model wrote. A call that fails or answers with something else is repeated a few times.
+
+        Raises:
+            EditorError: every attempt failed; the last reason is said.
+        """
+        from openai import APIStatusError, OpenAIError
+
+        reason = "?"
+        for attempt in range(_ATTEMPTS):
+            if attempt:
+                time.sleep(self.pause * 2 ** (attempt - 1))
+            began = time.monotonic()
+            status: int | None = 200
+            try:
+                answer = self._client.chat.completions.create(
+                    model=self.model,
+                    messages=[
+                        {"role": "system", "content": _SYSTEM},
+                        {"role": "user", "content": json.dumps(_question(asked), ensure_ascii=False)},
+                    ],
+                )
+                texts = _descriptions(answer.choices[0].message.content if answer.choices else None)
+                reason = "" if texts else "no descriptions in the answer"
+            except OpenAIError as error:
+                texts, status = [], error.status_code if isinstance(error, APIStatusError) else None
+                reason = self._without_key(f"{type(error).__name__}: {error}")
+            except (ValueError, AttributeError, TypeError) as error:
+                texts, reason = [], self._without_key(f"not the JSON that was asked for: {error}")
+            seconds = round(time.monotonic() - began, 3)
+            on_call(
+                {"round": asked.round, "attempt": attempt + 1, "status": status, "seconds": seconds, "fault": reason}
+            )
+            if texts:
+                return [(text, None) for text in texts]
+            if status in (400, 401, 403, 404):
+                break  # asking again would not help
+        raise EditorError(f"the endpoint gave no instructions: {reason}")
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "***")
+
+
+def _question(asked: Asked) -> dict[str, Any]:
+    marks = [mark for mark in ("[LABEL]", "[TOPIC]") if all(mark in d for d in asked.task.instructions.descriptions)]
+    shown = [*asked.ranked[:6], *asked.ranked[6:][-3:]]
+    return {
+        "task": asked.task.summary,
+        "must_contain": marks,
+        "examples": [{"prompt": r.request.prompt, "new_answer": r.request.target} for r in asked.examples],
+        "tried": [
+            {"description": r.text, "score": round(r.score, 4), **{k: round(v, 4) for k, v in r.metrics.items()}}
+            for r in shown
+        ],
+        "wanted": asked.count,
+    }
+
+
+def _descriptions(content: str | None) -> list[Any]:
+    """The list in an answer, in a code fence or not.
+
+    Raises:
+        ValueError: there is no such list.
+    """
+    text = re.sub(r"^```(?:json)?\s*|\s*```$", "", (content or "").strip())
+    found = json.loads(text)
+    if isinstance(found, dict):
+        found = found.get("descriptions")
+    if not isinstance(found, list):
+        raise ValueError("expected a list under `descriptions`")
+    return found

@@ -1,0 +1,236 @@
+"""Candidates, proposers, the trace and the loop, with a trial whose best text is known."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from instructedit.cli.instructions import seconds_of
+from instructedit.errors import DataError
+from instructedit.instructions.bank import with_bank, write_bank
+from instructedit.instructions.candidates import Candidate, fault
+from instructedit.instructions.optimise import Budget, optimise
+from instructedit.instructions.proposers import Asked, OfflineProposer, Proposal, Ranked
+from instructedit.instructions.trace import Trace
+from instructedit.instructions.trial import METRICS, Trial, by_edit, joined, means, overall
+from instructedit.records import EditRecord, EditRequest
+from instructedit.tasks.task import load_task, shipped_tasks
+
+ZSRE = load_task("zsre")
+EDITS = 36
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (None, "is not a text"),
+        (["a list"], "is not a text"),
+        ("  ", "is blank"),
+        ("Change the fact\nand nothing else.", "contains a line break"),
+        ("Change it.", "has 2 words"),
+        ("word " * 81, "has 81 words"),
+        ("Change what is said about [TOPIC] now.", r"has [TOPIC], which nothing fills in"),
+    ],
+)
+def test_what_cannot_be_an_instruction_is_told(text: object, reason: str) -> None:
+    assert reason in (fault(text, ZSRE) or "")
+
+
+def test_placeholders_of_a_task_may_not_be_dropped() -> None:
+    talk = load_task("convsent")
+    assert fault("Make it [LABEL] about [TOPIC] from now on.", talk) is None
+    assert fault("Make it [LABEL] from now on.", talk) == "drops [TOPIC]"
+    assert fault("Make it nice from now on.", talk) == "drops [LABEL] and [TOPIC]"
+
+
+@pytest.mark.parametrize("name", [name for name, task in shipped_tasks().items() if task.instructions.scope])
+def test_offline_proposals_are_usable_and_repeatable(name: str) -> None:
+    task = load_task(name)
+    ranked = tuple(Ranked(text, {}, 1.0) for text in task.instructions.descriptions)
+    asked = Asked(task, (), ranked, 40, 3)
+    texts = OfflineProposer(5).propose(asked, lambda call: None)
+    assert texts == OfflineProposer(5).propose(asked, lambda call: None)
+    assert texts != OfflineProposer(6).propose(asked, lambda call: None)
+    usable = [text for text, _ in texts if fault(text, task) is None]
+    assert len(set(usable)) >= 20
+    assert {parent for _, parent in texts} - {None} <= {r.text for r in ranked}
+
+
+def quality(text: str) -> float:
+    """What the pretended trial makes of a text: the more often it says `other`, the better."""
+    return min(0.95, 0.5 + 0.1 * text.casefold().count("other"))
+
+
+class PretendedTrial(Trial):
+    """Scores texts by their words. Attributes: calls, what was asked for; deaths, after how many calls to die."""
+
+    def __init__(self, dies_after: int | None = None, judge: Callable[[str], float] = quality) -> None:
+        record = EditRecord(record_id="r", request=EditRequest(prompt="Who?", target="Ann"))
+        records = [record.model_copy(update={"record_id": f"r{index}"}) for index in range(EDITS)]
+        super().__init__(None, None, ZSRE, records)  # type: ignore[arg-type]
+        object.__setattr__(self, "calls", [])
+        object.__setattr__(self, "dies_after", dies_after)
+        object.__setattr__(self, "judge", judge)
+
+    calls: list[tuple[str, int, int]]
+    dies_after: int | None
+    judge: Callable[[str], float]
+
+    def values(
+        self, texts: Sequence[str], start: int, stop: int, on_edits: Callable[[int], None] = lambda done: None
+    ) -> list[dict[str, list[float | None]]]:
+        if self.dies_after is not None and len(self.calls) >= self.dies_after:
+            raise KeyboardInterrupt
+        found = []
+        for text in texts:
+            self.calls.append((text, start, stop))
+            noise = [random.Random(f"{text}-{index}").uniform(-0.02, 0.02) for index in range(start, stop)]
+            row: dict[str, list[float | None]] = {name: [self.judge(text) + n for n in noise] for name in METRICS}
+            row["portability"] = [None] * (stop - start)
+            found.append(row)
+        return found
+
+
+SETTINGS = {"task": "zsre", "seed": 0}
+BUDGET = Budget(seconds=60, rounds=6, candidates=12)
+
+
+def test_better_texts_are_found_and_the_gain_is_measured_on_other_edits(tmp_path: Path) -> None:
+    trial = PretendedTrial()
+    outcome = optimise(ZSRE, trial, OfflineProposer(0), Trace(tmp_path / "t.jsonl", SETTINGS), BUDGET)
+    assert outcome.improved
+    assert outcome.gain.low > 0
+    assert outcome.gain.count == EDITS - 2 * EDITS // 3
+    assert quality(outcome.texts[0].text) > max(map(quality, ZSRE.instructions.descriptions))
+    assert outcome.texts[0].proposer == "offline"
+    assert len({text.text for text in outcome.texts}) == 10
+    assert outcome.metrics["new"]["reliability"] > outcome.metrics["start"]["reliability"]
+
+
+def test_no_gain_is_said_and_keeps_the_starting_bank(tmp_path: Path) -> None:
+    trial = PretendedTrial(judge=lambda text: 0.9 if text in ZSRE.instructions.descriptions else 0.2)
+    outcome = optimise(ZSRE, trial, OfflineProposer(0), Trace(tmp_path / "t.jsonl", SETTINGS), BUDGET)
+    assert not outcome.improved
+    assert [text.text for text in outcome.texts] == list(ZSRE.instructions.descriptions)
+    assert outcome.stopped == "no metric improved in 3 rounds"
+    assert outcome.rounds == 3
+
+
+def test_candidates_are_halved(tmp_path: Path) -> None:
+    """Of a round's candidates all are tried on 8 edits, and few on all that choose."""
+    trial = PretendedTrial()
+    budget = Budget(seconds=60, rounds=1, candidates=16)
+    optimise(ZSRE, trial, OfflineProposer(0), Trace(tmp_path / "t.jsonl", SETTINGS), budget)
+    proposed = [call for call in trial.calls if call[0] not in ZSRE.instructions.descriptions]
+    first = {text for text, start, _ in proposed if start == 0}
+    assert {stop for text, start, stop in proposed if start == 0} == {8}
+    assert len({text for text, start, _ in proposed if start == 8}) == -(-len(first) // 2)
+    assert len({text for text, start, _ in proposed if start == 16}) == (-(-len(first) // 2) + 1) // 2
+
+
+@pytest.mark.parametrize("dies_after", [1, 9, 15, 30, 50])
+def test_killed_run_goes_on_and_tries_nothing_twice(tmp_path: Path, dies_after: int) -> None:
+    whole = optimise(ZSRE, PretendedTrial(), OfflineProposer(0), Trace(tmp_path / "whole.jsonl", SETTINGS), BUDGET)
+    path = tmp_path / "killed.jsonl"
+    first, second = PretendedTrial(dies_after), PretendedTrial()
+    with pytest.raises(KeyboardInterrupt):
+        optimise(ZSRE, first, OfflineProposer(0), Trace(path, SETTINGS), BUDGET)
+    with path.open("a") as stream:  # what a kill in the middle of a line leaves
+        stream.write('{"event": "sco')
+    again = optimise(ZSRE, second, OfflineProposer(0), Trace(path, SETTINGS), BUDGET)
+    assert (again.texts, again.gain, again.rounds) == (whole.texts, whole.gain, whole.rounds)
+    kept = [(event["text"], event["start"], event["stop"]) for event in Trace(path, SETTINGS).of("score")]
+    assert len(kept) == len(set(kept))
+    assert not set(kept[: len(kept) - len(second.calls)]) & set(second.calls)
+
+
+def test_trace_of_other_settings_is_refused(tmp_path: Path) -> None:
+    Trace(tmp_path / "t.jsonl", SETTINGS)
+    with pytest.raises(DataError, match="trace of another optimisation"):
+        Trace(tmp_path / "t.jsonl", {**SETTINGS, "seed": 1})
+
+
+def test_damaged_trace_is_told_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    Trace(path, SETTINGS)
+    path.write_text(path.read_text() + "{oh\n")
+    with pytest.raises(DataError, match="line 2 is not JSON"):
+        Trace(path, SETTINGS)
+
+
+class Writes:
+    """A proposer that writes what it is told to."""
+
+    name = "told"
+
+    def __init__(self, *texts: Any) -> None:
+        self.texts = texts
+
+    def propose(self, asked: Asked, on_call: Callable[[dict[str, Any]], None]) -> list[Proposal]:
+        return [(text, None) for text in self.texts]
+
+
+def test_unusable_proposals_are_rejected_with_a_reason(tmp_path: Path) -> None:
+    trace = Trace(tmp_path / "t.jsonl", SETTINGS)
+    bad = [
+        "two words",
+        "with a\nline break in it",
+        7,
+        "Change [TOPIC] and nothing else.",
+        ZSRE.instructions.descriptions[3],
+    ]
+    outcome = optimise(ZSRE, PretendedTrial(), Writes(*bad), trace, Budget(rounds=1))
+    reasons = {str(event["text"]): event["reason"] for event in trace.of("rejected")}
+    assert reasons.keys() == set(map(str, bad))
+    assert reasons[bad[-1]] == "was there before"  # type: ignore[index]
+    assert not outcome.improved
+
+
+def test_bank_file_goes_back_into_the_task(tmp_path: Path) -> None:
+    texts = [Candidate("Change this fact and no other.", "offline", None, 2), Candidate("Leave all others be.", "bank")]
+    path = tmp_path / "bank.yaml"
+    write_bank(path, ZSRE, texts, {"seed": 3}, {texts[0].text: {"reliability": 0.5}})
+    assert with_bank(ZSRE, path).instructions.descriptions == tuple(text.text for text in texts)
+    assert with_bank(ZSRE, path).stay == ZSRE.stay
+    kept = yaml.safe_load(path.read_text())["provenance"]
+    assert (kept["task"], kept["seed"]) == ("zsre", 3)
+    assert kept["texts"][0] == {
+        "text": texts[0].text,
+        "proposer": "offline",
+        "round": 2,
+        "scores": {"reliability": 0.5},
+    }
+
+
+def test_what_is_no_bank_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "bank.yaml"
+    path.write_text(json.dumps({"name": "x", "descriptions": ["one only"]}))
+    with pytest.raises(DataError, match=r"bank\.yaml: is not a bank of instructions: descriptions"):
+        with_bank(ZSRE, path)
+
+
+def test_scores_are_over_what_the_edits_have() -> None:
+    values = {"reliability": [1.0, 0.0], "locality": [None, 0.5]}
+    assert means(values) == {"reliability": 0.5, "locality": 0.5}
+    assert overall(values) == 0.5
+    assert by_edit(values) == [1.0, 0.25]
+    assert overall({"reliability": [0.0], "locality": [1.0]}) == 0.0
+    empty = {name: [] for name in METRICS}
+    one = {name: [0.5] for name in METRICS}
+    assert joined(empty, one) == one
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20m", 1200), ("1.5h", 5400), ("2", 120)])
+def test_budgets_are_times(text: str, seconds: float) -> None:
+    assert seconds_of(text) == seconds
+
+
+def test_budget_that_is_no_time_is_told() -> None:
+    with pytest.raises(DataError, match="90s, 20m or 2h, not 'soon'"):
+        seconds_of("soon")
