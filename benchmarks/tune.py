@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from instructedit.data import find_data
 from instructedit.editors.base import DirectEditor, editor_class
+from instructedit.errors import EditorError
 from instructedit.evaluation.runner import evaluate
 from instructedit.files import write_atomically
 from instructedit.models.language_model import LanguageModel, load_language_model
@@ -92,7 +93,10 @@ def measured(
     """Scores of one trial."""
     kind = editor_class(method)
     assert issubclass(kind, DirectEditor)
-    editor = kind.create(kind.Config.model_validate(numbers), model)
+    try:
+        editor = kind.create(kind.Config.model_validate(numbers), model)
+    except EditorError as error:  # numbers that do not go together
+        return {"method": method, "numbers": numbers, "score": 0.0, "fault": str(error)}
     began, tasks = time.perf_counter(), {}
     for name, records in edits.items():
         found = evaluate(editor, model, load_task(name), records, headlines_only=True).metrics

@@ -187,6 +187,22 @@ def test_generated_instructions_are_a_bank(place: Workplace) -> None:
     assert all("[LABEL]" in text and "[TOPIC]" in text for text in shown["descriptions"])
 
 
+def test_directions_are_written_with_pictures(place: Workplace) -> None:
+    out = place.folder / "directions"
+    done = run(
+        "analyze", "directions", "--editor", f"ours={place.editor}", "--editor",
+        f"one=counterfact:{place.editor},zsre:{place.editor}", "--task", "counterfact", "--task", "zsre",
+        "--limit", "10", "--model", place.model, "--out", out, cwd=place.folder,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    found = json.loads((out / "directions.json").read_text(encoding="utf-8"))
+    assert {row["editor"] for row in found["summary"]} == {"ours", "one"}
+    assert all(0 <= row["probe"]["mean"] <= 1 for row in found["rows"])
+    assert "explained" in found["summary"][0]
+    assert (out / "directions.md").read_text(encoding="utf-8").count("| ours |") == 2
+    assert {path.name for path in out.glob("*.png")} == {"directions-u.png", "directions-delta.png"}
+
+
 def test_evaluate_prints_json(place: Workplace) -> None:
     found = run(
         "evaluate", "--task", "counterfact", "--data", "own.jsonl", "--model", place.model, "--editor", place.editor,

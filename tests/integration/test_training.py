@@ -546,7 +546,7 @@ def test_recipes_for_large_models_take_ten_steps(
     write_jsonl: Callable[[Path, list[EditRecord]], Path],
 ) -> None:
     """Everything as the recipe says but sizes, and data of our own, with something for every scope."""
-    kinds = (ProbeKind.SUBJECT_ALIAS, ProbeKind.LOGICAL)
+    kinds = (ProbeKind.SUBJECT_ALIAS,)
     more = tuple(Probe(kind=kind, prompt=f"By the way, {kind}:", answers=("Oston",)) for kind in kinds)
     write_jsonl(data / FILE, [record.model_copy(update={"probes": record.probes + more}) for record in records])
     raw = load_recipe(Path(__file__).parents[2] / "recipes" / f"{name}.yaml").model_dump(mode="json")

@@ -22,10 +22,10 @@ NAMES = (
     "forget",
     "implications",
     "inverse",
-    "names-and-back",
     "recent",
     "rename",
     "rename-and-on",
+    "rename-names",
     "this-fact",
     "this-name",
     "zsre",
@@ -51,7 +51,11 @@ def write_task(folder: Path, raw: object) -> Path:
 def test_these_tasks_ship() -> None:
     assert tuple(shipped_tasks()) == NAMES
     assert {name for name, task in shipped_tasks().items() if task.held_out} == {"zsre", "implications"}
-    assert {name for name, task in shipped_tasks().items() if task.renames} == {"rename", "rename-and-on"}
+    assert {name for name, task in shipped_tasks().items() if task.renames} == {
+        "rename",
+        "rename-and-on",
+        "rename-names",
+    }
 
 
 @every_task

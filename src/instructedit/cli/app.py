@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from instructedit.cli import build_base, demo, doctor, edit, evaluate, instructions, reproduce, tasks, train
+from instructedit.cli import analyze, build_base, demo, doctor, edit, evaluate, instructions, reproduce, tasks, train
 from instructedit.cli.console import err
 from instructedit.errors import InstructEditError
 
@@ -26,6 +26,7 @@ app.command("train")(train.train_command)
 app.command("reproduce")(reproduce.reproduce)
 app.command("tasks")(tasks.tasks)
 app.add_typer(instructions.app, name="instructions")
+app.add_typer(analyze.app, name="analyze")
 app.command("doctor")(doctor.doctor)
 app.command("build-base")(build_base.build_base_command)
 

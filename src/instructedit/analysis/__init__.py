@@ -1,0 +1,1 @@
+"""Analysis: what an instruction changes inside an editor."""

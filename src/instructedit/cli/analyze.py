@@ -1,0 +1,92 @@
+"""``instructedit analyze``: what an instruction changes inside an editor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries
+from instructedit.cli.options import Device, Dtype, Model
+from instructedit.errors import DataError, EditorError
+
+app = typer.Typer(help="Look inside an editor.", no_args_is_help=True, rich_markup_mode="markdown")
+_TASKS = ("counterfact", "recent", "convsent", "zsre")
+
+
+@app.callback()
+def analyze() -> None:
+    """Look inside an editor."""
+
+
+@app.command("directions")
+def directions_command(
+    editor: Annotated[
+        list[str],
+        typer.Option(help="label=file, repeatable; label=task:file,task:file sets single-task editors side by side."),
+    ],
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder for directions.json, .md, and a picture a side.")],
+    task: Annotated[list[str], typer.Option(help="Whose edits; repeatable.")] = list(_TASKS),  # noqa: B006
+    limit: Annotated[int, typer.Option(min=10, help="Test edits a task.")] = 100,
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(help="result.json of `reproduce`: relate separability to its editors' Reliability; repeatable."),
+    ] = None,
+    held_out: Annotated[str, typer.Option(help="The test in those results that counts.")] = "zsre",
+    model: Model = "bundled",
+    dtype: Dtype = "float32",
+    device: Device = None,
+    seed: Annotated[int, typer.Option(help="Of the drawn edits and the projections.")] = 0,
+) -> None:
+    """Editing directions of several editors: are tasks apart, and does the instruction move them?
+
+    For every edited matrix and both sides of the pseudo-gradient: silhouette, a linear probe and the angles between
+    tasks, the share of the variance that the instruction explains when the same edits get every task's instruction,
+    and a picture (PCA and t-SNE). An editor that does not read its instruction has a share of zero.
+    """
+    quiet_libraries()
+    try:
+        from instructedit.analysis.report import Edits, Named, analyse, as_markdown, draw, predicts, summary_of
+    except ImportError as error:
+        raise EditorError(
+            f"the analysis needs more packages ({error.name}): pip install 'instructedit[analysis]'"
+        ) from None
+    from instructedit.data import data_folder
+    from instructedit.evaluation.demonstration import demo_records
+    from instructedit.models.language_model import load_language_model
+    from instructedit.tasks.task import load_task
+
+    named = [Named.parse(text) for text in editor]
+    language_model = load_language_model(model, dtype=dtype, device=device)
+    edits = [Edits(load_task(name), demo_records(name, data_folder(), limit, seed)[0]) for name in task]
+    if len(edits) < 2:
+        raise DataError("directions are compared between tasks; give two with --task")
+    with progress() as bar:
+        job = bar.add_task("editors", total=len(named), note="")
+        rows, drawn = analyse(named, language_model, edits, seed, lambda label: bar.update(job, advance=1, note=label))
+    summary = summary_of(rows)
+    reliability: dict[str, float] = {}
+    for path in results or ():
+        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
+            if row["test"] == held_out:
+                reliability[row["editor"]] = row["metrics"]["reliability"]["mean"]
+    predicted = predicts(summary, reliability)
+    out_folder.mkdir(parents=True, exist_ok=True)
+    page = as_markdown(summary, predicted, max(len(e.records) for e in edits), task)
+    (out_folder / "directions.md").write_text(page, encoding="utf-8")
+    for side in ("u", "delta"):
+        draw(drawn, side, out_folder / f"directions-{side}.png", seed)
+    result = {
+        "tasks": task,
+        "edits": limit,
+        "seed": seed,
+        "summary": summary,
+        "reliability": reliability,
+        "predicts": predicted,
+        "rows": rows,
+    }
+    emit_json(result, out_folder / "directions.json")
+    out.print(page, markup=False, highlight=False)
+    err.print(f"written to {out_folder}")
