@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 import yaml
 
+from instructedit.editors.gradient import EditorConfig
+from instructedit.editors.mend import Mend
 from instructedit.errors import EditorError, RecipeError
 from instructedit.experiments import run
 from instructedit.experiments.plan import Experiment, load_experiment, recipe_of
 from instructedit.experiments.report import as_markdown, draw, summarise
-from instructedit.experiments.run import cell_file, run_all, run_one
-from instructedit.records import EditRecord
+from instructedit.experiments.run import Remembered, cell_file, run_all, run_one
+from instructedit.models.language_model import LanguageModel
+from instructedit.records import EditRecord, EditRequest
 from instructedit.training.recipe import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -110,6 +113,33 @@ def test_what_is_kept_is_not_run_again_and_what_is_damaged_or_outdated_is(
     assert {row["editor"] for row in summarise(experiment, place / "out")["rows"]} == {"MEND"}
     run_here(place)
     assert asked == ["plain", "generation"]
+
+
+def test_an_overview_has_one_metric_of_all_tests_and_editors(place: Path) -> None:
+    experiment = run_here(place).model_copy(update={"overview": "locality"})
+    page = as_markdown(experiment, summarise(experiment, place / "out"))
+    head, *rows = page.split("## locality")[1].split("## counterfact")[0].strip().splitlines()
+    assert head == "| test | Base | MEND |"
+    assert rows[1].startswith("| counterfact | 100.0 (100.0 to 100.0) | ")
+    assert rows[2].startswith("| counterfact, generation | 100.0 (100.0 to 100.0) | ")
+
+
+def test_an_editor_makes_the_same_edits_once(gpt2: LanguageModel) -> None:
+    made = []
+
+    class Counting(Mend):
+        def edit(self, language_model: LanguageModel, requests: Any, instructions: Any) -> Any:
+            made.append(len(requests))
+            return super().edit(language_model, requests, instructions)
+
+    editor = Remembered(Counting.create(EditorConfig(name="mend", blocks=2, rank=4), gpt2))
+    requests = [EditRequest(prompt="Lena was born in", target=town) for town in ("Oston", "Maravel")]
+    first = editor.edit(gpt2, requests, [None, None])
+    assert editor.edit(gpt2, requests, [None, None]) is first
+    editor.edit(gpt2, requests, [None, "Only her."])
+    editor.edit(gpt2, requests[:1], [None])
+    assert made == [2, 2, 1]
+    assert (editor.name, editor.cut) == ("mend", 2)
 
 
 def test_processes_do_the_same_and_a_failure_spares_the_others(place: Path) -> None:

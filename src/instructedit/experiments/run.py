@@ -18,7 +18,7 @@ from typing import Any
 
 from instructedit.data import data_file
 from instructedit.editors.base import Editor, Edits
-from instructedit.editors.files import find_editor
+from instructedit.editors.files import SHIPPED, find_editor
 from instructedit.errors import EditorError
 from instructedit.evaluation.runner import evaluate
 from instructedit.experiments.plan import Entry, Experiment, Test, load_experiment, recipe_of
@@ -149,8 +149,8 @@ def settings(experiment: Experiment, entry: Entry, seed: int, test: Test) -> str
     made: dict[str, Any] = {"use": entry.use}
     if entry.recipe is not None:
         made = recipe_of(entry, experiment.base, seed).model_dump(mode="json")
-    elif entry.use is not None and Path(entry.use).is_file():
-        made["digest"] = hashlib.sha256(Path(entry.use).read_bytes()).hexdigest()
+    elif entry.use is not None and (file := SHIPPED.get(entry.use, Path(entry.use))).is_file():
+        made["digest"] = hashlib.sha256(file.read_bytes()).hexdigest()
     whole = {"made": made, "test": test.model_dump(mode="json"), "base": experiment.base, "edits": experiment.edits}
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
