@@ -15,6 +15,8 @@ from instructedit.errors import DataError
 
 if TYPE_CHECKING:
     from instructedit.instructions.proposers import Proposer
+    from instructedit.instructions.trial import Trial
+    from instructedit.models.language_model import LanguageModel
     from instructedit.tasks.task import Task
 
 app = typer.Typer(
@@ -55,6 +57,18 @@ def _proposer(name: str, seed: int, base_url: str, model: str | None, key_variab
     if model is None:
         raise DataError("the endpoint proposer needs --proposer-model")
     return EndpointProposer(model, base_url, key_variable)
+
+
+def _trial(
+    task: Task, language_model: LanguageModel, editor: str, edits: int, seed: int, data: Path | None
+) -> tuple[Trial, str]:
+    """The editor on validation edits, and where these come from."""
+    from instructedit.editors.files import find_editor
+    from instructedit.instructions.edits import validation_edits
+    from instructedit.instructions.trial import Trial
+
+    records, source = validation_edits(task, editor, edits, seed, data)
+    return Trial(find_editor(editor, language_model), language_model, task, records, seed), source
 
 
 def seconds_of(budget: str) -> float:
@@ -135,16 +149,13 @@ def score(
 ) -> None:
     """Try every instruction of a bank on validation edits, all in one batched evaluation."""
     quiet_libraries()
-    from instructedit.editors.files import find_editor
     from instructedit.evaluation.intervals import estimate
-    from instructedit.instructions.edits import validation_edits
-    from instructedit.instructions.trial import Trial, by_edit, means, overall
+    from instructedit.instructions.trial import by_edit, means, overall
     from instructedit.models.language_model import load_language_model
 
     found = _task(task, bank)
-    language_model = load_language_model(model, dtype=dtype, device=device)
-    records, source = validation_edits(found, editor, edits, seed, data)
-    trial = Trial(find_editor(editor, language_model), language_model, found, records, seed)
+    trial, source = _trial(found, load_language_model(model, dtype=dtype, device=device), editor, edits, seed, data)
+    records = trial.records
     texts = found.instructions.descriptions
     with progress() as bar:
         job = bar.add_task("trying", total=len(texts) * len(records), note="")
@@ -196,21 +207,18 @@ def optimize(
     and tries nothing twice.
     """
     quiet_libraries()
-    from instructedit.editors.files import find_editor
     from instructedit.instructions.bank import write_bank
-    from instructedit.instructions.edits import validation_edits
     from instructedit.instructions.optimise import Budget, optimise
     from instructedit.instructions.proposers import Ranked
     from instructedit.instructions.trace import Trace
-    from instructedit.instructions.trial import Trial
     from instructedit.models.language_model import load_language_model
 
     limit = Budget(seconds_of(budget), rounds, patience, candidates)
     found = _task(task, bank)
     writer = _proposer(proposer, seed, base_url, proposer_model, key_variable)
     language_model = load_language_model(model, dtype=dtype, device=device)
-    records, source = validation_edits(found, editor, edits, seed, data)
-    trial = Trial(find_editor(editor, language_model), language_model, found, records, seed)
+    trial, source = _trial(found, language_model, editor, edits, seed, data)
+    records = trial.records
     settings = {
         "task": found.name,
         "start": list(found.instructions.descriptions),

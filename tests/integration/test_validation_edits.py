@@ -1,0 +1,83 @@
+"""Which edits instructions are tried on: never those that the editor was trained on, never test edits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from instructedit.errors import DataError
+from instructedit.evaluation.demonstration import TEST_FILES
+from instructedit.instructions.edits import HELD_OUT_FILES, validation_edits
+from instructedit.models.language_model import LanguageModel
+from instructedit.records import EditRecord
+from instructedit.tasks.readers import read_records
+from instructedit.tasks.task import load_task
+from instructedit.training.loop import EDITOR, read_sources, train
+from instructedit.training.recipe import parse_recipe
+
+
+@pytest.fixture
+def trained(
+    gpt2: LanguageModel,
+    tmp_path: Path,
+    records: list[EditRecord],
+    write_jsonl: Callable[[Path, list[EditRecord]], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> tuple[str, dict[str, Any]]:
+    """An editor's file and its recipe; the data folder is where it was trained."""
+    write_jsonl(tmp_path / "own.jsonl", records)
+    monkeypatch.setenv("INSTRUCTEDIT_DATA", str(tmp_path))
+    recipe = {
+        "editor": {"name": "mend", "blocks": 2, "rank": 4, "step_size": 0.1},
+        "tasks": [{"task": "counterfact", "files": ["own.jsonl"]}],
+        "optimisation": {"steps": 1, "batch": 2, "warmup": 1, "validation_edits": 3},
+    }
+    train(parse_recipe(recipe), gpt2, tmp_path / "run", tmp_path)
+    return str(tmp_path / "run" / EDITOR), recipe
+
+
+def subjects(records: list[EditRecord]) -> set[str | None]:
+    return {record.request.subject for record in records}
+
+
+def test_edits_are_those_that_training_held_out(trained: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    file, recipe = trained
+    found, source = validation_edits(load_task("counterfact"), file, 10, 0)
+    [training], [validation] = read_sources(parse_recipe(recipe), tmp_path)
+    assert subjects(found) == subjects(list(validation.pool.records))
+    assert not subjects(found) & subjects(list(training.pool.records))
+    assert source == "held out of the editor's training"
+
+
+def test_same_seed_same_order(trained: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    task, file = load_task("zsre"), tmp_path / "own.jsonl"
+    first, again, other = (validation_edits(task, "mend", 8, seed, file)[0] for seed in (0, 0, 1))
+    assert first == again != other
+    assert len(first) == 8
+
+
+def test_without_data_the_edits_that_ship_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INSTRUCTEDIT_DATA", str(tmp_path / "nowhere"))
+    monkeypatch.setattr("instructedit.instructions.edits.data_folder", lambda: None)
+    found, source = validation_edits(load_task("recent"), "bundled", 5, 0)
+    assert (len(found), source) == (5, "own/recent.jsonl")
+    with pytest.raises(DataError, match="no validation edits are known for task implications"):
+        validation_edits(load_task("implications"), "bundled", 5, 0)
+
+
+@pytest.mark.parametrize("name", HELD_OUT_FILES)
+def test_files_of_held_out_tasks_share_no_edit_with_the_tests(name: str, public_data: Path) -> None:
+    def requests(file: str) -> set[tuple[str, str]]:
+        records = read_records(public_data / file, skip_incomplete=True)
+        return {(record.request.prompt, record.request.target) for record in records}
+
+    tests = {"zsre": TEST_FILES["zsre"], "implications": "wiki_counterfact/test_cf.json"}
+    assert not requests(HELD_OUT_FILES[name]) & requests(tests[name])
+
+
+def test_records_that_do_not_fit_are_left_out(trained: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"own\.jsonl: no record has what task aliases is about"):
+        validation_edits(load_task("aliases"), "mend", 5, 0, tmp_path / "own.jsonl")
