@@ -134,7 +134,11 @@ def main() -> None:
         with options.log.open("a", encoding="utf-8") as log:
             log.write(json.dumps(done[-1]) + "\n")
     for method in options.methods:
-        best = max((trial for trial in done if trial["method"] == method), key=lambda trial: trial["score"])
+        mine = [numbers for name, numbers in planned if name == method]
+        best = max(
+            (trial for trial in done if trial["method"] == method and trial["numbers"] in mine),
+            key=lambda trial: float(trial["score"]),
+        )
         note = f"# The best of {options.trials} trials on validation edits: benchmarks/tune.py.\n"
         text = note + yaml.safe_dump({"name": method, **best["numbers"]}, sort_keys=False)
         write_atomically(options.out / f"{method}.yaml", text.encode())

@@ -156,7 +156,7 @@ def test_instructions_are_optimised_and_used(place: Workplace) -> None:
 
 def test_killed_optimisation_goes_on_and_tries_nothing_twice(place: Workplace) -> None:
     """SIGKILL, which no program can catch."""
-    bank, trace = place.folder / "killed.yaml", place.folder / "killed.jsonl"
+    bank, trace = place.folder / "killed.yaml", place.folder / "killed.trace.jsonl"
     long = optimize(place, "--rounds", "60", "--patience", "60", "--out", bank)
     command = [sys.executable, "-m", "instructedit", *map(str, long)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,12 +103,16 @@ def test_edits_that_change_no_weights_have_no_directions(gpt2: LanguageModel, re
         directions(InContext.create(InContextConfig(), gpt2), gpt2, requests_, [None] * len(requests_))
 
 
-def test_editors_are_named_on_the_command_line(tmp_path: Path) -> None:
-    assert Named.parse("ours=a.safetensors").file("zsre") == "a.safetensors"
-    single = Named.parse("single=zsre:a.safetensors,recent:b.safetensors")
+def test_editors_are_named_on_the_command_line() -> None:
+    tasks = ("zsre", "recent", "counterfact")
+    assert Named.parse("ours=a.safetensors", tasks).file("zsre") == "a.safetensors"
+    single = Named.parse("single=zsre:a.safetensors,recent:b.safetensors", tasks)
     assert (single.file("recent"), single.file("counterfact")) == ("b.safetensors", None)
     with pytest.raises(DataError, match="expected label=file"):
-        Named.parse("a.safetensors")
+        Named.parse("a.safetensors", tasks)
+    for wrong in ("single=zrse:a.safetensors,recent:b.safetensors", "single=zsre:a.safetensors"):
+        with pytest.raises(DataError, match="at least two of zsre, recent, counterfact"):
+            Named.parse(wrong, tasks)
 
 
 def test_rank_correlation_with_reliability() -> None:

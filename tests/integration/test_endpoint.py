@@ -191,6 +191,12 @@ def test_what_drops_a_placeholder_or_breaks_the_line_is_not_taken(server: Server
     ]
 
 
+def test_a_key_in_place_of_its_variables_name_is_not_said_back(server: Server) -> None:
+    with pytest.raises(EditorError, match="give the variable's NAME") as caught:
+        EndpointProposer("m", server.url, KEY)
+    assert KEY not in str(caught.value)
+
+
 def test_no_key_is_told_before_anything_is_asked(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OWN_KEY")
     with pytest.raises(EditorError, match="OWN_KEY holds no key"):

@@ -52,6 +52,16 @@ def test_edits_are_those_that_training_held_out(trained: tuple[str, dict[str, An
     assert source == "held out of the editor's training"
 
 
+def test_a_task_without_training_takes_what_any_task_held_out(
+    trained: tuple[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    file, recipe = trained
+    found, _ = validation_edits(load_task("forget"), file, 10, 0)
+    [training], _ = read_sources(parse_recipe(recipe), tmp_path)
+    assert found
+    assert not subjects(found) & subjects(list(training.pool.records))
+
+
 def test_same_seed_same_order(trained: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
     task, file = load_task("zsre"), tmp_path / "own.jsonl"
     first, again, other = (validation_edits(task, "mend", 8, seed, file)[0] for seed in (0, 0, 1))
@@ -63,8 +73,10 @@ def test_without_data_the_edits_that_ship_are_taken(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("INSTRUCTEDIT_DATA", str(tmp_path / "nowhere"))
     monkeypatch.setattr("instructedit.instructions.edits.data_folder", lambda: None)
     found, source = validation_edits(load_task("recent"), "bundled", 5, 0)
-    assert (len(found), source) == (5, "own/recent.jsonl")
-    with pytest.raises(DataError, match="no validation edits are known for task implications"):
+    assert (len(found), source) == (5, "own/recent.jsonl, as the data sets are not at hand")
+    with pytest.raises(
+        DataError, match="no validation edits are known for task implications, as the data sets are not"
+    ):
         validation_edits(load_task("implications"), "bundled", 5, 0)
 
 
@@ -74,8 +86,7 @@ def test_files_of_held_out_tasks_share_no_edit_with_the_tests(name: str, public_
         records = read_records(public_data / file, skip_incomplete=True)
         return {(record.request.prompt, record.request.target) for record in records}
 
-    tests = {"zsre": TEST_FILES["zsre"], "implications": "wiki_counterfact/test_cf.json"}
-    assert not requests(HELD_OUT_FILES[name]) & requests(tests[name])
+    assert not requests(HELD_OUT_FILES[name]) & requests(TEST_FILES[name])
 
 
 def test_records_that_do_not_fit_are_left_out(trained: tuple[str, dict[str, Any]], tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from instructedit.instructions.proposers import Asked, OfflineProposer, Proposal
 from instructedit.instructions.trace import Trace
 from instructedit.instructions.trial import METRICS, Trial, by_edit, joined, means, overall
 from instructedit.records import EditRecord, EditRequest
+from instructedit.tasks.grammar import scope_grammar
 from instructedit.tasks.task import load_task, shipped_tasks
 
 ZSRE = load_task("zsre")
@@ -33,9 +34,11 @@ EDITS = 36
         (["a list"], "is not a text"),
         ("  ", "is blank"),
         ("Change the fact\nand nothing else.", "contains a line break"),
+        ("Change the fact\u2028and nothing else.", "contains a line break"),
+        ("Change \ud800 and nothing else.", "is not valid Unicode"),
         ("Change it.", "has 2 words"),
         ("word " * 81, "has 81 words"),
-        ("Change what is said about [TOPIC] now.", r"has [TOPIC], which nothing fills in"),
+        ("Change what is said about [TOPIC] now.", "has [TOPIC], which the task"),
     ],
 )
 def test_what_cannot_be_an_instruction_is_told(text: object, reason: str) -> None:
@@ -150,9 +153,76 @@ def test_killed_run_goes_on_and_tries_nothing_twice(tmp_path: Path, dies_after: 
     assert not set(kept[: len(kept) - len(second.calls)]) & set(second.calls)
 
 
+class Improves:
+    """A proposer whose every round is better than the one before."""
+
+    name = "improves"
+
+    def propose(self, asked: Asked, on_call: Callable[[dict[str, Any]], None]) -> list[Proposal]:
+        return [(f"In round {asked.round} we say {number} {'better ' * asked.round}", None) for number in range(3)]
+
+
+def improving(text: str) -> float:
+    return 0.3 + 0.04 * text.count("better")
+
+
+@pytest.mark.parametrize("rounds", [4, 7])
+def test_killed_run_judges_each_round_by_what_was_known_then(tmp_path: Path, rounds: int) -> None:
+    """Patience is counted as in an unbroken run, though later rounds are in the trace already."""
+    budget = Budget(seconds=60, rounds=10, patience=2)
+    whole = optimise(
+        ZSRE, PretendedTrial(judge=improving), Improves(), Trace(tmp_path / "whole.jsonl", SETTINGS), budget
+    )
+    path = tmp_path / "killed.jsonl"
+    few = Budget(seconds=60, rounds=rounds, patience=2)
+    optimise(ZSRE, PretendedTrial(judge=improving), Improves(), Trace(path, SETTINGS), few)
+    again = optimise(ZSRE, PretendedTrial(judge=improving), Improves(), Trace(path, SETTINGS), budget)
+    assert whole.rounds == again.rounds == 10
+    assert whole.texts == again.texts
+
+
+def test_finished_rounds_cost_no_time(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    optimise(ZSRE, PretendedTrial(), OfflineProposer(0), Trace(path, SETTINGS), Budget(seconds=60, rounds=2))
+    again = optimise(ZSRE, PretendedTrial(), OfflineProposer(0), Trace(path, SETTINGS), Budget(seconds=0, rounds=9))
+    assert (again.rounds, again.stopped) == (2, "the time is spent")
+
+
+def test_too_few_edits_are_told(tmp_path: Path) -> None:
+    trial = PretendedTrial()
+    object.__setattr__(trial, "records", trial.records[:2])
+    with pytest.raises(DataError, match="on 3 edits at least; 2 fit"):
+        optimise(ZSRE, trial, OfflineProposer(0), Trace(tmp_path / "t.jsonl", SETTINGS), BUDGET)
+
+
+@pytest.mark.parametrize("content", ['{"prompt": "Who?"}\n{"cut off', "[1]\n", '"start"\n', "no line end"])
+def test_a_file_that_is_no_trace_is_left_as_it_is(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"t\.jsonl: is not the trace of an optimisation"):
+        Trace(path, SETTINGS)
+    assert path.read_text() == content
+
+
+def test_any_text_survives_the_trace(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    text = "one\u2028two\u0085three \ud800"
+    Trace(path, SETTINGS).add("rejected", text=text)
+    assert [event["text"] for event in Trace(path, SETTINGS).of("rejected")] == [text]
+
+
+def test_generated_texts_keep_to_the_tasks_scope() -> None:
+    ranked = tuple(Ranked(text, {}, 1.0) for text in ZSRE.instructions.descriptions)
+    texts = OfflineProposer(0, stray=0.0).propose(Asked(ZSRE, (), ranked, 30, 1), lambda call: None)
+    known = {text for text, parent in texts if parent is None}
+    rng = random.Random(0)
+    assert len(known) >= 14
+    assert not known & {scope_grammar().draw("forget", rng) for _ in range(2000)}
+
+
 def test_trace_of_other_settings_is_refused(tmp_path: Path) -> None:
     Trace(tmp_path / "t.jsonl", SETTINGS)
-    with pytest.raises(DataError, match="trace of another optimisation"):
+    with pytest.raises(DataError, match=r"another optimisation \(seed differ\)"):
         Trace(tmp_path / "t.jsonl", {**SETTINGS, "seed": 1})
 
 
@@ -213,6 +283,15 @@ def test_what_is_no_bank_is_told(tmp_path: Path) -> None:
     path.write_text(json.dumps({"name": "x", "descriptions": ["one only"]}))
     with pytest.raises(DataError, match=r"bank\.yaml: is not a bank of instructions: descriptions"):
         with_bank(ZSRE, path)
+
+
+def test_bank_of_another_task_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bank.yaml"
+    write_bank(
+        path, ZSRE, [Candidate("Change this fact and no other.", "a"), Candidate("Leave others be.", "b")], {}, {}
+    )
+    with pytest.raises(DataError, match="was made for task zsre, not for recent"):
+        with_bank(load_task("recent"), path)
 
 
 def test_scores_are_over_what_the_edits_have() -> None:

@@ -29,8 +29,8 @@ class Named:
     files: Mapping[str, str]
 
     @classmethod
-    def parse(cls, text: str) -> Named:
-        """``label=file`` or ``label=task:file,task:file``.
+    def parse(cls, text: str, tasks: Sequence[str]) -> Named:
+        """``label=file`` or ``label=task:file,task:file`` with at least two of ``tasks``.
 
         Raises:
             DataError: it is neither.
@@ -40,6 +40,9 @@ class Named:
             raise DataError(f"expected label=file or label=task:file,task:file, not {text!r}")
         parts = [part.partition(":") for part in rest.split(",")]
         if all(colon for _, colon, _ in parts):
+            named = {task for task, _, _ in parts}
+            if named - set(tasks) or len(named) < 2:
+                raise DataError(f"{label}: expected editors of at least two of {', '.join(tasks)}, not {text!r}")
             return cls(label, {task: file for task, _, file in parts})
         return cls(label, {"": rest})
 
@@ -66,7 +69,6 @@ def analyse(
     """A row for each editor, matrix and side, and the directions themselves by label and ``matrix, side``."""
     rows: list[dict[str, Any]] = []
     drawn: dict[str, dict[str, tuple[Array, list[str]]]] = {}
-    rng = random.Random(seed)
     for named in editors:
         found: dict[tuple[str, str], list[Array]] = {}
         labels: list[str] = []
@@ -80,7 +82,7 @@ def analyse(
                 for side in SIDES:
                     found.setdefault((name, side), []).append(sides[side])
             labels += [edits.task.name] * len(requests)
-        shares = _explained(named, language_model, tasks, rng)
+        shares = _explained(named, language_model, tasks, random.Random(seed))
         drawn[named.label] = {}
         for (name, side), parts in found.items():
             vectors = np.concatenate(parts)
@@ -159,15 +161,16 @@ def predicts(summary: Sequence[Mapping[str, Any]], reliability: Mapping[str, flo
 
 
 def as_markdown(
-    summary: Sequence[Mapping[str, Any]], predicted: Mapping[str, Any] | None, edits: int, tasks: Sequence[str]
+    summary: Sequence[Mapping[str, Any]], predicted: Mapping[str, Any] | None, edits: Mapping[str, int]
 ) -> str:
     """The separability table."""
+    counted = ", ".join(f"{count} edits of {task}" for task, count in edits.items())
     lines = [
         "# Editing directions",
         "",
-        f"{edits} edits of each of {', '.join(tasks)}, each under its own task's unseen instruction; means over the "
+        f"{counted}, each under its own task's unseen instruction; means over the "
         "edited matrices, with the means of their 95% intervals (bootstrap over edits). Silhouette: 1 tasks apart, 0 "
-        f"mixed. Probe: share of edits whose task a linear probe tells; chance is {1 / len(tasks):.2f}. Angle: between "
+        f"mixed. Probe: share of edits whose task a linear probe tells; chance is {1 / len(edits):.2f}. Angle: between "
         "two tasks' subspaces. Explained: share of the directions' variance, the same edits under every task's "
         "instruction.",
         "",

@@ -58,7 +58,8 @@ def directions_command(
     from instructedit.models.language_model import load_language_model
     from instructedit.tasks.task import load_task
 
-    named = [Named.parse(text) for text in editor]
+    named = [Named.parse(text, task) for text in editor]
+    reliability = _reliability(results or [], held_out)
     language_model = load_language_model(model, dtype=dtype, device=device)
     edits = [Edits(load_task(name), demo_records(name, data_folder(), limit, seed)[0]) for name in task]
     if len(edits) < 2:
@@ -67,20 +68,15 @@ def directions_command(
         job = bar.add_task("editors", total=len(named), note="")
         rows, drawn = analyse(named, language_model, edits, seed, lambda label: bar.update(job, advance=1, note=label))
     summary = summary_of(rows)
-    reliability: dict[str, float] = {}
-    for path in results or ():
-        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
-            if row["test"] == held_out:
-                reliability[row["editor"]] = row["metrics"]["reliability"]["mean"]
     predicted = predicts(summary, reliability)
     out_folder.mkdir(parents=True, exist_ok=True)
-    page = as_markdown(summary, predicted, max(len(e.records) for e in edits), task)
+    counts = {each.task.name: len(each.records) for each in edits}
+    page = as_markdown(summary, predicted, counts)
     (out_folder / "directions.md").write_text(page, encoding="utf-8")
     for side in ("u", "delta"):
         draw(drawn, side, out_folder / f"directions-{side}.png", seed)
     result = {
-        "tasks": task,
-        "edits": limit,
+        "edits": counts,
         "seed": seed,
         "summary": summary,
         "reliability": reliability,
@@ -90,3 +86,19 @@ def directions_command(
     emit_json(result, out_folder / "directions.json")
     out.print(page, markup=False, highlight=False)
     err.print(f"written to {out_folder}")
+
+
+def _reliability(files: list[Path], test: str) -> dict[str, float]:
+    """Each editor's Reliability on a test, out of results of `reproduce`.
+
+    Raises:
+        DataError: a file is no such result.
+    """
+    found: dict[str, float] = {}
+    for path in files:
+        try:
+            rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+            found |= {row["editor"]: row["metrics"]["reliability"]["mean"] for row in rows if row["test"] == test}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"is not a result of `instructedit reproduce` ({error!r})", file=path) from None
+    return found

@@ -47,11 +47,13 @@ def _task(name: str, bank: Path | None) -> Task:
     return task if bank is None else with_bank(task, bank)
 
 
-def _proposer(name: str, seed: int, base_url: str, model: str | None, key_variable: str) -> Proposer:
+def _proposer(
+    name: str, seed: int, base_url: str, model: str | None, key_variable: str, stray: float = 0.4
+) -> Proposer:
     from instructedit.instructions.proposers import EndpointProposer, OfflineProposer
 
     if name == "offline":
-        return OfflineProposer(seed)
+        return OfflineProposer(seed, stray)
     if name != "endpoint":
         raise DataError(f"--proposer takes offline or endpoint, not {name!r}")
     if model is None:
@@ -66,8 +68,12 @@ def _trial(
     from instructedit.editors.files import find_editor
     from instructedit.instructions.edits import validation_edits
     from instructedit.instructions.trial import Trial
+    from instructedit.tasks.pool import RecordPool
 
     records, source = validation_edits(task, editor, edits, seed, data)
+    if task.is_wider:  # every text is to meet the same probes, whatever else is tried along with it
+        pool = RecordPool(records)
+        records = [pool.completed(record, 2, seed) for record in records]
     return Trial(find_editor(editor, language_model), language_model, task, records, seed), source
 
 
@@ -115,13 +121,16 @@ def generate(
     """Write candidates without trying them. What cannot be an instruction is left out, with the reason."""
     from instructedit.instructions.bank import write_bank
     from instructedit.instructions.candidates import Candidate, fault
-    from instructedit.instructions.proposers import Asked
+    from instructedit.instructions.proposers import Asked, Ranked
 
     found = _task(task, None)
-    writer = _proposer(proposer, seed, base_url, proposer_model, key_variable)
+    writer = _proposer(proposer, seed, base_url, proposer_model, key_variable, stray=0.0)
     texts: list[Candidate] = []
-    for text, parent in writer.propose(Asked(found, (), (), count, 1), lambda call: None):
+    known = tuple(Ranked(text, {}, 0.0) for text in found.instructions.descriptions)
+    for text, parent in writer.propose(Asked(found, (), known, count, 1), lambda call: None):
         reason = fault(text, found)
+        if reason is None and text in {*found.instructions.descriptions, *(each.text for each in texts)}:
+            reason = "was there before"
         if reason is None:
             texts.append(Candidate(text, writer.name, parent, 1))
             out.print(text, markup=False, highlight=False)
@@ -180,7 +189,7 @@ def score(
 @app.command()
 def optimize(
     task: TaskName,
-    out_file: Annotated[Path, typer.Option("--out", help="The bank (YAML); the trace goes beside it (.jsonl).")],
+    out_file: Annotated[Path, typer.Option("--out", help="The bank (YAML); the trace goes beside it (.trace.jsonl).")],
     proposer: ProposerName = "offline",
     budget: Annotated[str, typer.Option(help="Time for all runs together: 90s, 20m, 2h.")] = "20m",
     rounds: Annotated[int, typer.Option(min=1, help="Of proposals, at most (calls of an endpoint).")] = 100,
@@ -207,6 +216,7 @@ def optimize(
     and tries nothing twice.
     """
     quiet_libraries()
+    from instructedit.editors.files import digest_of
     from instructedit.instructions.bank import write_bank
     from instructedit.instructions.optimise import Budget, optimise
     from instructedit.instructions.proposers import Ranked
@@ -224,13 +234,16 @@ def optimize(
         "start": list(found.instructions.descriptions),
         "base": language_model.fingerprint,
         "editor": editor,
+        "editor_digest": digest_of(editor),
         "proposer": writer.name,
+        "proposer_model": proposer_model,
+        "base_url": base_url if proposer_model else None,
         "edits": [record.record_id for record in records],
         "of": source,
         "seed": seed,
         "candidates": candidates,
     }
-    trace = Trace(out_file.with_suffix(".jsonl"), settings)
+    trace = Trace(out_file.with_name(f"{out_file.stem}.trace.jsonl"), settings)
     with progress() as bar:
         job = bar.add_task("rounds", total=rounds, note="starting bank")
 
@@ -238,7 +251,9 @@ def optimize(
             bar.update(job, completed=number, note=f"best {best.score:.3f}: {best.text[:60]}")
 
         outcome = optimise(found, trial, writer, trace, limit, shown)
-    provenance = {key: settings[key] for key in ("base", "editor", "proposer", "seed", "of")}
+    provenance: dict[str, Any] = {
+        key: settings[key] for key in ("base", "editor", "editor_digest", "proposer", "proposer_model", "seed", "of")
+    }
     provenance |= {
         "edits": len(records),
         "improved": outcome.improved,

@@ -31,10 +31,10 @@ def tasks(
     if json_:
         emit_json({key: task.model_dump(mode="json") for key, task in found.items()})
         return
-    table = Table("task", "what it is", "must change", "must stay", "trained on")
+    table = Table("task", "what it is", "must change", "must stay", "held out")
     for task in found.values():
         table.add_row(
-            task.name, task.summary, ", ".join(task.change), ", ".join(task.stay), "no" if task.held_out else "yes"
+            task.name, task.summary, ", ".join(task.change), ", ".join(task.stay), "yes" if task.held_out else "no"
         )
     out.print(table)
     out.print(f"Record forms that are read: {', '.join(dict.fromkeys(form.name for form in FORMS))}.")

@@ -14,7 +14,7 @@ from instructedit.errors import EditorError
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
 from instructedit.tasks.readers import read_rows
-from instructedit.tasks.task import Task
+from instructedit.tasks.task import FREE_TEXT, Task
 
 
 def make_edit(
@@ -47,7 +47,7 @@ def make_edit(
                 base=language_model.fingerprint,
                 source=language_model.source,
                 editor=editor.name,
-                requests=(request.model_copy(update={"task": task.name}),),
+                requests=(request if task.name == FREE_TEXT else request.model_copy(update={"task": task.name}),),
                 instruction=text,
                 versions=versions,
             ),

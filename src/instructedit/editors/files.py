@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,12 @@ def find_editor(name_or_path: str | Path, language_model: LanguageModel) -> Edit
     except ValidationError as error:
         mistakes = "; ".join(mistakes_of(error))
         raise EditorError(f"{name_or_path}: {mistakes}") from None
+
+
+def digest_of(name_or_path: str | Path) -> str | None:
+    """SHA-256 of an editor's or direct method's file; None for what is only a name."""
+    file = SHIPPED.get(str(name_or_path), Path(name_or_path))
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
 def training_of(path: str | Path) -> dict[str, Any]:

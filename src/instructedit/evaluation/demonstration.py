@@ -10,6 +10,7 @@ from typing import Any
 
 from instructedit.assets import read_yaml
 from instructedit.editors.gradient import GradientEditor
+from instructedit.errors import DataError
 from instructedit.evaluation.generation import generate, natural_stop
 from instructedit.evaluation.protocols import Control
 from instructedit.evaluation.runner import Evaluation, evaluate
@@ -58,7 +59,13 @@ class Shown:
 
 
 def demo_records(task: str, data: Path | None, count: int, seed: int) -> tuple[list[EditRecord], str]:
-    """``count`` test edits of a task and the name of their file: the real one if it is there, else our own."""
+    """``count`` test edits of a task and the name of their file: the real one if it is there, else our own.
+
+    Raises:
+        DataError: none are known for the task.
+    """
+    if task not in TEST_FILES:
+        raise DataError(f"no test edits are known for task {task}; there are some for {', '.join(TEST_FILES)}")
     real = data / TEST_FILES[task] if data is not None else None
     path = real if real is not None and real.is_file() else EDITS / OWN_FILES[task]
     records = read_records(path)

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from instructedit.errors import DataError
 from instructedit.records import EditRequest
-from instructedit.tasks.grammar import wordings
+from instructedit.tasks.grammar import parts_of, wordings
 from instructedit.tasks.task import NEUTRAL_NAME, Task, load_task, shipped_tasks
 
 
@@ -61,20 +61,18 @@ class InstructionChooser:
             if opposite is None:
                 raise DataError(f"task {task.name} has no opposite scope to swap with; choose another --instruction")
             told = load_task(opposite)
-        elif control is Control.OTHER_TASK:
-            others = [other for name, other in shipped_tasks().items() if name != task.name]
-            told = self._rng.choice([o for o in others if not any("[" in d for d in o.instructions.descriptions)])
         self._told = told
-        if wording is not None:
+        self._others = _unrelated_tasks(task, opposite or task.opposite) if control is Control.OTHER_TASK else []
+        if wording is not None and control is not Control.OTHER_TASK:
             self._texts = _wordings_of(told, wording)
         self._count = 0
 
     def __call__(self, request: EditRequest) -> str | None:
         """The rendered instruction of the next request."""
         self._count += 1
-        bank = self._told.instructions
         if self.control is Control.NONE:
             return None
+        bank = (self._rng.choice(self._others) if self._others else self._told).instructions
         if request.instruction is not None and self.control in (Control.SEEN, Control.UNSEEN):
             return bank.render(request.instruction, request)
         if self._texts is not None:
@@ -93,3 +91,16 @@ def _wordings_of(task: Task, kind: str) -> list[str]:
         if name in texts and scope is not None and other.instructions.scope == scope:
             return texts[name]
     raise DataError(f"there are no {kind} wordings for {task.name}; they exist for {', '.join(texts)}")
+
+
+def _unrelated_tasks(task: Task, opposite: str | None) -> list[Task]:
+    """Other tasks that any request can be told of, but none of the opposite scope: that is the swapped control."""
+    swapped = load_task(opposite).instructions.scope if opposite else None
+    unwanted = set(parts_of(swapped)) if swapped else set()
+    return [
+        other
+        for name, other in shipped_tasks().items()
+        if name != task.name
+        and not unwanted & set(parts_of(other.instructions.scope or ""))
+        and not any("[" in description for description in other.instructions.descriptions)
+    ]

@@ -131,11 +131,14 @@ def evaluate(
         on_edits: called with the number of edits done.
 
     Raises:
-        DataError: no records, or the instruction does not fit the task.
+        DataError: no records, one that the task has nothing to ask of, or the instruction does not fit the task.
         EditorError: a request cannot be edited.
     """
     if not records:
         raise DataError(f"there are no records of task {task.name} to evaluate")
+    unfit = next((record for record in records if not task.fits(record)), None)
+    if unfit is not None:
+        raise DataError(f"has nothing of what task {task.name} is about", record=records.index(unfit))
     began = time.monotonic()
     chooser = InstructionChooser(task, instruction, wording, seed, opposite)
     against = opposite or task.opposite

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from instructedit.errors import RecipeError, mistakes_of
-from instructedit.evaluation.protocols import Control, Protocol
+from instructedit.errors import DataError, RecipeError, mistakes_of
+from instructedit.evaluation.protocols import Control, InstructionChooser, Protocol
 from instructedit.files import read_yaml_file
+from instructedit.tasks.task import load_task
 from instructedit.training.recipe import Recipe, merged, parse_recipe, read_recipe
 
 
@@ -35,10 +36,18 @@ class Test(_Strict):
     file: str
     metrics: tuple[str, ...] = ("reliability", "generalization", "locality", "portability")
     instruction: Control = Control.UNSEEN
-    wording: str | None = None
+    wording: Literal["validation", "test"] | None = None
     opposite: str | None = None
     protocol: Protocol = Protocol.PLAIN
     name: str = ""
+
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> Test:
+        try:
+            InstructionChooser(load_task(self.task), self.instruction, self.wording, opposite=self.opposite)
+        except DataError as error:
+            raise ValueError(str(error)) from None
+        return self
 
     @model_validator(mode="after")
     def _named(self) -> Test:

@@ -18,13 +18,14 @@ from typing import Any
 
 from instructedit.data import data_file
 from instructedit.editors.base import Editor, Edits
-from instructedit.editors.files import SHIPPED, find_editor
+from instructedit.editors.files import digest_of, find_editor
 from instructedit.errors import EditorError
 from instructedit.evaluation.runner import evaluate
 from instructedit.experiments.plan import Entry, Experiment, Test, load_experiment, recipe_of
 from instructedit.files import write_atomically
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRequest
+from instructedit.tasks.grammar import wordings
 from instructedit.tasks.readers import read_records
 from instructedit.tasks.task import fitting, load_task
 from instructedit.training.loop import LOG, train
@@ -106,18 +107,21 @@ def run_one(experiment: Experiment, label: str, seed: int, out: Path, data: Path
         return
     language_model = load_language_model(experiment.base)
     editor, cost = _made(entry, experiment.base, seed, language_model, out / "editors" / f"{_slug(label)}-{seed}", data)
-    remembered = Remembered(editor)
     names = {test.file for test in missing}
     files = {name: read_records(data_file(name, data), skip_incomplete=True) for name in names}
+    remembering: dict[tuple[object, ...], Remembered] = {}
     for test in missing:
         task = load_task(test.task)
         whole = fitting(task, files[test.file], test.file)
         records = random.Random(0).sample(whole, min(experiment.edits, len(whole)))
         few = [record.request for record in records[:TIMED]]
-        editor.edit(language_model, few[:1], [None])  # what is made once, such as statistics, is not timed
+        told = [task.instructions.unseen(request) for request in few]
+        editor.edit(language_model, few[:1], told[:1])  # what is made once, such as statistics, is not timed
         began = time.perf_counter()
-        editor.edit(language_model, few, [None] * len(few))
-        seconds = (time.perf_counter() - began) / len(few)
+        editor.edit(language_model, few, told)
+        seconds, peak = (time.perf_counter() - began) / len(few), _peak()
+        kind = (test.task, test.file, test.instruction, test.wording, test.opposite)
+        remembered = remembering.setdefault(kind, Remembered(editor))
         found = evaluate(
             remembered,
             language_model,
@@ -138,20 +142,33 @@ def run_one(experiment: Experiment, label: str, seed: int, out: Path, data: Path
             **found.as_dict(with_records=True),
             **cost,
             "seconds_an_edit": seconds,
-            "peak_bytes": _peak(),
+            "peak_bytes": peak,
             "settings": settings(experiment, entry, seed, test),
         }
         write_atomically(cell_file(out, label, seed, test), (json.dumps(cell) + "\n").encode())
 
 
 def settings(experiment: Experiment, entry: Entry, seed: int, test: Test) -> str:
-    """A digest of all that decides a cell, so that scores of an older experiment are not taken for it."""
+    """A digest of what decides a cell, so that scores of an older experiment are not taken for it.
+
+    Data files, models and the texts that training draws are taken as they are: with new ones, give a new --out.
+    """
     made: dict[str, Any] = {"use": entry.use}
     if entry.recipe is not None:
         made = recipe_of(entry, experiment.base, seed).model_dump(mode="json")
-    elif entry.use is not None and (file := SHIPPED.get(entry.use, Path(entry.use))).is_file():
-        made["digest"] = hashlib.sha256(file.read_bytes()).hexdigest()
-    whole = {"made": made, "test": test.model_dump(mode="json"), "base": experiment.base, "edits": experiment.edits}
+    elif entry.use is not None and (digest := digest_of(entry.use)) is not None:
+        made["digest"] = digest
+    task = load_task(test.task)
+    opposite = test.opposite or task.opposite
+    whole = {
+        "made": made,
+        "test": test.model_dump(mode="json"),
+        "task": task.model_dump(mode="json"),
+        "opposite": load_task(opposite).model_dump(mode="json") if opposite else None,
+        "wordings": wordings(test.wording) if test.wording else None,
+        "base": experiment.base,
+        "edits": experiment.edits,
+    }
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -29,12 +29,15 @@ def with_bank(task: Task, path: Path) -> Task:
     """The task with the instructions of a bank file in place of its own.
 
     Raises:
-        DataError: the file is not a bank.
+        DataError: the file is not a bank, or one of another task.
     """
     try:
         found = BankFile.model_validate(read_yaml_file(path))
     except ValidationError as error:
         raise DataError(f"is not a bank of instructions: {'; '.join(mistakes_of(error))}", file=path) from None
+    made_for = found.provenance.get("task", task.name)
+    if made_for != task.name:
+        raise DataError(f"was made for task {made_for}, not for {task.name}", file=path)
     bank = InstructionBank(**found.model_dump(exclude={"provenance"}))
     return task.model_copy(update={"instructions": bank})
 

@@ -32,8 +32,10 @@ def fault(text: object, task: Task) -> str | None:
     """Why a text cannot be an instruction of the task; None where it can."""
     if not isinstance(text, str) or not text.strip():
         return "is not a text" if not isinstance(text, str) else "is blank"
-    if "\n" in text or "\r" in text:
+    if len(text.splitlines()) > 1:
         return "contains a line break"
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return "is not valid Unicode"
     words = len(text.split())
     if not FEWEST_WORDS <= words <= MOST_WORDS:
         return f"has {words} words; {FEWEST_WORDS} to {MOST_WORDS} are allowed"
@@ -42,4 +44,4 @@ def fault(text: object, task: Task) -> str | None:
     if missing:
         return f"drops {' and '.join(missing)}"
     unknown = sorted(set(re.findall(r"\[[A-Z_]+\]", text)) - needed)
-    return f"has {' and '.join(unknown)}, which nothing fills in" if unknown else None
+    return f"has {' and '.join(unknown)}, which the task's own descriptions do not have" if unknown else None

@@ -16,8 +16,8 @@ from instructedit.tasks.task import Task, fitting
 from instructedit.training.loop import read_sources
 from instructedit.training.recipe import parse_recipe
 
-#: Edits of tasks that no editor is trained on; apart from the test files.
-HELD_OUT_FILES = {"zsre": "zsre/zsre_mend_train-1k.json", "implications": "wiki_counterfact/train_cf.json"}
+#: Edits of a task that no editor is trained on; apart from its test file.
+HELD_OUT_FILES = {"zsre": "zsre/zsre_mend_train-1k.json"}
 
 
 def validation_edits(
@@ -25,7 +25,8 @@ def validation_edits(
 ) -> tuple[list[EditRecord], str]:
     """At most ``count`` edits to try instructions on, in a random order, and a word on where they come from.
 
-    In this order: ``file``; what the editor's training held out; a file of a held-out task; the edits that ship.
+    In this order: ``file``; the file of a held-out task; what the editor's training held out, of this task or, for a
+    task that was not trained on, of any; the edits that ship.
 
     Raises:
         DataError: there are none for this task.
@@ -39,18 +40,31 @@ def _found(task: Task, editor: str, file: Path | None) -> tuple[list[EditRecord]
     if file is not None:
         return read_records(file, task.form, skip_incomplete=True), str(file)
     data = data_folder()
-    if data is not None and task.name in HELD_OUT_FILES:
-        name = HELD_OUT_FILES[task.name]
-        return read_records(data / name, skip_incomplete=True), name
-    raw = training_of(editor).get("recipe")
-    if data is not None and raw is not None:
-        try:
-            _, validation = read_sources(parse_recipe(raw), data)
-        except RecipeError:
-            validation = []  # of a recipe that this version no longer reads
-        for source in validation:
-            if source.task.name == task.name:
-                return list(source.pool.records), "held out of the editor's training"
+    why = "the data sets are not at hand"
+    if data is not None:
+        if task.name in HELD_OUT_FILES:
+            name = HELD_OUT_FILES[task.name]
+            return read_records(data / name, skip_incomplete=True), name
+        records, why = _held_out(task, editor, data)
+        if records:
+            return records, "held out of the editor's training"
     if task.name in OWN_FILES:
-        return read_records(EDITS / OWN_FILES[task.name]), f"own/{OWN_FILES[task.name]}"
-    raise DataError(f"no validation edits are known for task {task.name}; give a file with --data")
+        return read_records(EDITS / OWN_FILES[task.name]), f"own/{OWN_FILES[task.name]}, as {why}"
+    raise DataError(f"no validation edits are known for task {task.name}, as {why}; give a file with --data")
+
+
+def _held_out(task: Task, editor: str, data: Path) -> tuple[list[EditRecord], str]:
+    """Records that the editor's training held out, or why there are none."""
+    raw = training_of(editor).get("recipe")
+    if raw is None:
+        return [], f"the editor {editor} does not say what it was trained on"
+    try:
+        _, validation = read_sources(parse_recipe(raw), data)
+    except RecipeError:
+        return [], f"the recipe of the editor {editor} is one that this version does not read"
+    own = next((source.pool.records for source in validation if source.task.name == task.name), None)
+    if own is not None:
+        return list(own), ""
+    # Subjects are held out of all tasks at once, so what any of them holds out no training has seen.
+    pooled = {record.model_dump_json(): record for source in validation for record in source.pool.records}
+    return [record for record in pooled.values() if task.fits(record)], "nothing of the task was held out"

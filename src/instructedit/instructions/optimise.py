@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from instructedit.errors import DataError
 from instructedit.evaluation.intervals import Estimate, estimate
 from instructedit.instructions.candidates import Candidate, fault
 from instructedit.instructions.proposers import Asked, Proposer, Ranked
@@ -19,6 +20,7 @@ from instructedit.instructions.trace import Trace
 from instructedit.instructions.trial import METRICS, Trial, Values, by_edit, joined, means, overall
 from instructedit.tasks.task import Task
 
+FEWEST_EDITS = 3
 FIRST_RUNG = 8
 BANK = 10
 
@@ -45,7 +47,8 @@ class Outcome:
     """What came of it.
 
     Attributes:
-        texts: the bank: ten descriptions, the best first; the starting ones where nothing better was found.
+        texts: the bank: ten descriptions, the best first and the second best last, where evaluations look for one; the
+            starting ones where nothing better was found.
         gain: their scores less those of the starting ones, edit by edit, on edits that no candidate was chosen by.
         improved: whether that interval lies above zero.
         metrics: of the new and the starting texts, on those edits.
@@ -115,6 +118,10 @@ class Board:
         ]
         return sorted(found, key=lambda ranked: (-ranked.score, ranked.text))
 
+    def best(self, count: int, number: int) -> Ranked:
+        """The best as of a round. A run that goes on knows later rounds already, and is not to judge by them."""
+        return next(found for found in self.ranked(count) if self.candidates[found.text].round <= number)
+
     def _add(self, text: str, values: Values) -> None:
         self._known[text] = joined(self._known[text], values) if text in self._known else values
 
@@ -132,32 +139,38 @@ def optimise(
     The first two thirds of the trial's edits choose, the last third compares the ten best with the starting ones.
 
     Raises:
+        DataError: there are too few edits.
         EditorError: the proposer fails for good. The trace keeps what there is, and the same call goes on.
     """
-    choosing = max(1, 2 * len(trial.records) // 3)
+    if len(trial.records) < FEWEST_EDITS:
+        raise DataError(
+            f"instructions are chosen and compared on {FEWEST_EDITS} edits at least; {len(trial.records)} fit"
+        )
+    choosing = 2 * len(trial.records) // 3
     board = Board(trial, trace)
     clock = _Clock(trace)
     for text in task.instructions.descriptions:
         board.enter(Candidate(text, "bank"))
     start = list(task.instructions.descriptions)
     board.score(start, choosing)
-    best = board.ranked(choosing)[0]
+    best = board.best(choosing, 0)
     stale, rounds, stopped = 0, 0, "the rounds are used up"
     for number in range(1, budget.rounds + 1):
-        if clock.seconds() > budget.seconds:
+        if number > clock.rounds and clock.seconds() > budget.seconds:
             stopped = "the time is spent"
             break
         if stale >= budget.patience:
             stopped = f"no metric improved in {stale} rounds"
             break
         _halve(board, _proposed(task, trial, proposer, board, number, budget.candidates, choosing), choosing)
-        now = board.ranked(choosing)[0]
+        now = board.best(choosing, number)
         better = (
             [name for name in now.metrics if now.metrics[name] > best.metrics[name]] if now.score > best.score else []
         )
         stale = 0 if better else stale + 1
         best, rounds = now, number
-        clock.keep(number)
+        if number > clock.rounds:
+            clock.keep(number)
         on_round(number, best)
     chosen = [ranked.text for ranked in board.ranked(choosing)[:BANK]]
     return _compared(board, chosen, start, choosing, stopped, rounds)
@@ -210,6 +223,7 @@ def _compared(
 
     gain = estimate([new - old for new, old in zip(mean_by_edit(chosen), mean_by_edit(start), strict=True)])
     improved = gain.low > 0
+    chosen = [chosen[0], *chosen[2:], chosen[1]]
     return Outcome(
         texts=tuple(board.candidates[text] for text in (chosen if improved else start)),
         gain=gain,
@@ -230,6 +244,8 @@ class _Clock:
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
         self._before = max((event["seconds"] for event in trace.of("round")), default=0.0)
+        #: How many rounds earlier runs have finished.
+        self.rounds = max((event["number"] for event in trace.of("round")), default=0)
         self._began = time.monotonic()
 
     def seconds(self) -> float:

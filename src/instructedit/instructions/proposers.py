@@ -71,12 +71,14 @@ class OfflineProposer:
 
     Args:
         seed: with the round, decides every draw, so that a repeated run proposes the same.
+        stray: share of the sentences that are drawn from other scopes than the task's own. Which text an editor follows
+            best is to be found out, so trials are worth it; texts that nobody tries should not stray.
     """
 
     name = "offline"
 
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
+    def __init__(self, seed: int = 0, stray: float = 0.4) -> None:
+        self.seed, self.stray = seed, stray
 
     def propose(self, asked: Asked, on_call: Callable[[dict[str, Any]], None]) -> list[Proposal]:
         """Half of them new wordings, half made from the best so far."""
@@ -92,11 +94,11 @@ class OfflineProposer:
         return found
 
     def _sentence(self, task: Task, rng: random.Random) -> str:
-        """A wording: mostly of the task's own scope, now and then of another that could serve."""
+        """A wording: mostly of the task's own scope."""
         own = parts_of(task.instructions.scope) if task.instructions.scope else []
         grammar = scope_grammar()
         others = sorted((grammar.scopes.keys() | grammar.texts.keys()) - {*own, "tone"})
-        wanted = own if own and (own == ["tone"] or rng.random() < 0.6) else others
+        wanted = own if own and (own == ["tone"] or rng.random() >= self.stray) else others
         return grammar.draw(rng.choice(wanted), rng)
 
     def _changed(self, text: str, asked: Asked, rng: random.Random) -> str:
@@ -150,7 +152,9 @@ class EndpointProposer:
         pause: float = 1.0,
     ) -> None:
         self.model, self.pause = model, pause
-        self._key = os.environ.get(key_variable, "")
+        if not re.fullmatch(r"[A-Za-z_]\w*", key_variable):  # perhaps the key itself: it is not said back
+            raise EditorError("the key is read from an environment variable; give the variable's NAME")
+        self._key = os.environ.get(key_variable, "").strip()
         if not self._key:
             raise EditorError(f"the environment variable {key_variable} holds no key for {base_url}")
         self._client = self._connect(base_url, timeout)

@@ -29,23 +29,26 @@ class Trace:
             self._read()
         if not self.events:
             self.add("start", settings=settings)
-        elif self.events[0].get("settings") != settings:
+        elif (kept := self.events[0].get("settings", {})) != settings:
+            differ = sorted(key for key in kept.keys() | settings.keys() if kept.get(key) != settings.get(key))
             raise DataError(
-                "is the trace of another optimisation (task, editor, edits, seed or proposer differ); "
-                "give another --out, or delete the file",
+                f"is the trace of another optimisation ({', '.join(differ)} differ); give another --out, or delete it",
                 file=path,
             )
 
     def _read(self) -> None:
         text = self.path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            os.truncate(self.path, len(whole.encode()))
-        for number, line in enumerate(whole.splitlines(), 1):
+        *lines, cut_off = text.split("\n")
+        for number, line in enumerate(lines, 1):
             try:
                 self.events.append(json.loads(line))
             except json.JSONDecodeError as error:
                 raise DataError(f"line {number} is not JSON ({error.msg})", file=self.path) from None
+        first = self.events[0] if self.events else None
+        if text and not (isinstance(first, dict) and first.get("event") == "start"):
+            raise DataError("is not the trace of an optimisation; give another --out", file=self.path)
+        if cut_off:
+            os.truncate(self.path, len(text.removesuffix(cut_off).encode()))
 
     def add(self, event: str, **content: Any) -> None:
         """Keep an event, at once."""
@@ -53,7 +56,7 @@ class Trace:
         self.events.append(entry)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            stream.write(json.dumps(entry) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
 

@@ -78,7 +78,9 @@ class Trial:
             for text in texts
             for record in part
         ]
-        has_portability = any(record.of_kind(*PORTABILITY_KINDS) for record in part)
+        # Where the task wants such probes to stay as they were, or to say nothing, what follows is not to be rewarded.
+        unwanted = self.task.forgets or bool(set(PORTABILITY_KINDS) & set(self.task.stay))
+        has_portability = not unwanted and any(record.of_kind(*PORTABILITY_KINDS) for record in part)
         found = evaluate(
             self.editor,
             self.language_model,

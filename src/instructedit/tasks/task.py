@@ -23,6 +23,8 @@ Line = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\n]*$")]
 
 #: Task name that stands before a wording which is to be read without help.
 NEUTRAL_NAME = "Edit"
+#: What the task of a request is called that brings its own instruction and names none; no such task can be loaded.
+FREE_TEXT = "free text"
 
 
 class InstructionBank(BaseModel):
@@ -160,7 +162,7 @@ def free_text() -> Task:
     """The task of a request that brings its own instruction and names no task: only the words say what it is."""
     counterfact = load_task("counterfact")
     bank = counterfact.instructions.model_copy(update={"name": NEUTRAL_NAME})
-    return counterfact.model_copy(update={"name": "free text", "instructions": bank})
+    return counterfact.model_copy(update={"name": FREE_TEXT, "instructions": bank})
 
 
 def fitting(task: Task, records: Sequence[EditRecord], file: object) -> list[EditRecord]:

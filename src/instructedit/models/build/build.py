@@ -19,6 +19,7 @@ from instructedit.files import write_atomically
 from instructedit.models.build.corpus import Corpus, Document, read_corpus
 from instructedit.models.build.pretrain import BaseModelRecipe, pretrain, recall
 from instructedit.models.language_model import BUNDLED, BUNDLED_FOLDER, load_language_model
+from instructedit.records import EditRecord, ProbeKind
 from instructedit.tasks.facts import FACTS_FILE, Fact, named_facts, read_facts, read_trex, write_facts
 from instructedit.tasks.own_edits import FactEdits, named_requests
 from instructedit.tasks.readers import read_records
@@ -128,6 +129,21 @@ def recall_samples(corpus: Corpus, seed: int = 5) -> dict[str, list[Document]]:
     }
 
 
+def unmet(tests: Sequence[EditRecord], training: Sequence[EditRecord]) -> list[EditRecord]:
+    """The test records without what training asks in the same words; a record whose own prompt it asks goes whole."""
+    asked = {probe.prompt for record in training for probe in record.probes}
+    asked |= {prompt for record in training for prompt in (record.request.prompt, *record.rephrases)}
+    judged = (ProbeKind.REASONING, ProbeKind.LOGICAL)
+    left = [
+        record.model_copy(
+            update={"probes": tuple(p for p in record.probes if p.kind not in judged or p.prompt not in asked)}
+        )
+        for record in tests
+        if record.request.prompt not in asked
+    ]
+    return [record for record in left if record.of_kind(*judged)]
+
+
 def write_own_edits(facts: Sequence[Fact], recipe: OwnEdits, data: Path, out: Path) -> None:
     """Our own edits, a JSON Lines file a kind; same facts and files, same edits.
 
@@ -155,6 +171,7 @@ def write_own_edits(facts: Sequence[Fact], recipe: OwnEdits, data: Path, out: Pa
     tested = set(random.Random(0).sample(untrained, min(SCOPE_SUBJECTS, len(untrained) // 2)))
     kinds["scope-test"] = scopes.records(tested, 2 * OWN_EDITS)
     kinds["scope-train"] = scopes.records(set(usable) - tested, SCOPE_TRAINING)
+    kinds["scope-test"] = unmet(kinds["scope-test"], kinds["scope-train"])
     for kind, records in kinds.items():
         lines = "".join(record.model_dump_json(exclude_defaults=True) + "\n" for record in records)
         write_atomically(out / f"{kind}.jsonl", lines.encode())
