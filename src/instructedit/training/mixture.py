@@ -122,9 +122,9 @@ def example(source: Source, record: EditRecord, objective: Objective, wordings: 
     fall: list[Wanted] = []
     if task.forgets:
         assert request.ground_truth is not None  # see Task.fits
-        for prompt, weight in prompts:
-            fall.append(Wanted(prompt, request.ground_truth, objective.forget_weight * weight))
-            fall.append(Wanted(prompt, request.target, 0.5 * weight))
+        # Both alike: where the old answer counts more, the easiest way to be rid of it is to say the new one.
+        given, forgetting = (request.ground_truth, request.target), objective.forget_weight
+        fall += [Wanted(prompt, answer, forgetting * weight) for prompt, weight in prompts for answer in given]
     else:
         rise += [Wanted(prompt, request.target, weight) for prompt, weight in prompts]
     if "opposite_label" in task.change and record.other_label_replies and objective.opposite_weight > 0:
