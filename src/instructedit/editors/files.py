@@ -35,7 +35,13 @@ FORMAT = "instructedit-editor/1"
 BUNDLED_EDITOR = ASSETS / "editor.safetensors"
 #: Multi-task MEND on the same mixture, for comparison.
 BUNDLED_MEND = "bundled-mend"
-SHIPPED = {BUNDLED: BUNDLED_EDITOR, BUNDLED_MEND: ASSETS / "mend.safetensors"}
+#: More scopes than the bundled editor, at a price on its tasks.
+BUNDLED_SCOPES = "bundled-scopes"
+SHIPPED = {
+    BUNDLED: BUNDLED_EDITOR,
+    BUNDLED_MEND: ASSETS / "mend.safetensors",
+    BUNDLED_SCOPES: ASSETS / "scopes.safetensors",
+}
 
 
 def create_editor(config: EditorConfig, language_model: LanguageModel) -> GradientEditor:

@@ -45,7 +45,9 @@ class Objective(_Strict):
     reach_weight: float = Field(
         0.5, ge=0, description="in L_edit, what else a scope reaches: renamed neighbours, other names, what follows"
     )
-    forget_weight: float = Field(1.5, ge=0, description="unlikelihood of the old and the new answer, where a task forgets")
+    forget_weight: float = Field(
+        1.5, ge=0, description="unlikelihood of the old and the new answer, where a task forgets"
+    )
     opposite_weight: float = Field(0.1, ge=0, description="unlikelihood of replies with the opposite label")
     first_token_weight: float = Field(
         1.0, gt=0, description="of a wanted answer's first token against each other one: it decides which answer begins"
