@@ -9,6 +9,8 @@ from instructedit.assets import ASSETS
 from instructedit.errors import DataError
 
 VARIABLE = "INSTRUCTEDIT_DATA"
+#: Edits of our own, which ship with the package, and what stands before their names.
+EDITS = ASSETS / "edits"
 OWN = "own/"
 
 
@@ -24,7 +26,7 @@ def data_folder() -> Path | None:
 def data_file(name: str, data: Path) -> Path:
     """Where a file of the data folder is; ``own/x`` is the file x among the edits that ship with the package."""
     own = name.removeprefix(OWN)
-    return ASSETS / "edits" / own if own != name else data / name
+    return EDITS / own if own != name else data / name
 
 
 def find_data() -> Path:

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from instructedit.data import EDITS
 from instructedit.editors.editing import make_edit
 from instructedit.editors.files import BUNDLED_EDITOR, load_editor
 from instructedit.editors.mend import Mend
@@ -19,7 +20,6 @@ from instructedit.evaluation.scoring import Query, score
 from instructedit.models.language_model import BUNDLED_FOLDER, LanguageModel, load_language_model
 from instructedit.records import EditRequest
 from instructedit.tasks.facts import read_facts
-from instructedit.tasks.own_edits import EDITS
 from instructedit.tasks.readers import read_records
 from instructedit.tasks.task import load_task
 

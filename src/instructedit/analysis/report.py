@@ -14,6 +14,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from instructedit.analysis.directions import SIDES, Array, directions, explained, separability
+from instructedit.editors.base import Editor
 from instructedit.editors.files import find_editor
 from instructedit.errors import DataError
 from instructedit.models.language_model import LanguageModel
@@ -70,6 +71,7 @@ def analyse(
     rows: list[dict[str, Any]] = []
     drawn: dict[str, dict[str, tuple[Array, list[str]]]] = {}
     for named in editors:
+        loaded = {file: find_editor(file, language_model) for file in set(named.files.values())}
         found: dict[tuple[str, str], list[Array]] = {}
         labels: list[str] = []
         for edits in tasks:
@@ -78,11 +80,13 @@ def analyse(
                 continue
             requests = [record.request for record in edits.records]
             told = [edits.task.instructions.unseen(request) for request in requests]
-            for name, sides in directions(find_editor(file, language_model), language_model, requests, told).items():
+            for name, sides in directions(loaded[file], language_model, requests, told).items():
                 for side in SIDES:
                     found.setdefault((name, side), []).append(sides[side])
             labels += [edits.task.name] * len(requests)
-        shares = _explained(named, language_model, tasks, random.Random(seed))
+        # Of several editors side by side nothing can be told.
+        whole = named.files.get("")
+        shares = _explained(loaded[whole], language_model, tasks, random.Random(seed)) if whole else None
         drawn[named.label] = {}
         for (name, side), parts in found.items():
             vectors = np.concatenate(parts)
@@ -96,13 +100,9 @@ def analyse(
 
 
 def _explained(
-    named: Named, language_model: LanguageModel, tasks: Sequence[Edits], rng: random.Random
-) -> dict[str, dict[str, dict[str, float]]] | None:
+    editor: Editor, language_model: LanguageModel, tasks: Sequence[Edits], rng: random.Random
+) -> dict[str, dict[str, dict[str, float]]]:
     """How much of the variance the instruction explains: edits of all tasks, each under every task's instruction."""
-    file = named.files.get("")
-    if file is None:
-        return None  # of several editors nothing can be told
-    editor = find_editor(file, language_model)
     pool = [record.request for edits in tasks for record in edits.records]
     requests = rng.sample(pool, min(48, len(pool)))
     filled = [

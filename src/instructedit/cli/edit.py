@@ -134,15 +134,14 @@ def _tasks_of(
     requests: list[EditRequest], task: str | None, bank: Path | None, language_model: LanguageModel
 ) -> tuple[list[Task], list[str]]:
     """Each request's task, and what is to be said about how it was found."""
-    from instructedit.instructions.bank import with_bank
+    from instructedit.instructions.bank import task_with
     from instructedit.instructions.routing import Router
     from instructedit.tasks.task import free_text, load_task
 
     if task is not None or bank is not None:
         if task is None:
             raise DataError("--bank needs the --task that it was made for")
-        found = load_task(task) if bank is None else with_bank(load_task(task), bank)
-        return [found] * len(requests), []
+        return [task_with(task, bank)] * len(requests), []
     unnamed = [request for request in requests if request.task is None and request.instruction is None]
     routes = iter(Router(language_model)(unnamed) if unnamed else [])
     tasks, said = [], []

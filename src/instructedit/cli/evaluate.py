@@ -49,16 +49,16 @@ def evaluate_command(
     quiet_libraries()
     from instructedit.editors.files import find_editor
     from instructedit.evaluation.runner import evaluate
-    from instructedit.instructions.bank import with_bank
+    from instructedit.instructions.bank import task_with
     from instructedit.models.allocator import keep_freed_memory
     from instructedit.models.language_model import load_language_model
     from instructedit.tasks.readers import read_records
-    from instructedit.tasks.task import fitting, load_task
+    from instructedit.tasks.task import fitting
 
     keep_freed_memory()
     if wording not in (None, "validation", "test"):
         raise DataError(f"--wording takes validation or test, not {wording!r}")
-    found_task = load_task(task) if bank is None else with_bank(load_task(task), bank)
+    found_task = task_with(task, bank)
     edits = fitting(found_task, read_records(data, found_task.form, skip_incomplete=skip_incomplete), data)
     if limit is not None and limit < len(edits):
         edits = random.Random(seed).sample(edits, limit)

@@ -39,14 +39,6 @@ Seed = Annotated[int, typer.Option(help="Of the drawn edits and the offline prop
 _OPENAI = "https://api.openai.com/v1"
 
 
-def _task(name: str, bank: Path | None) -> Task:
-    from instructedit.instructions.bank import with_bank
-    from instructedit.tasks.task import load_task
-
-    task = load_task(name)
-    return task if bank is None else with_bank(task, bank)
-
-
 def _proposer(
     name: str, seed: int, base_url: str, model: str | None, key_variable: str, stray: float = 0.4
 ) -> Proposer:
@@ -93,8 +85,9 @@ def seconds_of(budget: str) -> float:
 def show(task: TaskName, bank: BankFile = None, json_: JsonFile = None) -> None:
     """Print the instructions of a task, or of a bank with where each comes from."""
     from instructedit.files import read_yaml_file
+    from instructedit.instructions.bank import task_with
 
-    found = _task(task, bank)
+    found = task_with(task, bank)
     raw = read_yaml_file(bank) if bank is not None else {}
     if json_ is not None:
         emit_json({**found.instructions.model_dump(mode="json"), "provenance": raw.get("provenance", {})}, json_)
@@ -122,8 +115,9 @@ def generate(
     from instructedit.instructions.bank import write_bank
     from instructedit.instructions.candidates import Candidate, fault
     from instructedit.instructions.proposers import Asked, Ranked
+    from instructedit.tasks.task import load_task
 
-    found = _task(task, None)
+    found = load_task(task)
     writer = _proposer(proposer, seed, base_url, proposer_model, key_variable, stray=0.0)
     texts: list[Candidate] = []
     known = tuple(Ranked(text, {}, 0.0) for text in found.instructions.descriptions)
@@ -159,10 +153,11 @@ def score(
     """Try every instruction of a bank on validation edits, all in one batched evaluation."""
     quiet_libraries()
     from instructedit.evaluation.intervals import estimate
+    from instructedit.instructions.bank import task_with
     from instructedit.instructions.trial import by_edit, means, overall
     from instructedit.models.language_model import load_language_model
 
-    found = _task(task, bank)
+    found = task_with(task, bank)
     trial, source = _trial(found, load_language_model(model, dtype=dtype, device=device), editor, edits, seed, data)
     records = trial.records
     texts = found.instructions.descriptions
@@ -217,14 +212,14 @@ def optimize(
     """
     quiet_libraries()
     from instructedit.editors.files import digest_of
-    from instructedit.instructions.bank import write_bank
+    from instructedit.instructions.bank import task_with, write_bank
     from instructedit.instructions.optimise import Budget, optimise
     from instructedit.instructions.proposers import Ranked
     from instructedit.instructions.trace import Trace
     from instructedit.models.language_model import load_language_model
 
     limit = Budget(seconds_of(budget), rounds, patience, candidates)
-    found = _task(task, bank)
+    found = task_with(task, bank)
     writer = _proposer(proposer, seed, base_url, proposer_model, key_variable)
     language_model = load_language_model(model, dtype=dtype, device=device)
     trial, source = _trial(found, language_model, editor, edits, seed, data)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from instructedit.assets import read_yaml
+from instructedit.data import EDITS
 from instructedit.editors.gradient import GradientEditor
 from instructedit.errors import DataError
 from instructedit.evaluation.generation import generate, natural_stop
@@ -16,7 +17,6 @@ from instructedit.evaluation.protocols import Control
 from instructedit.evaluation.runner import Evaluation, evaluate
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRecord, EditRequest
-from instructedit.tasks.own_edits import EDITS
 from instructedit.tasks.readers import read_records
 from instructedit.tasks.task import load_task
 

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 from instructedit.errors import DataError, mistakes_of
 from instructedit.files import read_yaml_file, write_atomically
 from instructedit.instructions.candidates import Candidate
-from instructedit.tasks.task import InstructionBank, Task
+from instructedit.tasks.task import InstructionBank, Task, load_task
 
 
 class BankFile(InstructionBank):
@@ -23,6 +23,16 @@ class BankFile(InstructionBank):
     """
 
     provenance: dict[str, Any] = Field(default_factory=dict)
+
+
+def task_with(name: str, bank: Path | None) -> Task:
+    """A task by name or YAML file, with the instructions of a bank file where one is given.
+
+    Raises:
+        DataError: there is no such task, or the file is no bank of it.
+    """
+    task = load_task(name)
+    return task if bank is None else with_bank(task, bank)
 
 
 def with_bank(task: Task, path: Path) -> Task:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from instructedit.tasks.task import Task
 
-PLACEHOLDERS = ("[LABEL]", "[TOPIC]")
 FEWEST_WORDS, MOST_WORDS = 3, 80
 
 
@@ -39,9 +38,9 @@ def fault(text: object, task: Task) -> str | None:
     words = len(text.split())
     if not FEWEST_WORDS <= words <= MOST_WORDS:
         return f"has {words} words; {FEWEST_WORDS} to {MOST_WORDS} are allowed"
-    needed = {mark for mark in PLACEHOLDERS if all(mark in known for known in task.instructions.descriptions)}
-    missing = sorted(mark for mark in needed if mark not in text)
+    needed = task.instructions.placeholders
+    missing = [mark for mark in needed if mark not in text]
     if missing:
         return f"drops {' and '.join(missing)}"
-    unknown = sorted(set(re.findall(r"\[[A-Z_]+\]", text)) - needed)
+    unknown = sorted(set(re.findall(r"\[[A-Z_]+\]", text)) - set(needed))
     return f"has {' and '.join(unknown)}, which the task's own descriptions do not have" if unknown else None

@@ -5,12 +5,11 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from instructedit.data import data_folder
+from instructedit.data import EDITS, data_folder
 from instructedit.editors.files import training_of
 from instructedit.errors import DataError, RecipeError
 from instructedit.evaluation.demonstration import OWN_FILES
 from instructedit.records import EditRecord
-from instructedit.tasks.own_edits import EDITS
 from instructedit.tasks.readers import read_records
 from instructedit.tasks.task import Task, fitting
 from instructedit.training.loop import read_sources

@@ -180,17 +180,15 @@ def _proposed(
     task: Task, trial: Trial, proposer: Proposer, board: Board, number: int, count: int, choosing: int
 ) -> list[str]:
     """The usable candidates of a round: those of the trace, or new ones."""
-    known = [text for text, candidate in board.candidates.items() if candidate.round == number]
-    if any(event["round"] == number for event in board.trace.of("proposed")):
-        return known
-    asked = Asked(task, trial.records[:4], board.ranked(choosing), count, number)
-    for text, parent in proposer.propose(asked, lambda call: board.trace.add("call", **call)):
-        reason = fault(text, task)
-        if reason is None and not board.enter(Candidate(text, proposer.name, parent, number)):
-            reason = "was there before"
-        if reason is not None:
-            board.trace.add("rejected", text=text, round=number, reason=reason)
-    board.trace.add("proposed", round=number)
+    if not any(event["round"] == number for event in board.trace.of("proposed")):
+        asked = Asked(task, trial.records[:4], board.ranked(choosing), count, number)
+        for text, parent in proposer.propose(asked, lambda call: board.trace.add("call", **call)):
+            reason = fault(text, task)
+            if reason is None and not board.enter(Candidate(text, proposer.name, parent, number)):
+                reason = "was there before"
+            if reason is not None:
+                board.trace.add("rejected", text=text, round=number, reason=reason)
+        board.trace.add("proposed", round=number)
     return [text for text, candidate in board.candidates.items() if candidate.round == number]
 
 

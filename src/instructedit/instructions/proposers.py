@@ -102,7 +102,7 @@ class OfflineProposer:
         return grammar.draw(rng.choice(wanted), rng)
 
     def _changed(self, text: str, asked: Asked, rng: random.Random) -> str:
-        sentences = re.split(r"(?<=[.!?])\s+", text)
+        sentences = _sentences(text)
         place = rng.randrange(len(sentences))
         way = rng.choice(("add", "exchange", "drop", "cross"))
         if way == "add":
@@ -112,9 +112,13 @@ class OfflineProposer:
         elif way == "drop" and len(sentences) > 1:
             del sentences[place]
         else:
-            other = re.split(r"(?<=[.!?])\s+", rng.choice(asked.ranked).text)
-            sentences = [*sentences[: place + 1], rng.choice(other)]
+            other = rng.choice(asked.ranked).text
+            sentences = [*sentences[: place + 1], rng.choice(_sentences(other))]
         return " ".join(sentences)
+
+
+def _sentences(text: str) -> list[str]:
+    return re.split(r"(?<=[.!?])\s+", text)
 
 
 _SYSTEM = (
@@ -213,11 +217,10 @@ class EndpointProposer:
 
 
 def _question(asked: Asked) -> dict[str, Any]:
-    marks = [mark for mark in ("[LABEL]", "[TOPIC]") if all(mark in d for d in asked.task.instructions.descriptions)]
     shown = [*asked.ranked[:6], *asked.ranked[6:][-3:]]
     return {
         "task": asked.task.summary,
-        "must_contain": marks,
+        "must_contain": list(asked.task.instructions.placeholders),
         "examples": [{"prompt": r.request.prompt, "new_answer": r.request.target} for r in asked.examples],
         "tried": [
             {"description": r.text, "score": round(r.score, 4), **{k: round(v, 4) for k, v in r.metrics.items()}}

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from instructedit.data import EDITS
 from instructedit.editors.instruction_encoders import mean_states
 from instructedit.evaluation.demonstration import OWN_FILES
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
-from instructedit.tasks.own_edits import EDITS
 from instructedit.tasks.readers import read_records
 from instructedit.tasks.task import Task, load_task
 

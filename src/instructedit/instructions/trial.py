@@ -71,8 +71,6 @@ class Trial:
     ) -> list[dict[str, list[float | None]]]:
         """For each text, every metric's values on the edits from ``start`` to ``stop``, in one evaluation."""
         part = self.records[start:stop]
-        if not texts or not part:
-            return [{name: [] for name in METRICS} for _ in texts]
         asked = [
             record.model_copy(update={"request": record.request.model_copy(update={"instruction": text})})
             for text in texts

@@ -11,12 +11,10 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 
-from instructedit.assets import ASSETS, read_yaml
+from instructedit.assets import read_yaml
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
 from instructedit.tasks.facts import Fact
 from instructedit.tasks.opinions import opinion_questions
-
-EDITS = ASSETS / "edits"
 
 
 class FactEdits:

@@ -25,6 +25,8 @@ Line = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\n]*$")]
 NEUTRAL_NAME = "Edit"
 #: What the task of a request is called that brings its own instruction and names none; no such task can be loaded.
 FREE_TEXT = "free text"
+#: What a description may leave open, and the field of the request that fills it in.
+PLACEHOLDERS = {"[LABEL]": "label", "[TOPIC]": "subject"}
 
 
 class InstructionBank(BaseModel):
@@ -49,9 +51,9 @@ class InstructionBank(BaseModel):
         Raises:
             DataError: the description has a placeholder that the request does not fill.
         """
-        values = {"[LABEL]": request.label if request else None, "[TOPIC]": request.subject if request else None}
-        for placeholder, value in values.items():
+        for placeholder, field in PLACEHOLDERS.items():
             if placeholder in description:
+                value = getattr(request, field, None)
                 if value is None:
                     raise DataError(
                         f"the description of {self.name} holds {placeholder}, but the request does not say what to "
@@ -60,6 +62,11 @@ class InstructionBank(BaseModel):
                     )
                 description = description.replace(placeholder, value)
         return f"Task: {name or self.name}\nDescription: {description}"
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        """Those that every description holds: a text without one would not say what the task is about."""
+        return tuple(mark for mark in PLACEHOLDERS if all(mark in text for text in self.descriptions))
 
     def unseen(self, request: EditRequest | None = None) -> str:
         """The description that no training sees, rendered."""

@@ -32,7 +32,7 @@ def warm_up_encoder(
     that of the task whose name it resembles. A text of two scopes is to be told as both, each as if it were alone.
     A task without a scope has one of its own.
     """
-    scopes = sorted({task.instructions.scope or task.name for task in tasks})
+    scopes = sorted({_scope(task) for task in tasks})
     parts = sorted({part for scope in scopes for part in parts_of(scope)})
     told = torch.tensor([[float(part in parts_of(scope)) for part in parts] for scope in scopes])
     classifier = nn.Linear(encoder.width, len(parts)).to(language_model.device)
@@ -44,11 +44,11 @@ def warm_up_encoder(
     hits: list[float] = []
     for step in range(recipe.steps):
         chosen = [
-            rng.choice([t for t in tasks if (t.instructions.scope or t.name) == s])
-            for s in rng.choices(scopes, k=recipe.batch)
+            rng.choice([task for task in tasks if _scope(task) == scope])
+            for scope in rng.choices(scopes, k=recipe.batch)
         ]
         texts = [_text(task, rng, wordings) for task in chosen]
-        labels = told[[scopes.index(task.instructions.scope or task.name) for task in chosen]]
+        labels = told[[scopes.index(_scope(task)) for task in chosen]]
         fall = min(1.0, (step + 1) / 50, 3 * (recipe.steps - step) / recipe.steps)
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * fall
@@ -62,6 +62,10 @@ def warm_up_encoder(
         on_step(step, loss.item())
     recent = hits[-50:]
     return sum(recent) / len(recent) if recent else 0.0
+
+
+def _scope(task: Task) -> str:
+    return task.instructions.scope or task.name
 
 
 def _text(task: Task, rng: random.Random, wordings: float) -> str:
