@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,13 @@ def test_what_is_kept_is_not_run_again_and_what_is_damaged_or_outdated_is(
 
     monkeypatch.setattr(run, "evaluate", counted)
     run_here(place)
+    elsewhere = place / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("tiny.yaml", "plain.yaml", "mend.yaml"):
+        shutil.copy(place / name, elsewhere)
+    moved = load_experiment(elsewhere / "tiny.yaml")
+    run_one(moved, "Base", 0, place / "out", place)
+    run_one(moved, "MEND", 1, place / "out", place)
     assert asked == []
     cell_file(place / "out", "MEND", 1, experiment.tests[1]).write_bytes(b"{")
     run_here(place)

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from instructedit.data import data_file
 from instructedit.editors.base import Editor, Edits
@@ -153,11 +152,10 @@ def settings(experiment: Experiment, entry: Entry, seed: int, test: Test) -> str
 
     Data files, models and the texts that training draws are taken as they are: with new ones, give a new --out.
     """
-    made: dict[str, Any] = {"use": entry.use}
-    if entry.recipe is not None:
+    if entry.use is not None:
+        made: object = digest_of(entry.use) or entry.use  # by content: the experiment may be read from anywhere
+    else:
         made = recipe_of(entry, experiment.base, seed).model_dump(mode="json")
-    elif entry.use is not None and (digest := digest_of(entry.use)) is not None:
-        made["digest"] = digest
     task = load_task(test.task)
     opposite = test.opposite or task.opposite
     whole = {
