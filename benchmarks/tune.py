@@ -5,7 +5,7 @@
 Every method gets the same number of trials, drawn at random (the same seed, the same draws) from the grid below; the
 published numbers are always the first trial. A trial's score is the harmonic mean of Reliability, Generalization and
 Locality, averaged over tasks: an editor that gives up one of the three scores nothing. A trial in the log is not run
-again.
+again with the same base model and as many edits.
 """
 
 from __future__ import annotations
@@ -121,16 +121,17 @@ def main() -> None:
     model = load_language_model(options.base)
     _, validation = read_sources(load_recipe(options.recipe), find_data())
     edits = {s.task.name: s.pool.records[: options.edits] for s in validation if s.task.name in TASKS}
+    asked = {"base": model.fingerprint, "edits": options.edits}
     done: list[dict[str, Any]] = []
     if options.log.is_file():
         done = [json.loads(line) for line in options.log.read_text(encoding="utf-8").splitlines()]
-        done = [trial for trial in done if trial["base"] == model.fingerprint]
+        done = [trial for trial in done if asked.items() <= trial.items()]
     planned = [(m, numbers) for m in options.methods for numbers in trials(m, options.trials, options.seed)]
     options.log.parent.mkdir(parents=True, exist_ok=True)
     for method, numbers in tqdm(planned, unit="trial"):
         if any(trial["method"] == method and trial["numbers"] == numbers for trial in done):
             continue
-        done.append({"base": model.fingerprint, **measured(method, numbers, model, edits)})
+        done.append({**asked, **measured(method, numbers, model, edits)})
         with options.log.open("a", encoding="utf-8") as log:
             log.write(json.dumps(done[-1]) + "\n")
     for method in options.methods:
