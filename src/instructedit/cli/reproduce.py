@@ -15,11 +15,12 @@ FOLDER = Path("recipes/experiments")
 
 def reproduce(
     name: Annotated[
-        str, typer.Argument(help="table1, table3, fig2, fig3, scope (recipes/experiments/), or a YAML file.")
+        str,
+        typer.Argument(
+            help="table1, table3, fig2, fig3, paper, scope or sensitivity, from recipes/experiments/; or a YAML file."
+        ),
     ],
-    out_folder: Annotated[
-        Path | None, typer.Option("--out", help="Folder for everything; default runs/<name>.")
-    ] = None,
+    out_folder: Annotated[Path | None, typer.Option("--out", help="Folder for everything; default runs/NAME.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with the data sets; default INSTRUCTEDIT_DATA.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Only that many of the experiment's seeds.")] = None,
     edits: Annotated[int | None, typer.Option(min=1, help="Another number of test edits.")] = None,

@@ -14,7 +14,7 @@ from instructedit.cli.options import Device, DeviceMap
 def train_command(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see recipes/.")],
     out_folder: Annotated[
-        Path | None, typer.Option("--out", help="Folder for log, checkpoint and editor; default runs/<recipe>.")
+        Path | None, typer.Option("--out", help="Folder for log, checkpoint and editor; default runs/RECIPE.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with the data sets; default INSTRUCTEDIT_DATA.")] = None,
     base: Annotated[str | None, typer.Option(help="Train for this model instead of the recipe's.")] = None,
