@@ -123,6 +123,32 @@ def test_what_is_kept_is_not_run_again_and_what_is_damaged_or_outdated_is(
     assert asked == ["plain", "generation"]
 
 
+def test_trained_editors_are_compared_on_the_seeds_that_both_have(place: Path) -> None:
+    raw = yaml.safe_load((place / "tiny.yaml").read_text())
+    raw["editors"]["Longer"] = {"recipe": "mend.yaml", "change": {"optimisation": {"steps": 3}}}
+    raw["compare"] = [["Longer", "MEND"], ["MEND", "Base"]]
+    (place / "tiny.yaml").write_text(yaml.safe_dump(raw))
+    experiment = run_here(place)
+    test = experiment.tests[0]
+    for label, seed, value in (("MEND", 0, 0.5), ("MEND", 1, 0.25), ("Longer", 0, 1.0), ("Longer", 1, 0.0)):
+        file = cell_file(place / "out", label, seed, test)
+        cell = json.loads(file.read_text())
+        cell["records"] = {edit: values | {"locality": value} for edit, values in cell["records"].items()}
+        file.write_text(json.dumps(cell))
+
+    def difference(of: str) -> dict[str, Any]:
+        found = summarise(experiment, place / "out")["differences"]
+        return next(d for d in found if (d["of"], d["test"], d["metric"]) == (of, test.name, "locality"))
+
+    assert difference("Longer")["by_seed"] == [0.5, -0.25]
+    assert difference("Longer")["mean"] == pytest.approx(0.125)
+    assert "by_seed" not in difference("MEND")  # a ready editor has no seeds
+    assert "| 50.0, -25.0 |" in as_markdown(experiment, summarise(experiment, place / "out"))
+    cell_file(place / "out", "MEND", 1, test).unlink()
+    assert difference("Longer")["by_seed"] == [0.5]
+    assert difference("Longer")["mean"] == pytest.approx(0.5)
+
+
 def test_an_overview_has_one_metric_of_all_tests_and_editors(place: Path) -> None:
     experiment = run_here(place).model_copy(update={"overview": "locality"})
     page = as_markdown(experiment, summarise(experiment, place / "out"))

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from instructedit.evaluation.intervals import Estimate, estimate
+from instructedit.evaluation.intervals import estimate
 from instructedit.experiments.plan import Entry, Experiment, Test
 from instructedit.experiments.run import cell_file, settings
 
@@ -24,7 +24,7 @@ def summarise(experiment: Experiment, out: Path) -> dict[str, Any]:
     """All that was measured, for JSON; what has not been run yet is left out.
 
     A metric's mean and 95% interval are over edits, each averaged over the seeds first; ``by_seed`` are the seeds' own
-    means. A difference is taken edit by edit.
+    means. A difference is taken edit by edit, between editors that are trained on the seeds that both have.
     """
     cells = {
         (test.name, label): _cells(experiment, entry, label, test, out)
@@ -38,11 +38,11 @@ def summarise(experiment: Experiment, out: Path) -> dict[str, Any]:
         if cells[test.name, label]
     ]
     differences = [
-        {"test": test.name, "of": first, "minus": second, "metric": metric, **found.as_dict()}
+        {"test": test.name, "of": first, "minus": second, "metric": metric, **found}
         for first, second in experiment.compare
         for test in experiment.tests
         for metric in test.metrics
-        if (found := _difference(cells[test.name, first], cells[test.name, second], metric)) is not None
+        if (found := _difference(*_of_same_seeds(cells[test.name, first], cells[test.name, second]), metric))
     ]
     return {
         "title": experiment.title,
@@ -91,10 +91,31 @@ def _row(test: Test, label: str, cells: Cells) -> dict[str, Any]:
     return row
 
 
-def _difference(first: Cells, second: Cells, metric: str) -> Estimate | None:
+def _of_same_seeds(first: Cells, second: Cells) -> tuple[Cells, Cells]:
+    """What can be compared: where both were trained, only the seeds that both have; a ready editor has no seeds."""
+    if not all("training_seconds" in cell for cell in (*first, *second)):
+        return first, second
+    both = {cell["seed"] for cell in first} & {cell["seed"] for cell in second}
+    mine, theirs = ([cell for cell in cells if cell["seed"] in both] for cells in (first, second))
+    return mine, theirs
+
+
+def _difference(first: Cells, second: Cells, metric: str) -> dict[str, Any]:
+    """The paired difference, and that of every seed; empty where there is nothing to compare."""
+    differences = _differences(first, second, metric)
+    if not differences:
+        return {}
+    found: dict[str, Any] = {**estimate(differences).as_dict()}
+    if len(first) == len(second):
+        pairs = zip(first, second, strict=True)
+        each = [_differences([mine], [theirs], metric) for mine, theirs in pairs]
+        found["by_seed"] = [round(statistics.fmean(values), 5) for values in each if values]
+    return found
+
+
+def _differences(first: Cells, second: Cells, metric: str) -> list[float]:
     mine, theirs = _by_edit(first, metric), _by_edit(second, metric)
-    both = sorted(mine.keys() & theirs.keys())
-    return estimate([mine[edit] - theirs[edit] for edit in both]) if both else None
+    return [mine[edit] - theirs[edit] for edit in sorted(mine.keys() & theirs.keys())]
 
 
 def _shown(metric: str, value: Mapping[str, float] | None) -> str:
@@ -103,6 +124,11 @@ def _shown(metric: str, value: Mapping[str, float] | None) -> str:
     scale = 1.0 if metric in ABSOLUTE else 100.0
     mean, low, high = (f"{scale * value[key]:.1f}" for key in ("mean", "low", "high"))
     return f"{mean} ({low} to {high})"
+
+
+def _by_seed(metric: str, value: Mapping[str, Any]) -> str:
+    scale = 1.0 if metric in ABSOLUTE else 100.0
+    return ", ".join(f"{scale * mean:.1f}" for mean in value.get("by_seed", ())) or "–"
 
 
 def _overview(experiment: Experiment, summary: Mapping[str, Any], metric: str) -> list[str]:
@@ -138,6 +164,7 @@ def as_markdown(experiment: Experiment, summary: Mapping[str, Any]) -> str:
         heads = [
             "editor",
             *test.metrics,
+            "seeds",
             "ms an edit",
             "training, min",
             "peak, GB",
@@ -146,6 +173,7 @@ def as_markdown(experiment: Experiment, summary: Mapping[str, Any]) -> str:
         lines += ["", f"## {test.name}", "", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
         for row in rows:
             cells = [row["editor"], *(_shown(name, row["metrics"].get(name)) for name in test.metrics)]
+            cells.append(str(len(row["seeds"])) if "training_seconds" in row else "–")
             cells.append(f"{1000 * row['seconds_an_edit']:.1f}")
             cells.append(f"{row['training_seconds'] / 60:.1f}" if "training_seconds" in row else "–")
             cells.append(f"{row['peak_bytes'] / 1e9:.2f}")
@@ -157,9 +185,10 @@ def as_markdown(experiment: Experiment, summary: Mapping[str, Any]) -> str:
         lines += ["", "Published numbers are of other base models and other edits; only their order can be compared."]
     if summary["differences"]:
         lines += ["", "## Differences", "", "Edit by edit, in points.", ""]
-        lines += ["| test | metric | of | minus | difference |", "|---|---|---|---|---|"]
+        lines += ["| test | metric | of | minus | difference | seed by seed |", "|---|---|---|---|---|---|"]
         lines += [
-            f"| {d['test']} | {d['metric']} | {d['of']} | {d['minus']} | {_shown(d['metric'], d)} |"
+            f"| {d['test']} | {d['metric']} | {d['of']} | {d['minus']} | {_shown(d['metric'], d)} | "
+            f"{_by_seed(d['metric'], d)} |"
             for d in summary["differences"]
         ]
     return "\n".join(lines) + "\n"
