@@ -1,0 +1,165 @@
+"""Two editors at matched locality: the second one's edits are made smaller or larger until it keeps as much.
+
+    python benchmarks/matched.py --of bundled --minus bundled-mend --out docs/results/matched.json
+    python benchmarks/matched.py --of A0.safetensors A1.safetensors --minus B0.safetensors B1.safetensors --out m.json
+
+One editor may reach more paraphrases only because its edits are larger, and then it reaches more neighbours, too.
+Every step size of an editor is multiplied by the same factors, which draws its curve of Reliability and
+Generalization against Locality. Where the second editor's curve passes the first one's own Locality, its scores are
+read between the two neighbouring factors, edit by edit, so that the difference is a paired one. Several files are
+seeds of one editor: an edit's scores are averaged over them first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import random
+import statistics
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from instructedit.data import data_file, find_data
+from instructedit.editors.base import Editor
+from instructedit.editors.files import load_editor
+from instructedit.evaluation.demonstration import TEST_FILES
+from instructedit.evaluation.intervals import estimate
+from instructedit.evaluation.protocols import Protocol
+from instructedit.evaluation.runner import evaluate
+from instructedit.models.language_model import LanguageModel, load_language_model
+from instructedit.records import EditRecord
+from instructedit.tasks.readers import read_records
+from instructedit.tasks.task import fitting, load_task
+
+TASKS = ("counterfact", "recent", "convsent", "zsre")
+METRICS = ("reliability", "generalization", "locality")
+#: Of the trained step size, in the order in which a match is looked for.
+FACTORS = (1.5, 1.25, 1.0, 0.85, 0.7, 0.55, 0.4)
+
+#: An edit's scores by metric.
+Scores = dict[str, dict[str, float]]
+
+
+def resized(editor: Editor, factor: float) -> Editor:
+    """The editor with every step size alpha = exp(theta) times ``factor``; the editor itself is left as it is."""
+    copy = deepcopy(editor)
+    theta = copy.get_parameter("theta")
+    with torch.no_grad():
+        theta += math.log(factor)
+    return copy
+
+
+def scores(
+    editors: Sequence[Editor], factor: float, model: LanguageModel, task: str, edits: list[EditRecord], how: Protocol
+) -> Scores:
+    """Every edit's scores, averaged over the editors."""
+    found = [
+        evaluate(resized(editor, factor), model, load_task(task), edits, protocol=how, headlines_only=True).records
+        for editor in editors
+    ]
+    return {
+        edit: {metric: statistics.fmean(each[edit][metric] for each in found) for metric in METRICS if metric in row}
+        for edit, row in found[0].items()
+    }
+
+
+def mean(found: Scores, metric: str) -> float:
+    """Over the edits that have the metric."""
+    return statistics.fmean(row[metric] for row in found.values() if metric in row)
+
+
+def between(first: Scores, second: Scores, share: float) -> Scores:
+    """Edit by edit, ``share`` of the way from the first scores to the second."""
+    return {
+        edit: {metric: value + share * (second[edit][metric] - value) for metric, value in row.items()}
+        for edit, row in first.items()
+    }
+
+
+def matched(curve: Mapping[float, Scores], locality: float) -> tuple[float, Scores] | None:
+    """Factor and scores where the curve first passes ``locality``, from large edits to small; None where never."""
+    factors = sorted(curve, reverse=True)
+    for large, small in itertools.pairwise(factors):
+        low, high = mean(curve[large], "locality"), mean(curve[small], "locality")
+        if low <= locality <= high:
+            share = (locality - low) / (high - low) if high > low else 0.0
+            return large + share * (small - large), between(curve[large], curve[small], share)
+    return None
+
+
+def compared(first: Scores, second: Scores) -> dict[str, dict[str, float]]:
+    """Paired differences, metric by metric."""
+    return {
+        metric: estimate(
+            [row[metric] - second[edit][metric] for edit, row in sorted(first.items()) if metric in row]
+        ).as_dict()
+        for metric in METRICS
+    }
+
+
+def main() -> None:
+    """Draw both curves on every task, match, and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--of", nargs="+", required=True, help="editor, or its seeds")
+    parser.add_argument("--minus", nargs="+", required=True, help="editor that is matched, or its seeds")
+    parser.add_argument("--out", type=Path, required=True, help="write the result as JSON here")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TEST_FILES))
+    parser.add_argument("--protocol", type=Protocol, choices=list(Protocol), default=Protocol.PLAIN)
+    parser.add_argument("--base", default="bundled")
+    parser.add_argument("--limit", type=int, default=80, help="test edits a task, drawn at random")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    model = load_language_model(options.base)
+    first, second = ([load_editor(path, model) for path in paths] for paths in (options.of, options.minus))
+    tasks: dict[str, Any] = {}
+    for task in options.tasks:
+        file = TEST_FILES[task]
+        edits = fitting(load_task(task), read_records(data_file(file, find_data()), skip_incomplete=True), file)
+        edits = random.Random(options.seed).sample(edits, min(options.limit, len(edits)))
+        curves = [
+            {
+                factor: scores(editors, factor, model, task, edits, options.protocol)
+                for factor in tqdm(FACTORS, desc=f"{task}, {name}", unit="factor")
+            }
+            for name, editors in (("of", first), ("minus", second))
+        ]
+        own = curves[0][1.0]
+        match = matched(curves[1], mean(own, "locality"))
+        tasks[task] = {
+            "curves": [
+                {
+                    factor: {metric: round(mean(found, metric), 5) for metric in METRICS}
+                    for factor, found in curve.items()
+                }
+                for curve in curves
+            ],
+            "as trained": compared(own, curves[1][1.0]),
+            "matched": None if match is None else {"factor": round(match[0], 3), **compared(own, match[1])},
+        }
+        shown = tasks[task]["matched"] or tasks[task]["as trained"]
+        print(
+            task, {m: [round(100 * shown[m][end], 1) for end in ("mean", "low", "high")] for m in METRICS}, flush=True
+        )
+    result = {
+        "of": options.of,
+        "minus": options.minus,
+        "base": model.fingerprint,
+        "protocol": str(options.protocol),
+        "edits": options.limit,
+        "seed": options.seed,
+        "interval": "95%, bootstrap over edits",
+        "tasks": tasks,
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
