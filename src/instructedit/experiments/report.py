@@ -128,7 +128,8 @@ def _shown(metric: str, value: Mapping[str, float] | None) -> str:
 
 def _by_seed(metric: str, value: Mapping[str, Any]) -> str:
     scale = 1.0 if metric in ABSOLUTE else 100.0
-    return ", ".join(f"{scale * mean:.1f}" for mean in value.get("by_seed", ())) or "–"
+    seeds = value.get("by_seed", ())
+    return ", ".join(f"{scale * mean:.1f}" for mean in seeds) if len(seeds) > 1 else "–"
 
 
 def _overview(experiment: Experiment, summary: Mapping[str, Any], metric: str) -> list[str]:
