@@ -201,17 +201,20 @@ def draw(experiment: Experiment, summary: Mapping[str, Any], path: Path) -> None
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.patches import Patch
 
     labels = list(experiment.editors)
+    metrics = dict.fromkeys(metric for test in experiment.tests for metric in test.metrics if metric not in ABSOLUTE)
+    colours = {metric: f"C{number}" for number, metric in enumerate(metrics)}
     columns = min(4, len(experiment.tests))
     lines = -(-len(experiment.tests) // columns)
-    size = (max(3.2, 0.55 * len(labels) + 1) * columns, 3.1 * lines)
+    size = (max(3.2, 0.55 * len(labels) + 1) * columns, 3.9 * lines)
     figure, panels = pyplot.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained", sharey=True)
     for panel in panels.flat[len(experiment.tests) :]:
         panel.set_visible(False)
     for panel, test in zip(panels.flat, experiment.tests, strict=False):
-        shown = [metric for metric in test.metrics if metric not in ABSOLUTE]
         rows = {row["editor"]: row["metrics"] for row in summary["rows"] if row["test"] == test.name}
+        shown = [m for m in test.metrics if m in colours and any(m in row for row in rows.values())]
         for number, metric in enumerate(shown):
             found = [
                 (place, rows[label][metric]) for place, label in enumerate(labels) if metric in rows.get(label, {})
@@ -222,11 +225,12 @@ def draw(experiment: Experiment, summary: Mapping[str, Any], path: Path) -> None
                 [100 * (value["mean"] - value["low"]) for _, value in found],
                 [100 * (value["high"] - value["mean"]) for _, value in found],
             ]
-            panel.bar(x, y, 0.8 / len(shown), yerr=spread, label=metric, error_kw={"elinewidth": 0.8})
+            panel.bar(x, y, 0.8 / len(shown), yerr=spread, color=colours[metric], error_kw={"elinewidth": 0.8})
         panel.set_title(test.name, fontsize=9)
         panel.set_xticks(range(len(labels)), labels, rotation=60, ha="right", fontsize=7)
-        panel.set_ylim(0, 100)
+        panel.set_ylim(0, 104)  # a bar of 100 has its interval's end below the frame
         panel.grid(axis="y", alpha=0.3)
-    panels.flat[0].legend(fontsize=7)
+    handles = [Patch(color=colour, label=metric) for metric, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=8)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
