@@ -1,7 +1,8 @@
-"""The speed benchmark's sweeps as figures: cost against batch size, prompt length, edited blocks and edits at a time.
+"""Figures of the benchmarks; of speed: cost against batch size, prompt length, edited blocks and edits at a time.
 
     python benchmarks/figures.py docs/results/speed-gpt2-cpu.json --out docs/results
     python benchmarks/figures.py docs/results/curves-gpt2-cpu.json --out docs/results     (loss against edits)
+    python benchmarks/figures.py docs/results/matched.json --out docs/results             (what is reached against kept)
 
 Needs matplotlib.
 """
@@ -63,15 +64,34 @@ def draw_curves(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def draw_matched(result: dict[str, Any], path: Path) -> None:
+    """Generalization against Locality as edits grow, a panel a task; the trained size is the large point."""
+    tasks = result["tasks"]
+    figure, panels = pyplot.subplots(1, len(tasks), figsize=(3 * len(tasks), 3), layout="constrained", sharey=True)
+    for panel, (task, found) in zip(panels, tasks.items(), strict=True):
+        for name, curve in zip(("of", "minus"), found["curves"], strict=True):
+            x, y = ([100 * scores[metric] for scores in curve.values()] for metric in ("locality", "generalization"))
+            sizes = [60 if float(factor) == 1.0 else 14 for factor in curve]
+            (line,) = panel.plot(x, y, alpha=0.6, label=" ".join(result[name]))
+            panel.scatter(x, y, s=sizes, color=line.get_color())
+        panel.set_title(task, fontsize=10)
+        panel.set_xlabel("Locality, %")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("Generalization, %")
+    panels[0].legend(fontsize=8, loc="lower left")
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
-    """Draw the figure of a result of speed.py or curves.py."""
+    """Draw the figure of a result of speed.py, curves.py or matched.py."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("result", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="folder for the picture")
     options = parser.parse_args()
     path = options.out / f"{options.result.stem}.png"
     result = json.loads(options.result.read_text(encoding="utf-8"))
-    (draw if "sweeps" in result else draw_curves)(result, path)
+    kind = draw if "sweeps" in result else draw_matched if "tasks" in result else draw_curves
+    kind(result, path)
     print(path)
 
 
