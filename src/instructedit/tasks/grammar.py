@@ -66,7 +66,7 @@ def scope_grammar() -> Grammar:
     """The shipped grammar of the scopes."""
     raw = read_yaml("instructions/scope_grammar.yaml")
     texts: dict[str, list[str]] = {}
-    for letter in "abcdefgh":
+    for letter in "abcdefghij":
         for scope, found in read_yaml(f"instructions/scope_texts_{letter}.yaml").items():
             texts.setdefault(scope, []).extend(found)
     return Grammar(raw["slots"], raw["scopes"], texts)
