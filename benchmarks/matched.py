@@ -33,6 +33,7 @@ from instructedit.evaluation.demonstration import TEST_FILES
 from instructedit.evaluation.intervals import estimate
 from instructedit.evaluation.protocols import Protocol
 from instructedit.evaluation.runner import evaluate
+from instructedit.files import write_atomically
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord
 from instructedit.tasks.readers import read_records
@@ -40,7 +41,7 @@ from instructedit.tasks.task import fitting, load_task
 
 TASKS = ("counterfact", "recent", "convsent", "zsre")
 METRICS = ("reliability", "generalization", "locality")
-#: Of the trained step size, in the order in which a match is looked for.
+#: Of the trained step size.
 FACTORS = (1.5, 1.25, 1.0, 0.85, 0.7, 0.55, 0.4)
 
 #: An edit's scores by metric.
@@ -157,8 +158,7 @@ def main() -> None:
         "interval": "95%, bootstrap over edits",
         "tasks": tasks,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_atomically(options.out, (json.dumps(result, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from floor import floor
+from speed import train_step
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+from workload import SHAPES, Load, load_model, make_examples
 
 from instructedit.editors.files import create_editor
 from instructedit.editors.gradient import EditorConfig
 from instructedit.training.loop import make_optimizer
 from instructedit.training.recipe import Optimisation
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-from floor import floor
-from speed import train_step
-from workload import SHAPES, Load, load_model, make_examples
 
 
 class Counter(TorchDispatchMode):

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from matched import compared, matched, mean, resized
 
 from instructedit.editors.gradient import EditorConfig
 from instructedit.editors.mend import Mend
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-from matched import compared, matched, mean, resized
 
 
 def scores(*rows: tuple[float, float]) -> dict[str, dict[str, float]]:

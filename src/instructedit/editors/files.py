@@ -35,7 +35,7 @@ FORMAT = "instructedit-editor/1"
 BUNDLED_EDITOR = ASSETS / "editor.safetensors"
 #: Multi-task MEND on the same mixture, for comparison.
 BUNDLED_MEND = "bundled-mend"
-#: More scopes than the bundled editor, at a price on its tasks.
+#: More scopes than the bundled editor, at a price on tasks that no training saw.
 BUNDLED_SCOPES = "bundled-scopes"
 SHIPPED = {
     BUNDLED: BUNDLED_EDITOR,

@@ -121,15 +121,17 @@ def _differences(first: Cells, second: Cells, metric: str) -> list[float]:
 def _shown(metric: str, value: Mapping[str, float] | None) -> str:
     if value is None:
         return "–"
-    scale = 1.0 if metric in ABSOLUTE else 100.0
-    mean, low, high = (f"{scale * value[key]:.1f}" for key in ("mean", "low", "high"))
+    mean, low, high = (_scaled(metric, value[key]) for key in ("mean", "low", "high"))
     return f"{mean} ({low} to {high})"
 
 
 def _by_seed(metric: str, value: Mapping[str, Any]) -> str:
-    scale = 1.0 if metric in ABSOLUTE else 100.0
     seeds = value.get("by_seed", ())
-    return ", ".join(f"{scale * mean:.1f}" for mean in seeds) if len(seeds) > 1 else "–"
+    return ", ".join(_scaled(metric, mean) for mean in seeds) if len(seeds) > 1 else "–"
+
+
+def _scaled(metric: str, value: float) -> str:
+    return f"{value if metric in ABSOLUTE else 100.0 * value:.1f}"
 
 
 def _overview(experiment: Experiment, summary: Mapping[str, Any], metric: str) -> list[str]:

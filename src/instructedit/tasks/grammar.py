@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from instructedit.assets import read_yaml
+from instructedit.assets import ASSETS, read_yaml
 from instructedit.errors import DataError
 
 _SLOT = re.compile(r"\{([A-Za-z_0-9]+)\}")
@@ -66,8 +66,8 @@ def scope_grammar() -> Grammar:
     """The shipped grammar of the scopes."""
     raw = read_yaml("instructions/scope_grammar.yaml")
     texts: dict[str, list[str]] = {}
-    for letter in "abcdefghij":
-        for scope, found in read_yaml(f"instructions/scope_texts_{letter}.yaml").items():
+    for file in sorted((ASSETS / "instructions").glob("scope_texts_*.yaml")):
+        for scope, found in read_yaml(f"instructions/{file.name}").items():
             texts.setdefault(scope, []).extend(found)
     return Grammar(raw["slots"], raw["scopes"], texts)
 
