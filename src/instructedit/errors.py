@@ -5,7 +5,8 @@
     ├── RecipeError             a recipe has mistakes; all of them are listed at once
     ├── ModelError              a base model cannot be loaded, or its structure is not supported
     ├── DeltaError              a delta does not belong to this base model, or its file is damaged
-    └── EditorError             an editor cannot edit: no gradient, NaN, wrong shapes, not trained
+    ├── EditorError             an editor cannot edit: no gradient, NaN, wrong shapes, not trained
+    └── CheckpointError         a run cannot go on: its checkpoint is damaged, or is another recipe's
 
 Each message says what was wrong, where, and what to do about it. The command line prints the message alone
 and exits with code 2.
@@ -64,6 +65,10 @@ class DeltaError(InstructEditError):
 
 class EditorError(InstructEditError):
     """An editor cannot produce an edit."""
+
+
+class CheckpointError(InstructEditError):
+    """A run's checkpoint cannot be gone on from."""
 
 
 def mistakes_of(error: ValidationError) -> list[str]:

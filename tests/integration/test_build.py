@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from instructedit.errors import RecipeError
-from instructedit.models.build.build import build_base, load_build_recipe
+from instructedit.models.build.build import CHECKPOINT, build_base, load_build_recipe, recall_by_relation
 from instructedit.models.build.corpus import NOTHING_LEFT, Corpus, Document, exclusions, retold
 from instructedit.models.build.pretrain import BaseModelRecipe, Rows, train_tokenizer
 from instructedit.models.language_model import load_language_model
 from instructedit.records import EditRecord
-from instructedit.tasks.facts import Fact
+from instructedit.tasks.facts import Fact, read_facts
 
 FACTS = [Fact("own", "mayor", f"Town{index}", ("Lena", "Otto", "Mira")[index % 3]) for index in range(60)]
 SHAPE = {"vocabulary": 400, "blocks": 2, "width": 32, "heads": 2, "positions": 64, "batch_tokens": 512}
@@ -110,3 +111,40 @@ def test_building_on_keeps_the_tokenizer_and_the_card_of_what_was_before(
         build_base(
             load_build_recipe(build(1, start_from=str(tmp_path / "one"), model={"width": 64})), tmp_path, tmp_path / "x"
         )
+
+
+def test_a_stopped_build_goes_on_as_if_it_had_not_been(
+    build: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("instructedit.models.build.build.read_facts", lambda path: FACTS)
+    recipe = load_build_recipe(build(3, model={"exclusions": 0.5, "retold": 0.5}))
+    whole = build_base(recipe, tmp_path, tmp_path / "whole")
+    steps: list[int] = []
+
+    def interrupt(step: int, of: int, loss: float) -> None:
+        steps.append(step)
+        if step == 2 * of // 3 + 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_base(recipe, tmp_path, tmp_path / "stopped", interrupt)
+    assert (tmp_path / "stopped" / CHECKPOINT).is_file()
+    steps.clear()
+    stopped = build_base(recipe, tmp_path, tmp_path / "stopped", lambda step, of, loss: steps.append(step))
+    assert steps[0] > 0
+    assert [entry["loss"] for entry in stopped["history"]] == [entry["loss"] for entry in whole["history"]]
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not (tmp_path / "stopped" / CHECKPOINT).exists()
+
+
+def test_recall_is_told_by_relation() -> None:
+    base = load_language_model("bundled")
+    true = [fact for fact in read_facts() if fact.relation == "P17"][:300]
+    false = [Fact("own", "P36", fact.subject, "Nowhere") for fact in true[:20]]
+    table = recall_by_relation(base.model, base.tokenizer, false + true)
+    assert list(table) == ["P17", "P36"]
+    assert (table["P17"]["facts"], table["P17"]["asked"], table["P36"]["asked"]) == (300, 200, 20)
+    assert min(table["P17"]["statement"], table["P17"]["question"]) > 0.8
+    assert max(table["P36"]["statement"], table["P36"]["question"]) == 0

@@ -18,17 +18,17 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.nn import functional
 
+from instructedit.checkpoints import load_checkpoint
 from instructedit.editors.files import load_editor
 from instructedit.editors.gradient import EditorConfig
 from instructedit.editors.mend import Mend
-from instructedit.errors import DataError, EditorError
+from instructedit.errors import CheckpointError, DataError, EditorError
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.models.text import pad
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
 from instructedit.tasks.pool import RecordPool
 from instructedit.tasks.task import load_task
 from instructedit.training import loop
-from instructedit.training.checkpoints import load_checkpoint
 from instructedit.training.loop import CHECKPOINT, EDITOR, LOG, Report, read_sources, schedule, train
 from instructedit.training.mixture import Example, Source, Wanted, draw, example, shares, split_validation
 from instructedit.training.objective import descend, measure
@@ -145,7 +145,7 @@ def test_run_that_stopped_early_is_not_trained_again(gpt2: LanguageModel, data: 
 def test_checkpoint_of_another_recipe_is_refused(gpt2: LanguageModel, data: Path) -> None:
     train(recipe(), gpt2, data / "out", data)
     before = (data / "out" / CHECKPOINT).read_bytes()
-    with pytest.raises(EditorError, match="was written under another recipe"):
+    with pytest.raises(CheckpointError, match="was written under another recipe"):
         train(recipe(learning_rate=1e-4), gpt2, data / "out", data)
     assert (data / "out" / CHECKPOINT).read_bytes() == before
 
@@ -154,8 +154,8 @@ def test_damaged_checkpoint_is_refused(gpt2: LanguageModel, data: Path) -> None:
     editor = train(recipe(), gpt2, data / "out", data)
     path = data / "out" / CHECKPOINT
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(EditorError, match="cannot be read as a checkpoint"):
-        load_checkpoint(path, editor, torch.optim.Adam(editor.parameters()), {})
+    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
+        load_checkpoint(path, editor, [torch.optim.Adam(editor.parameters())], {})
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils.dataclasses import DistributedDataParallelKwargs
 from accelerate.utils.operations import gather_object
 
+from instructedit.checkpoints import load_checkpoint, save_checkpoint
 from instructedit.data import data_file, find_data
 from instructedit.editors.files import create_editor, load_editor, save_editor
 from instructedit.editors.gradient import GradientEditor
@@ -31,7 +32,6 @@ from instructedit.records import EditRecord
 from instructedit.tasks.pool import RecordPool
 from instructedit.tasks.readers import read_records
 from instructedit.tasks.task import fitting, load_task
-from instructedit.training.checkpoints import Progress, load_checkpoint, save_checkpoint
 from instructedit.training.mixture import Source, draw, shares, split_validation
 from instructedit.training.objective import Losses, descend, measure
 from instructedit.training.recipe import Optimisation, Recipe
@@ -42,6 +42,15 @@ logger = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.safetensors"
 LOG = "log.jsonl"
 EDITOR = "editor.safetensors"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: steps done, and the best validation so far."""
+
+    step: int
+    best_loss: float
+    best_step: int
 
 
 @dataclass(frozen=True)
@@ -249,7 +258,7 @@ class _Run:
     def _first_progress(self) -> Progress:
         if self.resumes:
             settings = self.recipe.model_dump(mode="json", exclude={"trunk_memory"})
-            progress = load_checkpoint(self.checkpoint, self.editor, self.optimizer, settings)
+            progress = Progress(**load_checkpoint(self.checkpoint, self.editor, [self.optimizer], settings))
             self.log.cut_after(progress.step)
             logger.info("resuming %s at step %d", self.out, progress.step)
             return progress
@@ -317,7 +326,7 @@ class _Run:
         if not self.accelerator.is_main_process:
             return
         settings = self.recipe.model_dump(mode="json", exclude={"trunk_memory"})
-        save_checkpoint(self.checkpoint, self.editor, self.optimizer, progress, settings)
+        save_checkpoint(self.checkpoint, self.editor, [self.optimizer], asdict(progress), settings)
 
 
 def _first_editor(recipe: Recipe, language_model: LanguageModel) -> GradientEditor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ from instructedit.tasks.task import shipped_tasks
 
 logger = logging.getLogger(__name__)
 
+CHECKPOINT = "checkpoint.safetensors"
 RECALL_SAMPLE = 2000
+RELATION_SAMPLE = 200
 OWN_EDITS = 150
 SCOPE_SUBJECTS = 1500
 SCOPE_TRAINING = 3000
@@ -129,6 +132,28 @@ def recall_samples(corpus: Corpus, seed: int = 5) -> dict[str, list[Document]]:
     }
 
 
+def recall_by_relation(
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, facts: Sequence[Fact], seed: int = 5
+) -> dict[str, dict[str, float]]:
+    """What the model knows of each relation, as statements and as questions; relations in order of their facts."""
+    relations: dict[str, list[Fact]] = defaultdict(list)
+    for fact in facts:
+        relations[fact.relation].append(fact)
+    rng = random.Random(seed)
+    table: dict[str, dict[str, float]] = {}
+    for relation, known in sorted(relations.items(), key=lambda entry: (-len(entry[1]), entry[0])):
+        asked = rng.sample(known, min(RELATION_SAMPLE, len(known)))
+        statements = [Document(rng.choice(fact.statements()), fact.object) for fact in asked]
+        questions = [Document(rng.choice(fact.questions()), fact.object) for fact in asked]
+        table[relation] = {
+            "facts": len(known),
+            "asked": len(asked),
+            "statement": round(recall(model, tokenizer, statements), 4),
+            "question": round(recall(model, tokenizer, questions), 4),
+        }
+    return table
+
+
 def unmet(tests: Sequence[EditRecord], training: Sequence[EditRecord]) -> list[EditRecord]:
     """The test records without what training asks in the same words; a record whose own prompt it asks goes whole."""
     asked = {probe.prompt for record in training for probe in record.probes}
@@ -214,8 +239,10 @@ def build_base(
 ) -> dict[str, Any]:
     """Build a base model into ``out``: config, bf16 safetensors, tokenizer, ``facts.tsv.gz`` and ``card.json``.
 
+    A build that was stopped goes on after its last whole pass.
+
     Returns:
-        The card: recipe, sizes and recall by kind of query.
+        The card: recipe, sizes, and recall by kind of query and by relation.
 
     Raises:
         DataError: the recipe names data files, but there is no data folder.
@@ -231,18 +258,17 @@ def build_base(
         instruction_prefixes(),
     )
     samples = recall_samples(corpus)
-    history: list[dict[str, float]] = []
     out.mkdir(parents=True, exist_ok=True)
 
-    def measure(epoch: int, model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    def measure(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
         model.eval()
         found = {name: round(recall(model, tokenizer, documents), 4) for name, documents in samples.items()}
         model.train()
-        history.append({"epoch": epoch + 1, **found})
-        logger.warning("epoch %d: recall %s", epoch + 1, found)
+        return found
 
     start = None if recipe.start_from is None else _load_start(recipe)
-    model, tokenizer = pretrain(corpus, recipe.model, start, on_step, measure)
+    checkpoint = out / CHECKPOINT
+    model, tokenizer, history = pretrain(corpus, recipe.model, start, checkpoint, on_step, measure)
     torch.nn.Module.to(model, torch.bfloat16)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -254,10 +280,12 @@ def build_base(
         "recipe": recipe.model_dump(mode="json"),
         "parameters": sum(p.numel() for p in model.parameters()),
         "facts": len(facts),
-        "recall": {name: round(recall(model, tokenizer, documents), 4) for name, documents in samples.items()},
+        "recall": measure(model, tokenizer),
         "recall_sample": RECALL_SAMPLE,
+        "recall_by_relation": recall_by_relation(model, tokenizer, facts),
         "history": history,
         "before": _card_of(recipe.start_from),
     }
     write_atomically(out / "card.json", (json.dumps(card, indent=2) + "\n").encode())
+    checkpoint.unlink()
     return card

@@ -12,6 +12,8 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from instructedit.checkpoints import load_checkpoint, save_checkpoint
 from instructedit.models.build.corpus import Corpus, Document
 from instructedit.models.text import TextEncoder, closed, join, pad
 
@@ -169,12 +172,23 @@ def pretrain(
     corpus: Corpus,
     recipe: BaseModelRecipe,
     start: tuple[GPT2LMHeadModel, PreTrainedTokenizerFast] | None = None,
+    checkpoint: Path | None = None,
     on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
-    on_epoch: Callable[[int, GPT2LMHeadModel, PreTrainedTokenizerFast], None] = lambda epoch, model, tokenizer: None,
-) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
-    """Train a base model, from scratch or on from ``start``; returns it with its tokenizer.
+    measure: Callable[[GPT2LMHeadModel, PreTrainedTokenizerFast], dict[str, float]] = lambda model, tokenizer: {},
+) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast, list[dict[str, float]]]:
+    """Train a base model, from scratch or on from ``start``.
 
-    ``on_step(step, steps, loss)`` and ``on_epoch(epoch, model, tokenizer)`` are called for progress.
+    Args:
+        checkpoint: where the state is kept after every pass; if it stands there, training goes on from it.
+        on_step: called with the step, all steps and the loss.
+        measure: called after every pass.
+
+    Returns:
+        The model, its tokenizer, and what was measured after each pass.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or another recipe's.
+        FloatingPointError: the loss is not finite.
     """
 
     def drawn(epoch: int) -> list[Document]:
@@ -187,9 +201,12 @@ def pretrain(
     model.train().requires_grad_(True)
     steps = recipe.epochs * sum(1 for _ in rows.batches(first, 0))
     opts = optimizers(model, recipe)
-    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda s: rate(s, steps, recipe)) for o in opts]
-    step, began = 0, time.monotonic()
-    for epoch in range(recipe.epochs):
+    settings = recipe.model_dump(mode="json")
+    progress: dict[str, Any] = {"epochs": 0, "steps": 0, "history": []}
+    if checkpoint is not None and checkpoint.is_file():
+        progress = load_checkpoint(checkpoint, model, opts, settings)
+    step, history, began = progress["steps"], progress["history"], time.monotonic()
+    for epoch in range(progress["epochs"], recipe.epochs):
         for ids, labels, positions in rows.batches(drawn(epoch), recipe.seed + epoch):
             if step == steps:
                 break  # an epoch is drawn at random; the count of its batches varies by a few
@@ -197,17 +214,23 @@ def pretrain(
                 loss = answer_loss(model, ids, labels, positions)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer, schedule in zip(opts, schedules, strict=True):
+            for optimizer in opts:
+                for group in optimizer.param_groups:
+                    group["lr"] = optimizer.defaults["lr"] * rate(step, steps, recipe)
                 optimizer.step()
-                schedule.step()
                 optimizer.zero_grad(set_to_none=True)
             if not math.isfinite(loss.item()):
                 raise FloatingPointError(f"base model training: loss {loss.item()} at step {step}")
             on_step(step, steps, loss.item())
             step += 1
-        logger.info("epoch %d: loss %.3f, %.0f s", epoch, loss.item(), time.monotonic() - began)
-        on_epoch(epoch, model, tokenizer)
-    return model.eval(), tokenizer
+        found = measure(model, tokenizer)
+        minutes = round((time.monotonic() - began) / 60, 1)
+        history.append({"epoch": epoch + 1, "loss": round(loss.item(), 4), "minutes": minutes, **found})
+        logger.warning("pass %d: %s", epoch + 1, history[-1])
+        if checkpoint is not None:
+            progress = {"epochs": epoch + 1, "steps": step, "history": history}
+            save_checkpoint(checkpoint, model, opts, progress, settings)
+    return model.eval(), tokenizer, history
 
 
 @torch.no_grad()
