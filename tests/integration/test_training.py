@@ -457,9 +457,10 @@ def test_a_subject_under_another_spelling_is_no_neighbour() -> None:
     assert pool.neighbours(pool.records[0], 2, random.Random(0)) == []
 
 
+@pytest.mark.parametrize("worst", [0.0, 0.4])
 @pytest.mark.parametrize("first", [1.0, 3.0])
 @pytest.mark.parametrize("average", ["prompt", "token"])
-def test_objective_is_the_sum_over_single_rows(gpt2: LanguageModel, average: str, first: float) -> None:
+def test_objective_is_the_sum_over_single_rows(gpt2: LanguageModel, average: str, first: float, worst: float) -> None:
     """A plain computation, one row and one edit at a time, gives the same loss and gradient."""
     editor = Mend.create(EditorConfig(name="mend", blocks=2, rank=4, step_size=1.0), gpt2).eval()
     weights = {"locality_weight": 0.7, "edit_weight": 1.3, "first_token_weight": first}
@@ -474,6 +475,7 @@ def test_objective_is_the_sum_over_single_rows(gpt2: LanguageModel, average: str
             rise=(Wanted("Lena was born in", "Oston", 1.0), Wanted("The birthplace of Lena is", "Oston", 0.5)),
             fall=(Wanted("Lena was born in", "some other place", 0.1), Wanted("Lena was born in", "Oston", 0.3)),
             stay=(("Otto was born in", "Maravel"), ("Why", "not, after all?")),
+            worst_token=worst,
         ),
         Example(
             "b",
@@ -482,6 +484,7 @@ def test_objective_is_the_sum_over_single_rows(gpt2: LanguageModel, average: str
             rise=(Wanted("Otto likes", "old garden gnomes", 1.0),),
             fall=(),
             stay=(("The sky is", "blue"),),
+            worst_token=worst,
         ),
     ]
     made, deltas = (editor(gpt2, [item.request for item in examples], [None, None]) for _ in range(2))
@@ -503,7 +506,7 @@ def test_objective_is_the_sum_over_single_rows(gpt2: LanguageModel, average: str
         for want in item.rise:
             losses = functional.cross_entropy(*logits(edit, want.prompt, want.answer), reduction="none")
             counts = torch.tensor([first] + [1.0] * (len(losses) - 1))
-            rise.append((want.weight, (losses * counts).sum() / counts.sum()))
+            rise.append((want.weight, (1 - worst) * (losses * counts).sum() / counts.sum() + worst * losses.max()))
         loss = sum(weight * value for weight, value in rise) / sum(weight for weight, _ in rise)
         for want in item.fall:
             after, labels = logits(edit, want.prompt, want.answer)
@@ -520,11 +523,12 @@ def test_objective_is_the_sum_over_single_rows(gpt2: LanguageModel, average: str
 
         def mean(row: torch.Tensor) -> torch.Tensor:
             counts = torch.tensor([first_kept] + [1.0] * (len(row) - 1))
-            return (row * counts).sum() / counts.sum()
+            return (1 - worst) * (row * counts).sum() / counts.sum() + worst * row.max()
 
         locality = torch.stack([torch.stack([mean(row) for row in rows]).mean() for rows in divergences]).mean()
     else:
-        locality = torch.cat([row for rows in divergences for row in rows]).mean()
+        rows = [(1 - worst) * row + worst * row.max() for rows in divergences for row in rows]
+        locality = torch.cat(rows).mean()
     expected = 1.3 * torch.stack(edit_losses).mean() + 0.7 * locality
     assert found.total == pytest.approx(expected.item(), rel=1e-4)
     assert max(likely) > 0.2

@@ -91,10 +91,15 @@ def read_sources(recipe: Recipe, data: Path) -> tuple[list[Source], list[Source]
             train[mix.task] = drawn.sample(train[mix.task], mix.records)
     return (
         [
-            Source(tasks[mix.task], RecordPool(train[mix.task]), mix.weight, mix.locality, mix.recombine)
+            Source(
+                tasks[mix.task], RecordPool(train[mix.task]), mix.weight, mix.locality, mix.recombine, mix.worst_token
+            )
             for mix in recipe.tasks
         ],
-        [Source(tasks[mix.task], RecordPool(validation[mix.task]), mix.weight, mix.locality) for mix in recipe.tasks],
+        [
+            Source(tasks[mix.task], RecordPool(validation[mix.task]), mix.weight, mix.locality, 0.0, mix.worst_token)
+            for mix in recipe.tasks
+        ],
     )
 
 

@@ -38,6 +38,7 @@ class Example:
         rise, fall: continuations that are to become more, or less, likely.
         stay: (prompt, answer) pairs whose predictions are to stay.
         locality: multiplies c_loc for this edit.
+        worst_token: share of each answer's loss that stands on its worst token.
     """
 
     task: str
@@ -47,6 +48,7 @@ class Example:
     fall: tuple[Wanted, ...]
     stay: tuple[tuple[str, str], ...]
     locality: float = 1.0
+    worst_token: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Source:
     weight: float = 1.0
     locality: float = 1.0
     recombine: float = 0.0
+    worst_token: float = 0.0
 
     @cached_property
     def recombination(self) -> Recombination:
@@ -150,7 +153,9 @@ def example(source: Source, record: EditRecord, objective: Objective, wordings: 
     missing = objective.stay_probes - len(stay)
     if missing > 0 and ProbeKind.UNRELATED in task.stay:
         stay += [(probe.prompt, probe.answers[0]) for probe in source.pool.unrelated(record, missing, rng)]
-    return Example(task.name, request, instruction, tuple(rise), tuple(fall), tuple(stay), source.locality)
+    return Example(
+        task.name, request, instruction, tuple(rise), tuple(fall), tuple(stay), source.locality, source.worst_token
+    )
 
 
 def _another_reply(record: EditRecord, rng: random.Random) -> EditRequest:

@@ -5,14 +5,14 @@
 L_edit is the mean over edits of the weighted cross-entropy of the wanted continuations under each edit's own
 delta, plus the unlikelihood -log(1 - p) of unwanted ones; L_loc is KL(before || after) on the probes that must stay.
 
-How much every predicted token counts is known before anything is computed, so the queries go through the model
-group by group, and each group's backward pass follows its forward at once: only one group's activations are
-held. The gradients meet at the deltas and pass the hypernetwork together, once.
+How much every answer counts is known before anything is computed, so the queries go through the model group by
+group, and each group's backward pass follows its forward at once: only one group's activations are held. The
+gradients meet at the deltas and pass the hypernetwork together, once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -120,12 +120,14 @@ class _Row:
     Attributes:
         shares: what each of its labels counts in the edit's own loss.
         factor: times that, what it counts in L.
+        worst: how much of all that goes to the label that is lost most.
     """
 
     query: Encoded
     edit: int
     shares: tuple[float, ...]
     factor: float
+    worst: float
 
 
 def _rows(
@@ -146,7 +148,9 @@ def _rows(
         labels = len(query.ids) - query.target_start
         weights = [first, *[1.0] * (labels - 1)]
         shares = tuple(weight * value / sum(weights) for value in weights)
-        rows[loss].append(_Row(query, edit, shares, factor))
+        # An answer is gone as soon as any of its tokens is.
+        worst = 0.0 if loss is _unlikelihood else examples[edit].worst_token
+        rows[loss].append(_Row(query, edit, shares, factor, worst))
 
     stays = [[pair(*query) for query in example.stay] for example in examples]
     kept_labels = float(sum(len(query.ids) - query.target_start for queries in stays for query in queries))
@@ -191,13 +195,14 @@ def _losses(
     }
     for loss, rows in _rows(editor, language_model, examples, objective, mean_over_processes).items():
         for group in by_length(rows):
-            losses, edits = _label_losses(split, language_model, deltas, group, loss)
-            shares = torch.tensor([share for row in group for share in row.shares], device=device)
+            losses = _label_losses(split, language_model, deltas, group, loss)
+            shares = _shares(group, losses.detach())
             factors = torch.tensor([row.factor for row in group for _ in row.shares], device=device)
             part = (losses * shares * factors).sum()
             if part.requires_grad:
                 (scale * part).backward()
             total += part.detach()
+            edits = torch.tensor([row.edit for row in group for _ in row.shares], device=device)
             own[loss].index_add_(0, edits, losses.detach() * shares)
     edit = own[_cross_entropy] + own[_unlikelihood]
     return Losses(
@@ -214,8 +219,8 @@ def _label_losses(
     deltas: DeltaBatch,
     group: Sequence[_Row],
     loss: _LabelLoss,
-) -> tuple[Tensor, Tensor]:
-    """(labels,) the loss at every label of a group of queries, and the edit that it belongs to."""
+) -> Tensor:
+    """(labels,) the loss at every label of a group of queries."""
     device = language_model.device
     batch = pad([row.query for row in group], language_model.text.pad_id).to(device)
     edits = torch.tensor([row.edit for row in group], device=device)
@@ -227,7 +232,22 @@ def _label_losses(
     def unedited(state: TrunkState = state) -> Tensor:
         return split.top(state).float()
 
-    return loss(logits, batch.labels, unedited), edits[batch.rows]
+    return loss(logits, batch.labels, unedited)
+
+
+def _shares(group: Sequence[_Row], losses: Tensor) -> Tensor:
+    """(labels,) what each label counts: its own share, of which a part moves to its answer's worst label."""
+
+    def of_labels(values: Iterable[float]) -> Tensor:
+        return torch.tensor(list(values), device=losses.device)
+
+    shares = of_labels(share for row in group for share in row.shares)
+    moved = of_labels(row.worst for row in group for _ in row.shares)
+    rows = torch.tensor([index for index, row in enumerate(group) for _ in row.shares], device=losses.device)
+    none = torch.zeros(len(group), device=losses.device)
+    worst = (losses == none.scatter_reduce(0, rows, losses, "amax", include_self=False)[rows]).float()
+    whole, alike = none.index_add(0, rows, shares), none.index_add(0, rows, worst)
+    return (1 - moved) * shares + moved * worst * (whole / alike)[rows]
 
 
 def by_length(rows: Sequence[_Row], waste: float = 0.25) -> Iterator[list[_Row]]:

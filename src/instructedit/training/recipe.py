@@ -24,6 +24,8 @@ class TaskMix(_Strict):
         files: training files, relative to the data folder.
         weight: multiplies the task's share of the mixture.
         locality: multiplies c_loc for the task's edits.
+        worst_token: share of an answer's loss that stands on its worst token: a text generated freely is right only if
+            every token is.
         recombine: share of the edits whose target, or sentence and target, come from other records.
         records: only that many of the records are trained on, drawn at random; None takes all.
     """
@@ -32,6 +34,7 @@ class TaskMix(_Strict):
     files: tuple[str, ...] = Field(min_length=1)
     weight: float = Field(1.0, gt=0)
     locality: float = Field(1.0, ge=0)
+    worst_token: float = Field(0.0, ge=0, le=1)
     recombine: float = Field(0.0, ge=0, le=1)
     records: int | None = Field(None, ge=1)
 
