@@ -53,6 +53,7 @@ VALIDATION_RUNS: tuple[tuple[str, str, Protocol, Control, str | None], ...] = (
     *((task, "", Protocol.PLAIN, Control.UNSEEN, None) for task in TEST_FILES if task != "zsre"),
     *((task, "", Protocol.PLAIN, Control.SWAPPED_SCOPE, None) for task in ("this-fact", "rename")),
     *((task, "", Protocol.PLAIN, Control.UNSEEN, "validation") for task in ("this-fact", "rename")),
+    *((task, "", Protocol.GENERATION, Control.UNSEEN, None) for task in ("counterfact", "recent")),
 )
 
 
