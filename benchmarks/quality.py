@@ -1,6 +1,6 @@
 """The figures of the README: an editor on the real test files, under its own and under wrong instructions.
 
-    python benchmarks/quality.py --out docs/results/bundled.json
+    python benchmarks/quality.py --limit 120 --out docs/results/bundled.json
     python benchmarks/quality.py --validation recipes/ours.yaml --editor build/A/editor.safetensors --out a.json
 
 Needs the public data sets (INSTRUCTEDIT_DATA). Every row is one call of ``evaluate``; the JSON holds them whole.

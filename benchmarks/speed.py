@@ -13,7 +13,6 @@ import gc
 import json
 import platform
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -39,6 +38,7 @@ from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRecord, Probe, ProbeKind
 from instructedit.tasks.task import load_task
 from instructedit.training.loop import make_optimizer
+from instructedit.training.memory import peak_bytes
 from instructedit.training.mixture import Example
 from instructedit.training.objective import descend
 from instructedit.training.recipe import Objective, Optimisation
@@ -95,7 +95,7 @@ def _peak(job: Job) -> int:
     """Bytes: of the device's memory, or of the whole process on a CPU."""
     if job.device.startswith("cuda"):
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_bytes()
 
 
 @contextmanager

@@ -1,11 +1,11 @@
 """Numbers for the direct methods, chosen on edits held out of training files; the test files are not read.
 
-    python benchmarks/tune.py --out recipes/experiments/baselines --log docs/results/tuning.jsonl
+    python benchmarks/tune.py --trials 10 --edits 30 --log docs/results/tuning.jsonl --out recipes/experiments/baselines
 
 Every method gets the same number of trials, drawn at random (the same seed, the same draws) from the grid below; the
 published numbers are always the first trial. A trial's score is the harmonic mean of Reliability, Generalization and
 Locality, averaged over tasks: an editor that gives up one of the three scores nothing. A trial in the log is not run
-again with the same base model and as many edits.
+again with the same base model, recipe and number of edits.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def main() -> None:
     model = load_language_model(options.base)
     _, validation = read_sources(load_recipe(options.recipe), find_data())
     edits = {s.task.name: s.pool.records[: options.edits] for s in validation if s.task.name in TASKS}
-    asked = {"base": model.fingerprint, "edits": options.edits}
+    asked = {"base": model.fingerprint, "edits": options.edits, "recipe": options.recipe.name}
     done: list[dict[str, Any]] = []
     if options.log.is_file():
         done = [json.loads(line) for line in options.log.read_text(encoding="utf-8").splitlines()]

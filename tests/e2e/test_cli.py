@@ -127,6 +127,20 @@ def test_edit_without_a_task_says_which_it_took(place: Workplace) -> None:
     assert "chosen" not in free.err
 
 
+def test_one_instruction_for_many_requests(place: Workplace) -> None:
+    lines = [
+        {"prompt": PROMPT, "target": TARGET},
+        {"prompt": OTHER, "target": TARGET, "instruction": "This one alone."},
+    ]
+    path = place.folder / "many.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    found = run(
+        "edit", "--requests", path, "--instruction", "Wherever it occurs.", "--model", place.model,
+        "--editor", place.editor, "--json", "-", cwd=place.folder,
+    ).json()  # fmt: skip
+    assert [request["instruction"] for request in found["requests"]] == ["Wherever it occurs.", "This one alone."]
+
+
 def optimize(place: Workplace, *more: str | Path) -> tuple[str | Path, ...]:
     return (
         "instructions", "optimize", "--task", "zsre", "--data", "own.jsonl", "--edits", "12", "--candidates", "8",
@@ -242,6 +256,14 @@ def three_mistakes(place: Workplace) -> list[str | Path]:
     return ["train", path, "--base", place.model, "--data", place.folder, "--out", "left"]
 
 
+def ignored(place: Workplace) -> list[str | Path]:
+    return ["edit", "--requests", "own.jsonl", "--subject", "Lena", "--target", TARGET, "--out", "left.safetensors"]
+
+
+def no_editor(place: Workplace) -> list[str | Path]:
+    return ["evaluate", "--task", "rename", "--data", "own.jsonl", "--model", place.model, "--editor", "bundeled"]
+
+
 def no_model(place: Workplace) -> list[str | Path]:
     return ["doctor", "--model", place.folder / "nowhere", "--json", "left.json"]
 
@@ -258,8 +280,18 @@ def no_model(place: Workplace) -> list[str | Path]:
             ["wrong.yaml: 3 mistakes", "optimisation.steps", "optimisation.batch", "colour"],
         ),
         (no_model, "ModelError", ["nowhere", "config.json"]),
+        (ignored, "DataError", ["--target, --subject cannot be given with --requests"]),
+        (no_editor, "EditorError", ["bundeled", "names that are known", "bundled, ", "rome"]),
     ],
-    ids=["truncated JSON", "no target", "delta for another model", "three mistakes", "no model"],
+    ids=[
+        "truncated JSON",
+        "no target",
+        "delta for another model",
+        "three mistakes",
+        "no model",
+        "ignored option",
+        "no editor",
+    ],
 )
 def test_bad_input_is_told_in_one_screen_and_leaves_nothing(
     place: Workplace, arguments: Callable[[Workplace], Sequence[str | Path]], kind: str, told: list[str]

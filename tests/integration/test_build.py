@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from instructedit.errors import RecipeError
+from instructedit.errors import CheckpointError, RecipeError
 from instructedit.models.build.build import CHECKPOINT, build_base, load_build_recipe, recall_by_relation
 from instructedit.models.build.corpus import NOTHING_LEFT, Corpus, Document, exclusions, retold
 from instructedit.models.build.pretrain import BaseModelRecipe, Rows, train_tokenizer
@@ -90,7 +90,7 @@ def build(
     def write(epochs: int = 2, **more: object) -> Path:
         path = tmp_path / "build.yaml"
         model = {**SHAPE, "epochs": epochs, **more.pop("model", {})}  # type: ignore[dict-item]
-        path.write_text(yaml.safe_dump({"model": model, "records": ["own.jsonl"], **more}))
+        path.write_text(yaml.safe_dump({"model": model, "records": ["own.jsonl"]} | more))
         return path
 
     return write
@@ -137,6 +137,22 @@ def test_a_stopped_build_goes_on_as_if_it_had_not_been(
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not (tmp_path / "stopped" / CHECKPOINT).exists()
+    assert build_base(recipe, tmp_path, tmp_path / "stopped", interrupt) == stopped  # what is done is not done again
+
+
+def test_another_recipe_does_not_go_on_from_a_stopped_build(
+    build: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("instructedit.models.build.build.read_facts", lambda path: FACTS)
+
+    def interrupt(step: int, of: int, loss: float) -> None:
+        if step == of - 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_base(load_build_recipe(build()), tmp_path, tmp_path / "out", interrupt)
+    with pytest.raises(CheckpointError, match="another recipe"):
+        build_base(load_build_recipe(build(records=[])), tmp_path, tmp_path / "out")
 
 
 def test_recall_is_told_by_relation() -> None:

@@ -38,7 +38,7 @@ def directions_command(
     model: Model = "bundled",
     dtype: Dtype = "float32",
     device: Device = None,
-    seed: Annotated[int, typer.Option(help="Of the drawn edits and the projections.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the drawn edits and the projections.")] = 0,
 ) -> None:
     """Editing directions of several editors: are tasks apart, and does the instruction move them?
 

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from instructedit.cli.console import emit_json, out, progress, quiet_libraries
-from instructedit.cli.options import EditorFile, Model
+from instructedit.cli.options import Model, TrainedEditor
 
 if TYPE_CHECKING:
     from instructedit.editors.gradient import GradientEditor
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 def demo(
     edits: Annotated[int, typer.Option(min=1, help="Test edits a task in the table.")] = 100,
-    seed: Annotated[int, typer.Option(help="Of the drawn test edits.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the drawn test edits.")] = 0,
     model: Model = "bundled",
-    editor: EditorFile = "bundled",
+    editor: TrainedEditor = "bundled",
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
     """Edit the bundled model and see what changes: in words, then measured on six tasks.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,7 +35,11 @@ def edit(
     bank: BankFile = None,
     label: Annotated[str | None, typer.Option(help="ConvSent: positive or negative.")] = None,
     requests: Annotated[
-        Path | None, typer.Option(help="Many edits at once: a JSON Lines file with prompt, target, [subject, …].")
+        Path | None,
+        typer.Option(
+            help="Many edits at once: a JSON Lines file with prompt, target, [subject, …]. "
+            "--instruction is for all that bring none."
+        ),
     ] = None,
     apply: Annotated[
         list[Path] | None, typer.Option(help="Apply this delta instead of making one; may be given several times.")
@@ -69,9 +74,18 @@ def edit(
     making = requests is not None or prompt is not None or target is not None
     if bool(apply) == making:
         raise DataError("give either an edit (--prompt and --target, or --requests) or --apply with a delta file")
+    one = {"--prompt": prompt, "--target": target, "--subject": subject, "--label": label}
+    if apply:
+        _refuse("--apply", one | {"--task": task, "--instruction": instruction, "--bank": bank})
     wanted: list[EditRequest] = []
     if requests is not None:
-        wanted = read_requests(requests)
+        _refuse("--requests; its lines say it", one)
+        wanted = [
+            request
+            if request.instruction or not instruction
+            else request.model_copy(update={"instruction": instruction})
+            for request in read_requests(requests)
+        ]
     elif making:
         if not (prompt and prompt.strip() and target and target.strip()):
             raise DataError("an edit needs both --prompt and --target")
@@ -128,6 +142,13 @@ def edit(
         out.print(f"compressed to rank {rank}: relative error {delta.metadata.compression_error:.4f}")
     if out_file is not None:
         err.print(f"written to {out_file}")
+
+
+def _refuse(with_what: str, options: Mapping[str, object]) -> None:
+    """Options that would be ignored are refused."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise DataError(f"{', '.join(given)} cannot be given with {with_what}")
 
 
 def _tasks_of(

@@ -17,7 +17,9 @@ from instructedit.evaluation.protocols import Control, Protocol
 
 def evaluate_command(
     task: Annotated[str, typer.Option(help="A task's name (see `instructedit tasks`) or its YAML file.")],
-    data: Annotated[Path, typer.Option(help="The edits: a JSON or JSON Lines file in any known form.")],
+    data: Annotated[
+        Path, typer.Option(help="The edits: a JSON or JSON Lines file in any known form; `own/…` is one that ships.")
+    ],
     model: Model = "bundled",
     editor: EditorFile = "bundled",
     protocol: Annotated[Protocol, typer.Option(help="paper: instruction before the queries too.")] = Protocol.PLAIN,
@@ -31,7 +33,7 @@ def evaluate_command(
     ] = None,
     bank: BankFile = None,
     limit: Annotated[int | None, typer.Option(min=1, help="That many edits, drawn at random with --seed.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the drawn edits, instructions and intervals.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the drawn edits, instructions and intervals.")] = 0,
     fluency: Annotated[bool, typer.Option(help="Also generate texts and measure their n-gram entropy.")] = False,
     batch: Annotated[int, typer.Option(min=1, help="Edits at a time.")] = 32,
     records: Annotated[bool, typer.Option(help="Keep every edit's own scores in the JSON.")] = False,
@@ -47,6 +49,7 @@ def evaluate_command(
     decoding and exact match) and `paper` (the instruction before edit, rephrase and portability prompts).
     """
     quiet_libraries()
+    from instructedit.data import data_file
     from instructedit.editors.files import find_editor
     from instructedit.evaluation.runner import evaluate
     from instructedit.instructions.bank import task_with
@@ -59,7 +62,8 @@ def evaluate_command(
     if wording not in (None, "validation", "test"):
         raise DataError(f"--wording takes validation or test, not {wording!r}")
     found_task = task_with(task, bank)
-    edits = fitting(found_task, read_records(data, found_task.form, skip_incomplete=skip_incomplete), data)
+    file = data_file(str(data), Path())
+    edits = fitting(found_task, read_records(file, found_task.form, skip_incomplete=skip_incomplete), data)
     if limit is not None and limit < len(edits):
         edits = random.Random(seed).sample(edits, limit)
     language_model = load_language_model(model, dtype=dtype, device=device, device_map=device_map)

@@ -35,7 +35,7 @@ BaseUrl = Annotated[str, typer.Option(help="Endpoint: its address.")]
 LanguageModelName = Annotated[str | None, typer.Option("--proposer-model", help="Endpoint: the model's name there.")]
 KeyVariable = Annotated[str, typer.Option("--key-env", help="Endpoint: environment variable that holds the key.")]
 Data = Annotated[Path | None, typer.Option(help="Validation edits; default: what the editor's training held out.")]
-Seed = Annotated[int, typer.Option(help="Of the drawn edits and the offline proposals.")]
+Seed = Annotated[int, typer.Option(help="Seed of the drawn edits and the offline proposals.")]
 _OPENAI = "https://api.openai.com/v1"
 
 
@@ -187,8 +187,10 @@ def optimize(
     out_file: Annotated[Path, typer.Option("--out", help="The bank (YAML); the trace goes beside it (.trace.jsonl).")],
     proposer: ProposerName = "offline",
     budget: Annotated[str, typer.Option(help="Time for all runs together: 90s, 20m, 2h.")] = "20m",
-    rounds: Annotated[int, typer.Option(min=1, help="Of proposals, at most (calls of an endpoint).")] = 100,
-    candidates: Annotated[int, typer.Option(min=1, help="A round.")] = 24,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="At most this many rounds of proposals (calls of an endpoint).")
+    ] = 100,
+    candidates: Annotated[int, typer.Option(min=1, help="Candidates in each round.")] = 24,
     patience: Annotated[int, typer.Option(min=1, help="Rounds without a better metric before it ends.")] = 3,
     bank: BankFile = None,
     data: Data = None,

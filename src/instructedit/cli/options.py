@@ -13,8 +13,15 @@ EditorFile = Annotated[
     str,
     typer.Option(
         "--editor",
-        help="`bundled`, a file written by `instructedit train`, a method that needs no training (`ft`, `lora`, "
-        "`rome`, `memit`, `grace`, `in-context`), or a YAML file with its `name` and numbers.",
+        help="`bundled`, `bundled-mend`, `bundled-scopes`, a file written by `instructedit train`, a method that needs "
+        "no training (`ft`, `lora`, `rome`, `memit`, `grace`, `calinet`, `in-context`), or a YAML file with its `name` "
+        "and numbers.",
+    ),
+]
+TrainedEditor = Annotated[
+    str,
+    typer.Option(
+        "--editor", help="`bundled`, `bundled-mend`, `bundled-scopes`, or a file written by `instructedit train`."
     ),
 ]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto (as stored).")]

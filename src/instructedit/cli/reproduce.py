@@ -17,7 +17,8 @@ def reproduce(
     name: Annotated[
         str,
         typer.Argument(
-            help="table1, table3, fig2, fig3, paper, scope, sensitivity or larger, from recipes/experiments/; or a YAML file."
+            help="table1, table3, fig2, fig3, paper, scope, sensitivity or larger, from recipes/experiments/; "
+            "or a YAML file."
         ),
     ],
     out_folder: Annotated[Path | None, typer.Option("--out", help="Folder for everything; default runs/NAME.")] = None,

@@ -83,7 +83,7 @@ def save_editor(
 def find_editor(name_or_path: str | Path, language_model: LanguageModel) -> Editor:
     """An editor by what a user calls it.
 
-    ``bundled``, ``bundled-mend``, an editor file, a direct method's name, or a YAML file that says ``name: ft`` and the
+    A name in :data:`SHIPPED`, an editor file, a direct method's name, or a YAML file that says ``name: ft`` and the
     numbers that differ from the method's own.
 
     Raises:
@@ -121,7 +121,7 @@ def training_of(path: str | Path) -> dict[str, Any]:
 
 
 def load_editor(path: str | Path, language_model: LanguageModel, *, to_train: bool = False) -> GradientEditor:
-    """Read an editor for its base model; ``bundled`` and ``bundled-mend`` ship with the bundled model.
+    """Read an editor for its base model; those of :data:`SHIPPED` are for the bundled one.
 
     Args:
         to_train: in float32 whatever the base model is in; else the hypernetwork of an editor of a model in
@@ -136,7 +136,9 @@ def load_editor(path: str | Path, language_model: LanguageModel, *, to_train: bo
             header = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise EditorError(f"file {path}: cannot be read as an editor: {error}") from None
+        known = ", ".join(sorted(SHIPPED.keys() | registered_editors().keys()))
+        hint = f"; names that are known: {known}" if isinstance(error, FileNotFoundError) else ""
+        raise EditorError(f"file {path}: cannot be read as an editor: {error}{hint}") from None
     if header.get("format") != FORMAT:
         raise EditorError(f"file {path}: is not an editor ({header.get('format') or 'no format in its header'})")
     if header.get("base") != language_model.fingerprint:

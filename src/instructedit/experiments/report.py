@@ -153,7 +153,8 @@ def as_markdown(experiment: Experiment, summary: Mapping[str, Any]) -> str:
         "",
         f"{summary['edits']} edits a test, the same for all editors; seeds {seeds}; in percent with 95% intervals, "
         "bootstrap over edits. Times and memory: this machine "
-        f"({summary['machine']['processor']}), the edits of a batch together; memory is the whole process.",
+        f"({summary['machine']['processor']}), the edits of a batch together; memory is the most that the "
+        "process had held by then, with training where it trained.",
     ]
     if experiment.overview is not None:
         lines += _overview(experiment, summary, experiment.overview)

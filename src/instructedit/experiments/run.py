@@ -7,7 +7,6 @@ import json
 import os
 import random
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from instructedit.tasks.grammar import wordings
 from instructedit.tasks.readers import read_records
 from instructedit.tasks.task import fitting, load_task
 from instructedit.training.loop import LOG, train
+from instructedit.training.memory import peak_bytes
 
 #: Edits whose making is timed.
 TIMED = 32
@@ -118,7 +118,7 @@ def run_one(experiment: Experiment, label: str, seed: int, out: Path, data: Path
         editor.edit(language_model, few[:1], told[:1])  # what is made once, such as statistics, is not timed
         began = time.perf_counter()
         editor.edit(language_model, few, told)
-        seconds, peak = (time.perf_counter() - began) / len(few), _peak()
+        seconds, peak = (time.perf_counter() - began) / len(few), peak_bytes()
         kind = (test.task, test.file, test.instruction, test.wording, test.opposite)
         remembered = remembering.setdefault(kind, Remembered(editor))
         found = evaluate(
@@ -155,14 +155,14 @@ def settings(experiment: Experiment, entry: Entry, seed: int, test: Test) -> str
     if entry.use is not None:
         made: object = digest_of(entry.use) or entry.use  # by content: the experiment may be read from anywhere
     else:
-        made = recipe_of(entry, experiment.base, seed).model_dump(mode="json")
+        made = recipe_of(entry, experiment.base, seed).settings()
     task = load_task(test.task)
     opposite = test.opposite or task.opposite
     whole = {
         "made": made,
-        "test": test.model_dump(mode="json"),
-        "task": task.model_dump(mode="json"),
-        "opposite": load_task(opposite).model_dump(mode="json") if opposite else None,
+        "test": test.model_dump(mode="json", exclude_defaults=True),
+        "task": task.model_dump(mode="json", exclude_defaults=True),
+        "opposite": load_task(opposite).model_dump(mode="json", exclude_defaults=True) if opposite else None,
         "wordings": wordings(test.wording) if test.wording else None,
         "base": experiment.base,
         "edits": experiment.edits,
@@ -179,7 +179,7 @@ def _made(
     editor = train(recipe_of(entry, base, seed), language_model, folder, data)
     lines = [json.loads(line) for line in (folder / LOG).read_text(encoding="utf-8").splitlines()]
     took = [line["seconds"] for line in lines if line.get("phase") == "train"][-1]
-    return editor, {"training_seconds": took, "training_peak_bytes": _peak()}
+    return editor, {"training_seconds": took, "training_peak_bytes": max(line.get("peak_bytes", 0) for line in lines)}
 
 
 def _is_kept(path: Path, wanted: str) -> bool:
@@ -191,12 +191,6 @@ def _is_kept(path: Path, wanted: str) -> bool:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-def _peak() -> int:
-    """Bytes that this process has held at most."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def main(arguments: Sequence[str]) -> None:

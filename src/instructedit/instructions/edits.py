@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from instructedit.data import EDITS, data_folder
+from instructedit.data import EDITS, data_file, data_folder
 from instructedit.editors.files import training_of
 from instructedit.errors import DataError, RecipeError
 from instructedit.evaluation.demonstration import OWN_FILES
@@ -37,7 +37,7 @@ def validation_edits(
 
 def _found(task: Task, editor: str, file: Path | None) -> tuple[list[EditRecord], str]:
     if file is not None:
-        return read_records(file, task.form, skip_incomplete=True), str(file)
+        return read_records(data_file(str(file), Path()), task.form, skip_incomplete=True), str(file)
     data = data_folder()
     why = "the data sets are not at hand"
     if data is not None:

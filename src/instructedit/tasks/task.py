@@ -97,8 +97,6 @@ class Task(BaseModel):
         change: what must say something else after the edit: the new target, or what follows from it.
         forgets: what changes is to say neither the old answer nor the new one.
         stay: probe kinds that must give what they gave before.
-        rephrase_loss, opposite_loss: whether training also rewards paraphrases, and lowers replies with the
-            opposite label (unlikelihood; ConvSent).
         opposite: the task that wants the opposite of the same edit; its text is the swapped control.
         held_out: never trained on.
         instructions: its bank.

@@ -32,6 +32,7 @@ from instructedit.records import EditRecord
 from instructedit.tasks.pool import RecordPool
 from instructedit.tasks.readers import read_records
 from instructedit.tasks.task import fitting, load_task
+from instructedit.training.memory import peak_bytes
 from instructedit.training.mixture import Source, draw, shares, split_validation
 from instructedit.training.objective import Losses, descend, measure
 from instructedit.training.recipe import Optimisation, Recipe
@@ -67,15 +68,13 @@ def read_sources(recipe: Recipe, data: Path) -> tuple[list[Source], list[Source]
     """Training and validation sources of a recipe.
 
     Raises:
-        DataError: a file is missing or wrong, or a task is held out from training.
+        DataError: a file is missing or wrong, or a task has too little in it.
     """
     tasks = {mix.task: load_task(mix.task) for mix in recipe.tasks}
     read: dict[str, list[EditRecord]] = {}
     records: dict[str, list[EditRecord]] = {}
     for mix in recipe.tasks:
         task = tasks[mix.task]
-        if task.held_out:
-            raise DataError(f"task {task.name} is held out: no editor is trained on it", field="tasks")
         for name in mix.files:
             if name not in read:
                 read[name] = read_records(data_file(name, data), skip_incomplete=True)
@@ -123,8 +122,9 @@ def train(
         The editor of the best validation loss.
 
     Raises:
-        DataError: as :func:`read_sources`.
-        EditorError: the loss is not finite, the checkpoint is of another recipe, or another process ended.
+        DataError: as :func:`read_sources`, or a task is held out from training.
+        EditorError: the loss is not finite, or another process ended.
+        CheckpointError: the checkpoint is damaged, or of another recipe.
     """
     with _numerics(recipe), _telling_of_lost_processes(out / CHECKPOINT):
         run = _Run(recipe, language_model, out, data or find_data(), on_report)
@@ -190,6 +190,9 @@ class _Run:
         on_report: Callable[[Report], None],
     ) -> None:
         self.recipe, self.language_model, self.out, self.on_report = recipe, language_model, out, on_report
+        for mix in recipe.tasks:
+            if load_task(mix.task).held_out:
+                raise DataError(f"task {mix.task} is held out: no editor is trained on it", field="tasks")
         self.sources, self.validation = read_sources(recipe, data)
         self.shares = shares(self.sources, recipe.mixture, recipe.temperature)
         torch.manual_seed(recipe.seed)
@@ -221,8 +224,8 @@ class _Run:
         self._teach_encoder()
         self.optimizer = make_optimizer(self.editor, opt)
         self.model, self.optimizer = self.accelerator.prepare(self.editor, self.optimizer)
-        progress = self._first_progress()
         self.began = time.monotonic()
+        progress = self._first_progress()
         for step in range(progress.step, opt.steps):
             if _out_of_patience(progress, self.recipe):
                 logger.info("no better validation loss since step %d: stopping", progress.best_step)
@@ -262,9 +265,9 @@ class _Run:
 
     def _first_progress(self) -> Progress:
         if self.resumes:
-            settings = self.recipe.model_dump(mode="json", exclude={"trunk_memory"})
-            progress = Progress(**load_checkpoint(self.checkpoint, self.editor, [self.optimizer], settings))
-            self.log.cut_after(progress.step)
+            kept = load_checkpoint(self.checkpoint, self.editor, [self.optimizer], self.recipe.settings())
+            progress = Progress(**kept)
+            self.began -= self.log.cut_after(progress.step)
             logger.info("resuming %s at step %d", self.out, progress.step)
             return progress
         progress = Progress(0, math.inf, 0)
@@ -323,15 +326,14 @@ class _Run:
 
     def _validate(self, done: int) -> float:
         value = validate(self.editor, self.language_model, self.validation, self.recipe)
-        self.log.write({"phase": "validation", "step": done, **value})
+        self.log.write({"phase": "validation", "step": done, **value, "peak_bytes": peak_bytes()})
         self.on_report(Report("validation", done, self.recipe.optimisation.steps, value))
         return float(value["loss"])
 
     def _save_checkpoint(self, progress: Progress) -> None:
         if not self.accelerator.is_main_process:
             return
-        settings = self.recipe.model_dump(mode="json", exclude={"trunk_memory"})
-        save_checkpoint(self.checkpoint, self.editor, [self.optimizer], asdict(progress), settings)
+        save_checkpoint(self.checkpoint, self.editor, [self.optimizer], asdict(progress), self.recipe.settings())
 
 
 def _first_editor(recipe: Recipe, language_model: LanguageModel) -> GradientEditor:
@@ -445,11 +447,15 @@ class _Log:
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
 
-    def cut_after(self, step: int) -> None:
-        """Drop what an interrupted run logged after its last checkpoint; those steps come again."""
+    def cut_after(self, step: int) -> float:
+        """Drop what an interrupted run logged after its last checkpoint; those steps come again.
+
+        Returns:
+            The seconds that the steps which are kept took.
+        """
         if not self.writes:
-            return
-        kept = []
+            return 0.0
+        kept, seconds = [], 0.0
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
                 entry = json.loads(line)
@@ -460,4 +466,6 @@ class _Log:
             if entry.get("phase") == "validation" and entry["step"] > step:
                 break
             kept.append(line)
+            seconds = float(entry.get("seconds", seconds))
         self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        return seconds

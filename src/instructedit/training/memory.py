@@ -8,6 +8,8 @@ makes is counted while it lives, and the peak is carried on in a straight line t
 from __future__ import annotations
 
 import random
+import resource
+import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,6 +104,12 @@ def typical_examples(language_model: LanguageModel, recipe: Recipe, lengths: Tex
     stay = ((text(lengths.stay - lengths.target), target),) * recipe.objective.stay_probes
     rng = random.Random(0)
     return [Example("a", request, f"Task: {rng.random()}", rise, (), stay) for _ in range(edits)]
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class _Meter(TorchDispatchMode):

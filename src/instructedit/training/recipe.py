@@ -137,6 +137,12 @@ class Recipe(_Strict):
     trunk_memory: TrunkMemory = TrunkMemory()
     store_dtype: Literal["float32", "bfloat16"] = "float32"
 
+    def settings(self) -> dict[str, Any]:
+        """What decides a run's numbers: all that is not the default, so that a field that is added later, and is not
+        used, leaves older runs what they are. How trunks are remembered decides none.
+        """
+        return self.model_dump(mode="json", exclude_defaults=True, exclude={"trunk_memory"})
+
     @model_validator(mode="after")
     def _tasks_are_distinct(self) -> Recipe:
         names = [mix.task for mix in self.tasks]

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from instructedit.errors import DataError, RecipeError, mistakes_of
-from instructedit.files import write_atomically
+from instructedit.files import read_yaml_file, write_atomically
 from instructedit.models.build.corpus import Corpus, Document, read_corpus
 from instructedit.models.build.pretrain import BaseModelRecipe, pretrain, recall
 from instructedit.models.language_model import BUNDLED, BUNDLED_FOLDER, load_language_model
@@ -84,12 +83,12 @@ def load_build_recipe(path: Path) -> BuildRecipe:
     """Read a YAML build recipe.
 
     Raises:
+        DataError: it cannot be read.
         RecipeError: with every mistake.
     """
+    raw = read_yaml_file(path)
     try:
-        return BuildRecipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(path, [f"cannot be read: {error}"]) from None
+        return BuildRecipe.model_validate(raw)
     except ValidationError as error:
         raise RecipeError(path, mistakes_of(error)) from None
 
@@ -239,16 +238,22 @@ def build_base(
 ) -> dict[str, Any]:
     """Build a base model into ``out``: config, bf16 safetensors, tokenizer, ``facts.tsv.gz`` and ``card.json``.
 
-    A build that was stopped goes on after its last whole pass.
+    A build that was stopped goes on after its last whole pass; one that is done is not done again.
 
     Returns:
         The card: recipe, sizes, and recall by kind of query and by relation.
 
     Raises:
         DataError: the recipe names data files, but there is no data folder.
+        CheckpointError: another recipe's build was stopped in this folder.
+        ModelError: the loss is not finite.
     """
-    if data is None and (recipe.records or recipe.replies):
-        raise DataError("this recipe teaches the data sets' own answers; set INSTRUCTEDIT_DATA or give --data")
+    if data is None and (recipe.records or recipe.replies or recipe.trex):
+        raise DataError("this recipe reads the data sets; set INSTRUCTEDIT_DATA or give --data")
+    settings = recipe.model_dump(mode="json")
+    done = _card_of(str(out))
+    if done is not None and done["recipe"] == settings:
+        return done
     facts = gather_facts(recipe, data)
     folder = data or Path()
     corpus = read_corpus(
@@ -262,13 +267,13 @@ def build_base(
 
     def measure(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
         model.eval()
-        found = {name: round(recall(model, tokenizer, documents), 4) for name, documents in samples.items()}
+        found = {name: round(recall(model, tokenizer, asked), 4) for name, asked in samples.items() if asked}
         model.train()
         return found
 
     start = None if recipe.start_from is None else _load_start(recipe)
     checkpoint = out / CHECKPOINT
-    model, tokenizer, history = pretrain(corpus, recipe.model, start, checkpoint, on_step, measure)
+    model, tokenizer, history = pretrain(corpus, recipe.model, start, checkpoint, settings, on_step, measure)
     torch.nn.Module.to(model, torch.bfloat16)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -277,7 +282,7 @@ def build_base(
         write_own_edits(facts, recipe.edits, data, out / "edits")
     model.float()
     card = {
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": settings,
         "parameters": sum(p.numel() for p in model.parameters()),
         "facts": len(facts),
         "recall": measure(model, tokenizer),

@@ -11,7 +11,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from instructedit.checkpoints import load_checkpoint, save_checkpoint
+from instructedit.errors import ModelError
 from instructedit.models.build.corpus import Corpus, Document
 from instructedit.models.text import TextEncoder, closed, join, pad
 
@@ -173,6 +174,7 @@ def pretrain(
     recipe: BaseModelRecipe,
     start: tuple[GPT2LMHeadModel, PreTrainedTokenizerFast] | None = None,
     checkpoint: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
     on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
     measure: Callable[[GPT2LMHeadModel, PreTrainedTokenizerFast], dict[str, float]] = lambda model, tokenizer: {},
 ) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast, list[dict[str, float]]]:
@@ -180,6 +182,7 @@ def pretrain(
 
     Args:
         checkpoint: where the state is kept after every pass; if it stands there, training goes on from it.
+        settings: all that decides the run, which the checkpoint has to agree with.
         on_step: called with the step, all steps and the loss.
         measure: called after every pass.
 
@@ -188,7 +191,7 @@ def pretrain(
 
     Raises:
         CheckpointError: the checkpoint is damaged, or another recipe's.
-        FloatingPointError: the loss is not finite.
+        ModelError: the loss is not finite.
     """
 
     def drawn(epoch: int) -> list[Document]:
@@ -201,17 +204,22 @@ def pretrain(
     model.train().requires_grad_(True)
     steps = recipe.epochs * sum(1 for _ in rows.batches(first, 0))
     opts = optimizers(model, recipe)
-    settings = recipe.model_dump(mode="json")
+    told = recipe.model_dump(mode="json") if settings is None else settings
     progress: dict[str, Any] = {"epochs": 0, "steps": 0, "history": []}
     if checkpoint is not None and checkpoint.is_file():
-        progress = load_checkpoint(checkpoint, model, opts, settings)
-    step, history, began = progress["steps"], progress["history"], time.monotonic()
+        progress = load_checkpoint(checkpoint, model, opts, told)
+    step, history = progress["steps"], progress["history"]
+    began = time.monotonic() - (60 * history[-1]["minutes"] if history else 0)
     for epoch in range(progress["epochs"], recipe.epochs):
         for ids, labels, positions in rows.batches(drawn(epoch), recipe.seed + epoch):
             if step == steps:
                 break  # an epoch is drawn at random; the count of its batches varies by a few
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 loss = answer_loss(model, ids, labels, positions)
+            if not math.isfinite(loss.item()):
+                raise ModelError(
+                    f"step {step}: the loss is {loss.item()}; lower model.matrix_learning_rate or model.learning_rate"
+                )
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in opts:
@@ -219,8 +227,6 @@ def pretrain(
                     group["lr"] = optimizer.defaults["lr"] * rate(step, steps, recipe)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-            if not math.isfinite(loss.item()):
-                raise FloatingPointError(f"base model training: loss {loss.item()} at step {step}")
             on_step(step, steps, loss.item())
             step += 1
         found = measure(model, tokenizer)
@@ -229,7 +235,7 @@ def pretrain(
         logger.warning("pass %d: %s", epoch + 1, history[-1])
         if checkpoint is not None:
             progress = {"epochs": epoch + 1, "steps": step, "history": history}
-            save_checkpoint(checkpoint, model, opts, progress, settings)
+            save_checkpoint(checkpoint, model, opts, progress, told)
     return model.eval(), tokenizer, history
 
 
