@@ -1,4 +1,4 @@
-"""The house rules of DESIGN.md that a syntax tree can tell."""
+"""The house rules of CONTRIBUTING.md that a syntax tree can tell."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ RANKS = {
     "deltas": 3,
     "editors": 4,
     **dict.fromkeys(("training", "evaluation"), 5),
-    **dict.fromkeys(("experiments", "ledger", "instructions", "analysis"), 6),
-    **dict.fromkeys(("cli", "service"), 7),
+    **dict.fromkeys(("experiments", "instructions", "analysis"), 6),
+    **dict.fromkeys(("cli",), 7),
     **dict.fromkeys(("", "__main__"), 8),
 }
 PICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}

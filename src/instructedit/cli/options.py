@@ -13,7 +13,7 @@ EditorFile = Annotated[
     str,
     typer.Option(
         "--editor",
-        help="`bundled`, `bundled-mend`, `bundled-scopes`, a file written by `instructedit train`, a method that needs "
+        help="`bundled`, `bundled-core`, `bundled-mend`, a file written by `instructedit train`, a method that needs "
         "no training (`ft`, `lora`, `rome`, `memit`, `grace`, `calinet`, `in-context`), or a YAML file with its `name` "
         "and numbers.",
     ),
@@ -21,7 +21,7 @@ EditorFile = Annotated[
 TrainedEditor = Annotated[
     str,
     typer.Option(
-        "--editor", help="`bundled`, `bundled-mend`, `bundled-scopes`, or a file written by `instructedit train`."
+        "--editor", help="`bundled`, `bundled-core`, `bundled-mend`, or a file written by `instructedit train`."
     ),
 ]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto (as stored).")]

@@ -33,14 +33,13 @@ TRAINED = (InstructEdit, KnowledgeEditor, Mend)
 DIRECT = (BoxedFineTuning, CaliNet, Grace, InContext, Lora, Memit, Rome)
 FORMAT = "instructedit-editor/1"
 BUNDLED_EDITOR = ASSETS / "editor.safetensors"
-#: Multi-task MEND on the same mixture, for comparison.
+#: Fewer scopes and steps than the bundled editor; and multi-task MEND on the same mixture and for as many steps.
+BUNDLED_CORE = "bundled-core"
 BUNDLED_MEND = "bundled-mend"
-#: More scopes than the bundled editor, at a price on tasks that no training saw.
-BUNDLED_SCOPES = "bundled-scopes"
 SHIPPED = {
     BUNDLED: BUNDLED_EDITOR,
+    BUNDLED_CORE: ASSETS / "core.safetensors",
     BUNDLED_MEND: ASSETS / "mend.safetensors",
-    BUNDLED_SCOPES: ASSETS / "scopes.safetensors",
 }
 
 

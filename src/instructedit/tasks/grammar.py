@@ -20,9 +20,10 @@ _SLOT = re.compile(r"\{([A-Za-z_0-9]+)\}")
 
 @dataclass(frozen=True)
 class Grammar:
-    """Frames by scope, the slots that they draw from, and whole texts by scope.
+    """Frames by scope, the slots that they draw from, and whole texts by scope or pair of scopes.
 
-    Where a scope has both, half of the wordings are whole texts: frames bring number, single texts variety.
+    Where a scope has both, half of the wordings are whole texts: frames bring number, single texts variety. So it is
+    with pairs: half are a text of each, one after the other, and half are texts that tell both.
     """
 
     slots: Mapping[str, Sequence[str]]
@@ -30,16 +31,18 @@ class Grammar:
     texts: Mapping[str, Sequence[str]]
 
     def draw(self, scope: str, rng: random.Random) -> str:
-        """One wording of a scope; each slot of a frame is drawn anew. Of ``a + b``: one of each, in any order.
+        """One wording of a scope; each slot of a frame is drawn anew. Of ``a + b``: a text of both, or one of each.
 
         Raises:
             DataError: the scope or a slot is not in the grammar.
         """
+        frames, texts = self.scopes.get(scope), self.texts.get(scope)
         parts = parts_of(scope)
         if len(parts) > 1:
+            if texts and rng.random() < 0.5:
+                return rng.choice(texts)
             rng.shuffle(parts)
             return " ".join(self.draw(part, rng) for part in parts)
-        frames, texts = self.scopes.get(scope), self.texts.get(scope)
         if not frames and not texts:
             known = sorted(self.scopes.keys() | self.texts.keys())
             raise DataError(f"the grammar has no scope {scope!r}; it has {', '.join(known)}")
