@@ -27,7 +27,7 @@ def demo(
     With the public data sets at hand (INSTRUCTEDIT_DATA) the table is measured on their test files, otherwise on
     edits that ship with the package. Every edit is made by itself on the same base model; queries carry no
     instruction (protocol `plain`), and the edits get descriptions that no training has seen. Beside the bundled
-    editor stands multi-task MEND: the same editor, data and steps, without an instruction.
+    editor stands multi-task MEND, which reads no instruction.
     """
     quiet_libraries()
     from instructedit.data import data_folder

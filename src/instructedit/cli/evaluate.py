@@ -22,8 +22,20 @@ def evaluate_command(
     ],
     model: Model = "bundled",
     editor: EditorFile = "bundled",
-    protocol: Annotated[Protocol, typer.Option(help="paper: instruction before the queries too.")] = Protocol.PLAIN,
-    instruction: Annotated[Control, typer.Option(help="Which instruction the edits get.")] = Control.UNSEEN,
+    protocol: Annotated[
+        Protocol,
+        typer.Option(
+            help="plain: queries as users write them. generation: the same, decoded freely and compared whole, with "
+            "fluency. paper: the instruction before the queries."
+        ),
+    ] = Protocol.PLAIN,
+    instruction: Annotated[
+        Control,
+        typer.Option(
+            help="What edits are told: the task's tenth description (unseen, in no training), one of the other nine "
+            "(seen), another task's, that of the opposite scope, or nothing."
+        ),
+    ] = Control.UNSEEN,
     wording: Annotated[
         str | None, typer.Option(help="validation or test: hand-written wordings behind a neutral task name.")
     ] = None,
