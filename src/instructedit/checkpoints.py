@@ -40,7 +40,8 @@ def save_checkpoint(
             tensors |= {f"optimizer.{number}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
     header = {"format": FORMAT, "progress": json.dumps(progress), "recipe": json.dumps(recipe, sort_keys=True)}
     # Weights that are tied share their memory, which safetensors refuses; each name gets its own.
-    write_atomically(path, save({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, header))
+    copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, save(copies, header))
 
 
 def load_checkpoint(

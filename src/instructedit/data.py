@@ -23,10 +23,10 @@ def data_folder() -> Path | None:
     return beside if beside.is_dir() else None
 
 
-def data_file(name: str, data: Path) -> Path:
-    """Where a file of the data folder is; ``own/x`` is the file x among the edits that ship with the package."""
-    own = name.removeprefix(OWN)
-    return EDITS / own if own != name else data / name
+def data_file(name: str | Path, data: Path = Path()) -> Path:
+    """Where a file of the data folder (or, without one, of a user) is; ``own/x`` ships with the package."""
+    own = str(name).removeprefix(OWN)
+    return EDITS / own if own != str(name) else data / name
 
 
 def find_data() -> Path:

@@ -74,8 +74,8 @@ def evaluate_command(
     if wording not in (None, "validation", "test"):
         raise DataError(f"--wording takes validation or test, not {wording!r}")
     found_task = task_with(task, bank)
-    file = data_file(str(data), Path())
-    edits = fitting(found_task, read_records(file, found_task.form, skip_incomplete=skip_incomplete), data)
+    found = read_records(data_file(data), found_task.form, skip_incomplete=skip_incomplete)
+    edits = fitting(found_task, found, data)
     if limit is not None and limit < len(edits):
         edits = random.Random(seed).sample(edits, limit)
     language_model = load_language_model(model, dtype=dtype, device=device, device_map=device_map)

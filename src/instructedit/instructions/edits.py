@@ -37,7 +37,7 @@ def validation_edits(
 
 def _found(task: Task, editor: str, file: Path | None) -> tuple[list[EditRecord], str]:
     if file is not None:
-        return read_records(data_file(str(file), Path()), task.form, skip_incomplete=True), str(file)
+        return read_records(data_file(file), task.form, skip_incomplete=True), str(file)
     data = data_folder()
     why = "the data sets are not at hand"
     if data is not None:

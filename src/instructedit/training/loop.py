@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,18 +88,15 @@ def read_sources(recipe: Recipe, data: Path) -> tuple[list[Source], list[Source]
         if mix.records is not None and mix.records < len(train[mix.task]):
             drawn = random.Random(f"{recipe.seed}-records-{mix.task}")
             train[mix.task] = drawn.sample(train[mix.task], mix.records)
-    return (
-        [
-            Source(
-                tasks[mix.task], RecordPool(train[mix.task]), mix.weight, mix.locality, mix.recombine, mix.worst_token
-            )
-            for mix in recipe.tasks
-        ],
-        [
-            Source(tasks[mix.task], RecordPool(validation[mix.task]), mix.weight, mix.locality, 0.0, mix.worst_token)
-            for mix in recipe.tasks
-        ],
-    )
+    sources = [
+        Source(tasks[mix.task], RecordPool(train[mix.task]), mix.weight, mix.locality, mix.recombine, mix.worst_token)
+        for mix in recipe.tasks
+    ]
+    held_out = [
+        replace(source, pool=RecordPool(validation[mix.task]), recombine=0.0)
+        for source, mix in zip(sources, recipe.tasks, strict=True)
+    ]
+    return sources, held_out
 
 
 def train(

@@ -100,8 +100,8 @@ def typical_examples(language_model: LanguageModel, recipe: Recipe, lengths: Tex
 
     target = text(lengths.target)
     request = EditRequest(prompt=text(lengths.edit - lengths.target), target=target, subject="it", label="positive")
-    weights = [1.0] + [weight for weight in (recipe.objective.rephrase_weight,) if weight > 0]
-    rise = tuple(Wanted(request.prompt, target, weight) for weight in weights)
+    weights = (1.0, recipe.objective.rephrase_weight)
+    rise = tuple(Wanted(request.prompt, target, weight) for weight in weights if weight > 0)
     stay = ((text(lengths.stay - lengths.target), target),) * recipe.objective.stay_probes
     rng = random.Random(0)
     return [Example("a", request, f"Task: {rng.random()}", rise, (), stay) for _ in range(edits)]

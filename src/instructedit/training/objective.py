@@ -12,7 +12,7 @@ gradients meet at the deltas and pass the hypernetwork together, once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -195,14 +195,14 @@ def _losses(
     }
     for loss, rows in _rows(editor, language_model, examples, objective, mean_over_processes).items():
         for group in by_length(rows):
-            losses = _label_losses(split, language_model, deltas, group, loss)
-            shares = _shares(group, losses.detach())
-            factors = torch.tensor([row.factor for row in group for _ in row.shares], device=device)
+            losses, rows_of = _label_losses(split, language_model, deltas, group, loss)
+            shares = _shares(group, losses.detach(), rows_of)
+            factors = torch.tensor([row.factor for row in group], device=device)[rows_of]
             part = (losses * shares * factors).sum()
             if part.requires_grad:
                 (scale * part).backward()
             total += part.detach()
-            edits = torch.tensor([row.edit for row in group for _ in row.shares], device=device)
+            edits = torch.tensor([row.edit for row in group], device=device)[rows_of]
             own[loss].index_add_(0, edits, losses.detach() * shares)
     edit = own[_cross_entropy] + own[_unlikelihood]
     return Losses(
@@ -219,8 +219,8 @@ def _label_losses(
     deltas: DeltaBatch,
     group: Sequence[_Row],
     loss: _LabelLoss,
-) -> Tensor:
-    """(labels,) the loss at every label of a group of queries."""
+) -> tuple[Tensor, Tensor]:
+    """(labels,) the loss at every label of a group of queries, and the row of the group that it belongs to."""
     device = language_model.device
     batch = pad([row.query for row in group], language_model.text.pad_id).to(device)
     edits = torch.tensor([row.edit for row in group], device=device)
@@ -232,18 +232,13 @@ def _label_losses(
     def unedited(state: TrunkState = state) -> Tensor:
         return split.top(state).float()
 
-    return loss(logits, batch.labels, unedited)
+    return loss(logits, batch.labels, unedited), batch.rows
 
 
-def _shares(group: Sequence[_Row], losses: Tensor) -> Tensor:
+def _shares(group: Sequence[_Row], losses: Tensor, rows: Tensor) -> Tensor:
     """(labels,) what each label counts: its own share, of which a part moves to its answer's worst label."""
-
-    def of_labels(values: Iterable[float]) -> Tensor:
-        return torch.tensor(list(values), device=losses.device)
-
-    shares = of_labels(share for row in group for share in row.shares)
-    moved = of_labels(row.worst for row in group for _ in row.shares)
-    rows = torch.tensor([index for index, row in enumerate(group) for _ in row.shares], device=losses.device)
+    shares = torch.tensor([share for row in group for share in row.shares], device=losses.device)
+    moved = torch.tensor([row.worst for row in group], device=losses.device)[rows]
     none = torch.zeros(len(group), device=losses.device)
     worst = (losses == none.scatter_reduce(0, rows, losses, "amax", include_self=False)[rows]).float()
     whole, alike = none.index_add(0, rows, shares), none.index_add(0, rows, worst)

@@ -6,7 +6,7 @@ import json
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from instructedit.tasks.task import shipped_tasks
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
+CARD = "card.json"
 RECALL_SAMPLE = 2000
 RELATION_SAMPLE = 200
 OWN_EDITS = 150
@@ -124,11 +125,21 @@ def recall_samples(corpus: Corpus, seed: int = 5) -> dict[str, list[Document]]:
     rng = random.Random(seed)
     facts = rng.sample(list(corpus.facts), min(RECALL_SAMPLE, len(corpus.facts)))
     groups = rng.sample(list(corpus.true_answers), min(RECALL_SAMPLE, len(corpus.true_answers)))
+    return {**_in_both_forms(facts, rng), "own_words": [rng.choice(group) for group in groups]}
+
+
+def _in_both_forms(facts: Sequence[Fact], rng: random.Random) -> dict[str, list[Document]]:
     return {
         "statement": [Document(rng.choice(fact.statements()), fact.object) for fact in facts],
         "question": [Document(rng.choice(fact.questions()), fact.object) for fact in facts],
-        "own_words": [rng.choice(group) for group in groups],
     }
+
+
+def _recalls(
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, samples: Mapping[str, Sequence[Document]]
+) -> dict[str, float]:
+    """Recall by kind of query, of the kinds that there are documents for."""
+    return {name: round(recall(model, tokenizer, asked), 4) for name, asked in samples.items() if asked}
 
 
 def recall_by_relation(
@@ -142,14 +153,8 @@ def recall_by_relation(
     table: dict[str, dict[str, float]] = {}
     for relation, known in sorted(relations.items(), key=lambda entry: (-len(entry[1]), entry[0])):
         asked = rng.sample(known, min(RELATION_SAMPLE, len(known)))
-        statements = [Document(rng.choice(fact.statements()), fact.object) for fact in asked]
-        questions = [Document(rng.choice(fact.questions()), fact.object) for fact in asked]
-        table[relation] = {
-            "facts": len(known),
-            "asked": len(asked),
-            "statement": round(recall(model, tokenizer, statements), 4),
-            "question": round(recall(model, tokenizer, questions), 4),
-        }
+        recalls = _recalls(model, tokenizer, _in_both_forms(asked, rng))
+        table[relation] = {"facts": len(known), "asked": len(asked), **recalls}
     return table
 
 
@@ -222,9 +227,12 @@ def _load_start(recipe: BuildRecipe) -> tuple[GPT2LMHeadModel, PreTrainedTokeniz
 
 def _card_of(source: str | None) -> dict[str, Any] | None:
     """The card of the model that this one goes on from."""
-    folder = BUNDLED_FOLDER if source == BUNDLED else Path(source or "")
-    file = folder / "card.json"
-    if source is None or not file.is_file():
+    return None if source is None else _read_card(BUNDLED_FOLDER if source == BUNDLED else Path(source))
+
+
+def _read_card(folder: Path) -> dict[str, Any] | None:
+    file = folder / CARD
+    if not file.is_file():
         return None
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found
@@ -251,8 +259,8 @@ def build_base(
     if data is None and (recipe.records or recipe.replies or recipe.trex):
         raise DataError("this recipe reads the data sets; set INSTRUCTEDIT_DATA or give --data")
     settings = recipe.model_dump(mode="json")
-    done = _card_of(str(out))
-    if done is not None and done["recipe"] == settings:
+    done = _read_card(out)
+    if done is not None and done.get("recipe") == settings:
         return done
     facts = gather_facts(recipe, data)
     folder = data or Path()
@@ -266,10 +274,7 @@ def build_base(
     out.mkdir(parents=True, exist_ok=True)
 
     def measure(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
-        model.eval()
-        found = {name: round(recall(model, tokenizer, asked), 4) for name, asked in samples.items() if asked}
-        model.train()
-        return found
+        return _recalls(model, tokenizer, samples)
 
     start = None if recipe.start_from is None else _load_start(recipe)
     checkpoint = out / CHECKPOINT
@@ -291,6 +296,6 @@ def build_base(
         "history": history,
         "before": _card_of(recipe.start_from),
     }
-    write_atomically(out / "card.json", (json.dumps(card, indent=2) + "\n").encode())
+    write_atomically(out / CARD, (json.dumps(card, indent=2) + "\n").encode())
     checkpoint.unlink()
     return card

@@ -172,11 +172,11 @@ def rate(step: int, steps: int, recipe: BaseModelRecipe) -> float:
 def pretrain(
     corpus: Corpus,
     recipe: BaseModelRecipe,
-    start: tuple[GPT2LMHeadModel, PreTrainedTokenizerFast] | None = None,
-    checkpoint: Path | None = None,
-    settings: Mapping[str, Any] | None = None,
-    on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
-    measure: Callable[[GPT2LMHeadModel, PreTrainedTokenizerFast], dict[str, float]] = lambda model, tokenizer: {},
+    start: tuple[GPT2LMHeadModel, PreTrainedTokenizerFast] | None,
+    checkpoint: Path,
+    settings: Mapping[str, Any],
+    on_step: Callable[[int, int, float], None],
+    measure: Callable[[GPT2LMHeadModel, PreTrainedTokenizerFast], dict[str, float]],
 ) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast, list[dict[str, float]]]:
     """Train a base model, from scratch or on from ``start``.
 
@@ -204,10 +204,9 @@ def pretrain(
     model.train().requires_grad_(True)
     steps = recipe.epochs * sum(1 for _ in rows.batches(first, 0))
     opts = optimizers(model, recipe)
-    told = recipe.model_dump(mode="json") if settings is None else settings
     progress: dict[str, Any] = {"epochs": 0, "steps": 0, "history": []}
-    if checkpoint is not None and checkpoint.is_file():
-        progress = load_checkpoint(checkpoint, model, opts, told)
+    if checkpoint.is_file():
+        progress = load_checkpoint(checkpoint, model, opts, settings)
     step, history = progress["steps"], progress["history"]
     began = time.monotonic() - (60 * history[-1]["minutes"] if history else 0)
     for epoch in range(progress["epochs"], recipe.epochs):
@@ -229,13 +228,14 @@ def pretrain(
                 optimizer.zero_grad(set_to_none=True)
             on_step(step, steps, loss.item())
             step += 1
+        model.eval()
         found = measure(model, tokenizer)
+        model.train()
         minutes = round((time.monotonic() - began) / 60, 1)
         history.append({"epoch": epoch + 1, "loss": round(loss.item(), 4), "minutes": minutes, **found})
         logger.warning("pass %d: %s", epoch + 1, history[-1])
-        if checkpoint is not None:
-            progress = {"epochs": epoch + 1, "steps": step, "history": history}
-            save_checkpoint(checkpoint, model, opts, progress, told)
+        progress = {"epochs": epoch + 1, "steps": step, "history": history}
+        save_checkpoint(checkpoint, model, opts, progress, settings)
     return model.eval(), tokenizer, history
 
 
