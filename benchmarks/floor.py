@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from workload import Load, load_model
+import torch
+from torch import nn
+from workload import SHAPES, Load
 
-from instructedit.models.language_model import LanguageModel
-from instructedit.models.structure import linear_shape
+from instructedit.models.structure import find_structure, linear_shape
 
 
-def _block_operations(language_model: LanguageModel) -> int:
-    """Forward operations a token in one block."""
-    block = language_model.model.get_submodule(language_model.structure.blocks[0])
+def _operations(block: nn.Module) -> int:
+    """Forward operations a token."""
     shapes = [linear_shape(module) for module in block.modules()]
     return sum(2 * shape[0] * shape[1] for shape in shapes if shape is not None)
 
@@ -27,13 +27,12 @@ def floor(shape: str, blocks: int, rank: int, load: Load, batch: int) -> dict[st
     Bytes are the weights that have to be read and the optimiser state that has to be read and written once a
     batch, in float32, shared by its edits.
     """
-    import torch
-
-    language_model = load_model(shape, torch.float32, "meta")
-    structure = language_model.structure
+    with torch.device("meta"):  # shapes without weights
+        model = SHAPES[shape].build()
+    structure = find_structure(model)
     matrices = structure.last_mlps(blocks)
-    one, depth = _block_operations(language_model), len(structure.blocks)
-    head = 2 * structure.hidden * language_model.model.config.vocab_size
+    one, depth = _operations(model.get_submodule(structure.blocks[0])), len(structure.blocks)
+    head = 2 * structure.hidden * model.config.vocab_size
     stay_tokens = load.stays * load.stay
     labels = load.target + load.stays * load.answer
     # In the last block only positions that predict a target have a gradient; below it, all up to the last of them.
@@ -56,7 +55,7 @@ def floor(shape: str, blocks: int, rank: int, load: Load, batch: int) -> dict[st
         "unedited top": blocks * one * stay_tokens + head * load.stays * load.answer,
         "deltas": 3 * delta,
     }
-    parameters = sum(p.numel() for p in language_model.model.parameters())
+    parameters = sum(p.numel() for p in model.parameters())
     shapes = {(m.inputs, m.outputs) for m in matrices}
     editor = sum(2 * 2 * (i + o) * min(rank, i + o) for i, o in shapes)
     bytes_read = {"base weights": 4 * parameters / batch, "editor, gradient and Adam": 4 * editor * 7 / batch}

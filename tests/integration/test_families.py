@@ -222,6 +222,17 @@ def test_bfloat16_edit_is_near_the_exact_one(
         assert ((exact - near).norm() / exact.norm()) < 0.2, (name, low.rank)
 
 
+def test_split_may_be_made_while_several_edits_are_attached(
+    family: str, checkpoint: Callable[[str], Path], new_editor: Callable[..., Mend], requests_: list[EditRequest]
+) -> None:
+    fresh = load_language_model(checkpoint(family))
+    deltas = new_editor(fresh, name="mend").edit(fresh, requests_, [None] * 3)
+    batch = batch_of(fresh, PAIRS)
+    with torch.no_grad(), deltas.attached(fresh, torch.arange(3)):
+        split = fresh.split(1)  # the editor itself made another, below its own blocks
+        torch.testing.assert_close(split.top(split.trunk(batch)), split.whole(batch))
+
+
 def test_delta_file_does_what_the_batch_row_did(
     any_model: LanguageModel, new_editor: Callable[..., Mend], requests_: list[EditRequest], tmp_path: Path
 ) -> None:

@@ -27,7 +27,7 @@ from transformers import (
 from instructedit.assets import ASSETS
 from instructedit.errors import ModelError
 from instructedit.models.fusion import fuse_activations_in_place
-from instructedit.models.split import SplitForward
+from instructedit.models.split import SplitForward, blocks_return_tuples
 from instructedit.models.structure import Structure, find_structure
 from instructedit.models.text import TextEncoder
 from instructedit.models.trunk_cache import TrunkCache, TrunkKey
@@ -53,6 +53,7 @@ class LanguageModel:
         self.structure: Structure = find_structure(model)
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.text = TextEncoder(tokenizer, int(limit or 1_000_000))
+        self._block_tuples = blocks_return_tuples(model, self.structure)
         self._splits: dict[int, SplitForward] = {}
 
     @property
@@ -67,7 +68,7 @@ class LanguageModel:
     def split(self, cut: int) -> SplitForward:
         """The split forward below block ``cut``; made once."""
         if cut not in self._splits:
-            self._splits[cut] = SplitForward(self.model, self.structure, cut)
+            self._splits[cut] = SplitForward(self.model, self.structure, cut, tuples=self._block_tuples)
         return self._splits[cut]
 
     @contextmanager

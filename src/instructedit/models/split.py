@@ -39,20 +39,21 @@ class SplitForward:
         model: a causal language model.
         structure: of that model.
         cut: index of the first block of the top; 0 makes the whole model the top.
+        tuples: whether the model's blocks return a tuple; see :func:`blocks_return_tuples`.
 
     Attributes:
         cache: trunk states already known; see :meth:`LanguageModel.remembering_trunks`.
     """
 
-    def __init__(self, model: PreTrainedModel, structure: Structure, cut: int) -> None:
+    def __init__(self, model: PreTrainedModel, structure: Structure, cut: int, *, tuples: bool) -> None:
         self.model = model
         self.cut = cut
+        self.tuples = tuples
         self.cache: TrunkCache | None = None
         self.blocks: list[nn.Module] = [model.get_submodule(name) for name in structure.blocks]
         self.head: nn.Module = model.get_submodule(structure.head)
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted
-        self._block_returns_tuple = self._probe_block_output()
 
     @torch.no_grad()
     def trunk(self, batch: TokenBatch) -> TrunkState:
@@ -110,7 +111,7 @@ class SplitForward:
         """Let these blocks return their input."""
 
         def passing(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            return (hidden_states,) if self._block_returns_tuple else hidden_states
+            return (hidden_states,) if self.tuples else hidden_states
 
         with ExitStack() as stack:
             for block in blocks:
@@ -118,16 +119,19 @@ class SplitForward:
                 block.forward = passing
             yield
 
-    @torch.no_grad()
-    def _probe_block_output(self) -> bool:
-        """Whether a block returns a tuple or a tensor, seen on one token."""
-        kinds: list[bool] = []
-        hook = self.blocks[0].register_forward_hook(lambda *call: kinds.append(isinstance(call[2], tuple)))
-        device = next(self.model.parameters()).device
-        with held(hook):
-            one = torch.ones(1, 1, dtype=torch.long, device=device)
-            self.model(input_ids=one, attention_mask=one, use_cache=False)
-        return kinds[0]
+
+@torch.no_grad()
+def blocks_return_tuples(model: PreTrainedModel, structure: Structure) -> bool:
+    """Whether a block returns a tuple or a tensor, seen on one token.
+
+    To be asked before an edit is attached: an edit of several rows takes no batch of one.
+    """
+    kinds: list[bool] = []
+    first = model.get_submodule(structure.blocks[0])
+    one = torch.ones(1, 1, dtype=torch.long, device=next(model.parameters()).device)
+    with held(first.register_forward_hook(lambda *call: kinds.append(isinstance(call[2], tuple)))):
+        model(input_ids=one, attention_mask=one, use_cache=False)
+    return kinds[0]
 
 
 def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
