@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from instructedit.editors.gradient import EditorConfig
 from instructedit.editors.mend import Mend
 from instructedit.errors import EditorError, RecipeError
 from instructedit.experiments import run
-from instructedit.experiments.plan import Experiment, load_experiment, recipe_of
+from instructedit.experiments.plan import Experiment, load_experiment, recipes_of
 from instructedit.experiments.report import as_markdown, draw, summarise
 from instructedit.experiments.run import Remembered, cell_file, run_all, run_one
 from instructedit.models.language_model import LanguageModel
@@ -193,9 +195,30 @@ def test_processes_do_the_same_and_a_failure_spares_the_others(place: Path) -> N
     assert here["records"] == apart["records"]
 
 
+def test_recipes_go_on_from_one_another(place: Path) -> None:
+    more = yaml.safe_load((place / "mend.yaml").read_text()) | {"start_from": "nowhere", "wordings": 0.1}
+    (place / "more.yaml").write_text(yaml.safe_dump(more))
+    raw = yaml.safe_load((place / "tiny.yaml").read_text())
+    raw["editors"]["MEND"]["then"] = ["more.yaml"]
+    raw["seeds"] = [0]
+    (place / "tiny.yaml").write_text(yaml.safe_dump(raw))
+    experiment = run_here(place)
+    first = place / "out" / "editors" / "mend-0"
+    parts = [load_file(folder / "editor.safetensors") for folder in (first, first / "then")]
+    assert parts[0].keys() == parts[1].keys()
+    assert any(not torch.equal(parts[0][name], value) for name, value in parts[1].items())
+    row = summarise(experiment, place / "out")["rows"][-1]
+    logs = [(folder / "log.jsonl").read_text().splitlines() for folder in (first, first / "then")]
+    took = [max(json.loads(line).get("seconds", 0.0) for line in log) for log in logs]
+    assert row["training_seconds"] == pytest.approx(sum(took))
+    (place / "more.yaml").write_text(yaml.safe_dump(more | {"wordings": 0.2}))
+    assert {row["editor"] for row in summarise(experiment, place / "out")["rows"]} == {"Base"}
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
+        ({"editors": {"A": {"use": "b", "then": ["a"]}}}, "`then` are for recipes"),
         ({"editors": {"A": {"recipe": "a", "use": "b"}}}, "give either"),
         ({"compare": [["MEND", "Nobody"]]}, "Nobody"),
         ({"tests": [{"task": "zsre", "file": "a"}] * 2}, "called alike: zsre"),
@@ -215,14 +238,14 @@ def test_shipped_experiments_can_be_read(path: Path) -> None:
     experiment = load_experiment(path)
     for entry in experiment.editors.values():
         if entry.recipe is not None:
-            recipe = recipe_of(entry, experiment.base, 7)
-            assert recipe.seed == 7
-            assert load_recipe(entry.recipe).editor.blocks == recipe.editor.blocks
+            recipes = recipes_of(entry, experiment.base, 7)
+            assert all(recipe.seed == 7 for recipe in recipes)
+            assert load_recipe(entry.recipe).editor.blocks == recipes[0].editor.blocks
         elif entry.use is not None and entry.use.endswith(".yaml"):
             assert Path(entry.use).is_file()
 
 
 def test_a_change_goes_into_the_recipe_and_leaves_the_rest(place: Path) -> None:
     experiment = load_experiment(place / "tiny.yaml")
-    recipe = recipe_of(experiment.editors["MEND"], experiment.base, 1)
+    [recipe] = recipes_of(experiment.editors["MEND"], experiment.base, 1)
     assert (recipe.optimisation.steps, recipe.optimisation.batch, recipe.seed) == (2, 3, 1)

@@ -66,11 +66,13 @@ class Entry(_Strict):
 
     Attributes:
         recipe: is trained anew for every seed; relative to the experiment's file.
-        change: what is different in the recipe, by its keys; lists are replaced.
+        then: recipes that go on from it, one after the other, whatever their own ``start_from``.
+        change: what is different in these recipes, by their keys; lists are replaced.
         use: a direct method's name or YAML file, or an editor file; seeds make no difference.
     """
 
     recipe: str | None = None
+    then: tuple[str, ...] = ()
     change: dict[str, Any] = {}
     use: str | None = None
 
@@ -78,8 +80,8 @@ class Entry(_Strict):
     def _one_of_both(self) -> Entry:
         if (self.recipe is None) == (self.use is None):
             raise ValueError("give either `recipe` (it is trained) or `use` (it is ready)")
-        if self.use is not None and self.change:
-            raise ValueError("`change` is for recipes; give numbers of a direct method in its YAML file")
+        if self.use is not None and (self.change or self.then):
+            raise ValueError("`change` and `then` are for recipes; give numbers of a direct method in its YAML file")
         return self
 
 
@@ -144,17 +146,23 @@ def load_experiment(path: Path) -> Experiment:
     editors = {}
     for label, entry in found.editors.items():
         here = {"recipe": entry.recipe, "use": entry.use if entry.use and entry.use.endswith(".yaml") else None}
-        moved = {key: str(path.parent / value) for key, value in here.items() if value is not None}
+        moved: dict[str, Any] = {key: str(path.parent / value) for key, value in here.items() if value is not None}
+        moved["then"] = tuple(str(path.parent / value) for value in entry.then)
         editors[label] = entry.model_copy(update=moved)
     return found.model_copy(update={"editors": editors})
 
 
-def recipe_of(entry: Entry, base: str, seed: int) -> Recipe:
-    """The recipe of a row, with its changes, for one seed.
+def recipes_of(entry: Entry, base: str, seed: int) -> list[Recipe]:
+    """The recipes of a row in their order, with its changes, for one seed; the later ones' start is left open.
 
     Raises:
-        RecipeError: the recipe or what is changed in it is wrong.
+        RecipeError: a recipe or what is changed in it is wrong.
     """
     assert entry.recipe is not None
-    raw = merged(read_recipe(entry.recipe), entry.change)
-    return parse_recipe(merged(raw, {"base": base, "seed": seed}), entry.recipe)
+    found: list[Recipe] = []
+    for path in (entry.recipe, *entry.then):
+        ours: dict[str, Any] = {"base": base, "seed": seed}
+        if found:
+            ours["start_from"] = None
+        found.append(parse_recipe(merged(merged(read_recipe(path), entry.change), ours), path))
+    return found

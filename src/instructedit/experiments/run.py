@@ -19,14 +19,14 @@ from instructedit.editors.base import Editor, Edits
 from instructedit.editors.files import digest_of, find_editor
 from instructedit.errors import EditorError
 from instructedit.evaluation.runner import evaluate
-from instructedit.experiments.plan import Entry, Experiment, Test, load_experiment, recipe_of
+from instructedit.experiments.plan import Entry, Experiment, Test, load_experiment, recipes_of
 from instructedit.files import write_atomically
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRequest
 from instructedit.tasks.grammar import wordings
 from instructedit.tasks.readers import read_records
 from instructedit.tasks.task import fitting, load_task
-from instructedit.training.loop import LOG, train
+from instructedit.training.loop import EDITOR, LOG, train
 from instructedit.training.memory import peak_bytes
 
 #: Edits whose making is timed.
@@ -155,7 +155,7 @@ def settings(experiment: Experiment, entry: Entry, seed: int, test: Test) -> str
     if entry.use is not None:
         made: object = digest_of(entry.use) or entry.use  # by content: the experiment may be read from anywhere
     else:
-        made = recipe_of(entry, experiment.base, seed).settings()
+        made = [recipe.settings() for recipe in recipes_of(entry, experiment.base, seed)]
     task = load_task(test.task)
     opposite = test.opposite or task.opposite
     whole = {
@@ -173,13 +173,19 @@ def settings(experiment: Experiment, entry: Entry, seed: int, test: Test) -> str
 def _made(
     entry: Entry, base: str, seed: int, language_model: LanguageModel, folder: Path, data: Path
 ) -> tuple[Editor, dict[str, float]]:
-    """The editor, and what training it took."""
+    """The editor, and what training it took: one part in ``folder``, those that go on from it in folders inside."""
     if entry.use is not None:
         return find_editor(entry.use, language_model), {}
-    editor = train(recipe_of(entry, base, seed), language_model, folder, data)
-    lines = [json.loads(line) for line in (folder / LOG).read_text(encoding="utf-8").splitlines()]
-    took = [line["seconds"] for line in lines if line.get("phase") == "train"][-1]
-    return editor, {"training_seconds": took, "training_peak_bytes": max(line.get("peak_bytes", 0) for line in lines)}
+    seconds, peak = 0.0, 0
+    for number, recipe in enumerate(recipes_of(entry, base, seed)):
+        if number:
+            recipe = recipe.model_copy(update={"start_from": str(folder / EDITOR)})
+            folder = folder / "then"
+        editor = train(recipe, language_model, folder, data)
+        lines = [json.loads(line) for line in (folder / LOG).read_text(encoding="utf-8").splitlines()]
+        seconds += [line["seconds"] for line in lines if line.get("phase") == "train"][-1]
+        peak = max(peak, *(line.get("peak_bytes", 0) for line in lines))
+    return editor, {"training_seconds": seconds, "training_peak_bytes": peak}
 
 
 def _is_kept(path: Path, wanted: str) -> bool:
