@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from instructedit.editors.gradient import EditorConfig
-from instructedit.errors import RecipeError
+from instructedit.errors import DataError, RecipeError
 from instructedit.training.recipe import Recipe, load_recipe, parse_recipe
 
 MIX = {"task": "counterfact", "files": ["own.jsonl"]}
@@ -117,19 +117,23 @@ def test_recipe_survives_writing_and_reading(editor: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "problem"),
-    [(b"tasks: [", "is not valid YAML"), (b"\xff\xfe", "cannot be read"), (b"", "expected `key: value`")],
+    ("content", "error", "problem"),
+    [
+        (b"tasks: [", DataError, "is not valid YAML"),
+        (b"\xff\xfe", DataError, "is not UTF-8 text"),
+        (b"", RecipeError, "expected `key: value`"),
+    ],
 )
-def test_file_that_is_no_recipe_is_told(tmp_path: Path, content: bytes, problem: str) -> None:
+def test_file_that_is_no_recipe_is_told(tmp_path: Path, content: bytes, error: type[Exception], problem: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_bytes(content)
-    with pytest.raises(RecipeError, match=problem) as caught:
+    with pytest.raises(error, match=problem) as caught:
         load_recipe(path)
     assert str(path) in str(caught.value)
 
 
 def test_missing_recipe_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"cannot be read: .*No such file"):
+    with pytest.raises(DataError, match=r"nowhere\.yaml: cannot be read: No such file"):
         load_recipe(tmp_path / "nowhere.yaml")
 
 
@@ -157,5 +161,5 @@ def test_a_recipe_extends_another(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"circle \(other\.yaml -> whole\.yaml -> other\.yaml\)"):
         load_recipe(tmp_path / "other.yaml")
     (tmp_path / "other.yaml").write_text("extends: nowhere.yaml\n")
-    with pytest.raises(RecipeError, match=r"nowhere\.yaml"):
+    with pytest.raises(DataError, match=r"nowhere\.yaml"):
         load_recipe(tmp_path / "other.yaml")

@@ -156,6 +156,7 @@ def recipes_of(entry: Entry, base: str, seed: int) -> list[Recipe]:
     """The recipes of a row in their order, with its changes, for one seed; the later ones' start is left open.
 
     Raises:
+        DataError: a recipe cannot be read.
         RecipeError: a recipe or what is changed in it is wrong.
     """
     assert entry.recipe is not None

@@ -38,17 +38,16 @@ class Grammar:
         """
         frames, texts = self.scopes.get(scope), self.texts.get(scope)
         parts = parts_of(scope)
+        composed = len(parts) > 1 or bool(frames)
+        if texts and (not composed or rng.random() < 0.5):
+            return rng.choice(texts)
         if len(parts) > 1:
-            if texts and rng.random() < 0.5:
-                return rng.choice(texts)
             rng.shuffle(parts)
             return " ".join(self.draw(part, rng) for part in parts)
-        if not frames and not texts:
+        if not frames:
             known = sorted(self.scopes.keys() | self.texts.keys())
             raise DataError(f"the grammar has no scope {scope!r}; it has {', '.join(known)}")
-        if texts and (not frames or rng.random() < 0.5):
-            return rng.choice(texts)
-        return self._fill(rng.choice(frames or ()), rng)
+        return self._fill(rng.choice(frames), rng)
 
     def _fill(self, text: str, rng: random.Random) -> str:
         def one(match: re.Match[str]) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from instructedit.editors.gradient import EditorConfig
 from instructedit.errors import RecipeError
+from instructedit.files import read_yaml_file
 
 
 class _Strict(BaseModel):
@@ -180,7 +180,8 @@ def load_recipe(path: str | Path) -> Recipe:
     """Read a YAML recipe.
 
     Raises:
-        RecipeError: unreadable, not YAML, or with mistakes; all are listed.
+        DataError: it cannot be read or is not YAML.
+        RecipeError: it has mistakes; all are listed.
     """
     return parse_recipe(read_recipe(path), path)
 
@@ -189,17 +190,13 @@ def read_recipe(path: str | Path, above: tuple[Path, ...] = ()) -> Any:
     """What a recipe says, with what it does not say taken from the one that it ``extends``, unchecked.
 
     Raises:
-        RecipeError: unreadable, not YAML, or it extends itself.
+        DataError: it cannot be read or is not YAML.
+        RecipeError: it extends itself.
     """
     here = Path(path).resolve()
     if here in above:
         raise RecipeError(path, [f"extends: goes round in a circle ({' -> '.join(p.name for p in (*above, here))})"])
-    try:
-        raw = yaml.safe_load(here.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(path, [f"cannot be read: {error}"]) from None
-    except yaml.YAMLError as error:
-        raise RecipeError(path, [f"is not valid YAML: {error}"]) from None
+    raw = read_yaml_file(here)
     if not isinstance(raw, dict) or "extends" not in raw:
         return raw
     own = {key: value for key, value in raw.items() if key != "extends"}
