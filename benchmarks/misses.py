@@ -1,0 +1,113 @@
+"""What an edited model says where it does not follow its instruction: the reason behind a missed scope.
+
+    python benchmarks/misses.py --out docs/results/misses.json
+
+Every prompt whose answer the scope wants changed is continued freely; what is not the wanted answer is the edit's own
+new answer, what the unedited model says, or something else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from instructedit.data import data_file, find_data
+from instructedit.editors.base import Editor
+from instructedit.editors.files import find_editor
+from instructedit.evaluation.generation import generate, matches, normalised
+from instructedit.evaluation.protocols import Control, InstructionChooser
+from instructedit.evaluation.runner import PROBES_A_KIND
+from instructedit.models.language_model import LanguageModel, load_language_model
+from instructedit.records import EditRecord, ProbeKind
+from instructedit.tasks.readers import read_records
+from instructedit.tasks.task import Task, fitting, load_task
+
+COUNTERFACT, SCOPES = "counterfact/counterfact-val.json", "own/scope-test.jsonl"
+#: task, file, wording
+ROWS = (
+    ("rename", COUNTERFACT, None),
+    ("rename", COUNTERFACT, "test"),
+    ("forget", COUNTERFACT, None),
+    ("forget", COUNTERFACT, "test"),
+    ("consequences", SCOPES, None),
+    ("consequences", SCOPES, "test"),
+    ("rename-and-on", SCOPES, "test"),
+)
+
+
+def questions(task: Task, record: EditRecord) -> list[tuple[str, str, tuple[str, ...]]]:
+    """(kind, prompt, answers) of what the scope wants changed; nobody asks for an answer of what is to be forgotten."""
+    request = record.request
+    if task.forgets:
+        return [("edit", request.prompt, ()), *(("paraphrase", prompt, ()) for prompt in record.rephrases)]
+    return [
+        (str(kind), probe.prompt, (request.target,) if kind is ProbeKind.NEIGHBOUR else probe.answers)
+        for kind in ProbeKind
+        if kind in task.change
+        for probe in record.of_kind(kind)[:PROBES_A_KIND]
+    ]
+
+
+def said(text: str, before: str, record: EditRecord, answers: tuple[str, ...]) -> str:
+    """What an answer is: ``wanted``, ``new answer`` of the edit, ``as before`` the edit, or ``other``."""
+    if matches(text, answers):
+        return "wanted"
+    text, request = normalised(text), record.request
+    if text.startswith(normalised(request.target)):
+        return "new answer"
+    if answers:
+        return "as before" if text == normalised(before) else "other"
+    return "as before" if text.startswith(normalised(request.ground_truth or before)) else "wanted"
+
+
+def take_apart(
+    editor: Editor, model: LanguageModel, task: Task, records: list[EditRecord], wording: str | None
+) -> dict[str, dict[str, int]]:
+    """How often each kind of question is answered how."""
+    chooser = InstructionChooser(task, Control.UNSEEN, wording)
+    edits = editor.edit(model, [r.request for r in records], [chooser(r.request) for r in records])
+    asked = [(row, *question) for row, record in enumerate(records) for question in questions(task, record)]
+    prompts = [prompt for _, _, prompt, _ in asked]
+    after = generate(model, prompts, edits=edits, rows=[row for row, *_ in asked], new_tokens=24)
+    before = generate(model, prompts, new_tokens=24)
+    found: dict[str, Counter[str]] = {}
+    for (row, kind, _, answers), text, old in zip(asked, after, before, strict=True):
+        found.setdefault(kind, Counter())[said(text, old, records[row], answers)] += 1
+    return {kind: dict(counts.most_common()) for kind, counts in found.items()}
+
+
+def main() -> None:
+    """Take all rows apart and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="write the result as JSON here")
+    parser.add_argument("--base", default="bundled")
+    parser.add_argument("--editor", default="bundled")
+    parser.add_argument("--limit", type=int, default=80, help="edits a row, the same as those of `reproduce scope`")
+    options = parser.parse_args()
+    model = load_language_model(options.base)
+    editor = find_editor(options.editor, model)
+    rows: list[dict[str, Any]] = []
+    for name, file, wording in ROWS:
+        task = load_task(name)
+        records = fitting(task, read_records(data_file(file, find_data()), skip_incomplete=True), file)
+        records = random.Random(0).sample(records, min(options.limit, len(records)))
+        answers = take_apart(editor, model, task, records, wording)
+        rows.append({"task": name, "file": file, "wording": wording, "edits": len(records), "said": answers})
+        print(name, wording or "", answers, flush=True)
+    result = {
+        "base": model.fingerprint,
+        "editor": options.editor,
+        "seed": 0,
+        "versions": {package: version(package) for package in ("instructedit", "torch", "transformers")},
+        "rows": rows,
+    }
+    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
