@@ -106,6 +106,7 @@ def main() -> None:
         "versions": {package: version(package) for package in ("instructedit", "torch", "transformers")},
         "rows": rows,
     }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 

@@ -41,7 +41,7 @@ class LanguageModel:
     """A frozen base model with what editing needs to know of it.
 
     Args:
-        model: a causal language model; its parameters stop requiring gradients.
+        model: a causal language model, which is run on one token here; its parameters stop requiring gradients.
         tokenizer: its tokenizer.
         source: where it came from, for messages and metadata.
     """
