@@ -9,12 +9,12 @@ new answer, what the unedited model says, or something else.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections import Counter
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from quality import write_result
 
 from instructedit.data import data_file, find_data
 from instructedit.editors.base import Editor
@@ -99,15 +99,7 @@ def main() -> None:
         answers = take_apart(editor, model, task, records, wording)
         rows.append({"task": name, "file": file, "wording": wording, "edits": len(records), "said": answers})
         print(name, wording or "", answers, flush=True)
-    result = {
-        "base": model.fingerprint,
-        "editor": options.editor,
-        "seed": 0,
-        "versions": {package: version(package) for package in ("instructedit", "torch", "transformers")},
-        "rows": rows,
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_result(options.out, model, rows, editor=options.editor, seed=0)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from instructedit.editors.files import find_editor
 from instructedit.evaluation.demonstration import TEST_FILES
 from instructedit.evaluation.protocols import Control, Protocol
 from instructedit.evaluation.runner import evaluate
-from instructedit.models.language_model import load_language_model
+from instructedit.files import write_atomically
+from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord
 from instructedit.tasks.readers import read_records
 from instructedit.tasks.task import fitting, load_task
@@ -63,6 +64,13 @@ def _held_out(recipe: str) -> dict[str, Sequence[EditRecord]]:
     return {source.task.name: source.pool.records for source in validation}
 
 
+def write_result(path: Path, model: LanguageModel, rows: Sequence[dict[str, Any]], **about: Any) -> None:
+    """Rows as JSON, with the model and the versions that they were measured with, and what else is to be said."""
+    versions = {package: version(package) for package in ("instructedit", "torch", "transformers")}
+    result = {"base": model.fingerprint, **about, "versions": versions, "rows": rows}
+    write_atomically(path, (json.dumps(result, indent=2) + "\n").encode())
+
+
 def main() -> None:
     """Run all rows and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -95,18 +103,16 @@ def main() -> None:
         rows.append({"file": file or f"held out of {options.validation}", **found.as_dict()})
         shown = {key: round(100 * value.mean, 1) for key, value in found.metrics.items() if "/" not in key}
         print(name, Path(file).name or "held out", protocol, found.instruction, shown, flush=True)
-    result = {
-        "base": model.fingerprint,
-        "editor": options.editor,
-        "seed": options.seed,
-        "limit": options.limit,
-        "validation": options.validation,
-        "minutes": round((time.monotonic() - began) / 60, 1),
-        "versions": {package: version(package) for package in ("instructedit", "torch", "transformers")},
-        "rows": rows,
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_result(
+        options.out,
+        model,
+        rows,
+        editor=options.editor,
+        seed=options.seed,
+        limit=options.limit,
+        validation=options.validation,
+        minutes=round((time.monotonic() - began) / 60, 1),
+    )
 
 
 if __name__ == "__main__":
