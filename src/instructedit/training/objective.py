@@ -103,9 +103,10 @@ def _cross_entropy(logits: Tensor, labels: Tensor, unedited: Callable[[], Tensor
     return functional.cross_entropy(logits, labels, reduction="none")
 
 
-def _unlikelihood(logits: Tensor, labels: Tensor, unedited: Callable[[], Tensor]) -> Tensor:
-    probability = logits.softmax(-1).gather(1, labels[:, None])[:, 0]
-    return -torch.log1p(-probability.clamp(max=1 - 1e-4))
+def unlikelihood(logits: Tensor, labels: Tensor, unedited: Callable[[], Tensor]) -> Tensor:
+    """-log(1 - p), with 1 - p as the sum of all other tokens' probabilities: exact, and steep, up to p = 1."""
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    return logits.logsumexp(-1) - others.logsumexp(-1)
 
 
 def _divergence(logits: Tensor, labels: Tensor, unedited: Callable[[], Tensor]) -> Tensor:
@@ -142,14 +143,14 @@ def _rows(
     def pair(prompt: str, answer: str) -> Encoded:
         return language_model.text.pair(prompt, editor.answer(answer))
 
-    rows: dict[_LabelLoss, list[_Row]] = {_cross_entropy: [], _unlikelihood: [], _divergence: []}
+    rows: dict[_LabelLoss, list[_Row]] = {_cross_entropy: [], unlikelihood: [], _divergence: []}
 
     def add(loss: _LabelLoss, edit: int, query: Encoded, weight: float, factor: float, first: float = 1.0) -> None:
         labels = len(query.ids) - query.target_start
         weights = [first, *[1.0] * (labels - 1)]
         shares = tuple(weight * value / sum(weights) for value in weights)
         # An answer is gone as soon as any of its tokens is.
-        worst = 0.0 if loss is _unlikelihood else examples[edit].worst_token
+        worst = 0.0 if loss is unlikelihood else examples[edit].worst_token
         rows[loss].append(_Row(query, edit, shares, factor, worst))
 
     stays = [[pair(*query) for query in example.stay] for example in examples]
@@ -164,7 +165,7 @@ def _rows(
         for want in example.rise:
             add(_cross_entropy, edit, pair(want.prompt, want.answer), want.weight / whole, c_edit, first)
         for want in example.fall:
-            add(_unlikelihood, edit, language_model.text.pair(want.prompt, want.answer), want.weight, c_edit)
+            add(unlikelihood, edit, language_model.text.pair(want.prompt, want.answer), want.weight, c_edit)
         own_labels = sum(len(query.ids) - query.target_start for query in queries)
         c_loc = objective.locality_weight * example.locality
         for query in queries:
@@ -191,7 +192,7 @@ def _losses(
     split = language_model.split(editor.cut)
     total = torch.zeros((), device=device)
     own: dict[_LabelLoss, Tensor] = {
-        loss: torch.zeros(len(examples), device=device) for loss in (_cross_entropy, _unlikelihood, _divergence)
+        loss: torch.zeros(len(examples), device=device) for loss in (_cross_entropy, unlikelihood, _divergence)
     }
     for loss, rows in _rows(editor, language_model, examples, objective, mean_over_processes).items():
         for group in by_length(rows):
@@ -204,7 +205,7 @@ def _losses(
             total += part.detach()
             edits = torch.tensor([row.edit for row in group], device=device)[rows_of]
             own[loss].index_add_(0, edits, losses.detach() * shares)
-    edit = own[_cross_entropy] + own[_unlikelihood]
+    edit = own[_cross_entropy] + own[unlikelihood]
     return Losses(
         total.item(),
         tuple(edit.tolist()),
