@@ -33,11 +33,11 @@ from instructedit.evaluation.demonstration import TEST_FILES
 from instructedit.evaluation.intervals import estimate
 from instructedit.evaluation.protocols import Protocol
 from instructedit.evaluation.runner import evaluate
-from instructedit.files import write_atomically
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord
 from instructedit.tasks.readers import read_records
 from instructedit.tasks.task import fitting, load_task
+from instructedit.writing import write_atomically
 
 TASKS = ("counterfact", "recent", "convsent", "zsre")
 METRICS = ("reliability", "generalization", "locality")

@@ -24,13 +24,13 @@ from instructedit.editors.files import find_editor
 from instructedit.evaluation.demonstration import TEST_FILES
 from instructedit.evaluation.protocols import Control, Protocol
 from instructedit.evaluation.runner import evaluate
-from instructedit.files import write_atomically
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord
 from instructedit.tasks.readers import read_records
 from instructedit.tasks.task import fitting, load_task
 from instructedit.training.loop import read_sources
 from instructedit.training.recipe import load_recipe
+from instructedit.writing import write_atomically
 
 WIKI = "wiki_counterfact/test_cf.json"
 #: task, file, protocol, instruction, wording

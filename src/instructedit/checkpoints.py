@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from instructedit.errors import CheckpointError
-from instructedit.files import write_atomically
+from instructedit.errors import CheckpointError, DataError
+from instructedit.files import parse_json
+from instructedit.tensors import pack, unpack
+from instructedit.writing import write_atomically
 
-FORMAT = "instructedit-checkpoint/2"
+FORMAT = "instructedit-checkpoint/3"
 
 
 def save_checkpoint(
@@ -40,8 +40,8 @@ def save_checkpoint(
             tensors |= {f"optimizer.{number}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
     header = {"format": FORMAT, "progress": json.dumps(progress), "recipe": json.dumps(recipe, sort_keys=True)}
     # Weights that are tied share their memory, which safetensors refuses; each name gets its own.
-    copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save(copies, header))
+    copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+    write_atomically(path, pack(copies, header))
 
 
 def load_checkpoint(
@@ -52,25 +52,46 @@ def load_checkpoint(
     Raises:
         CheckpointError: damaged, or written under another recipe.
     """
+    header, tensors = unpack(path, FORMAT, "a checkpoint", CheckpointError)
     try:
-        with safe_open(str(path), framework="pt") as stored:
-            header = stored.metadata() or {}
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"file {path}: cannot be read as a checkpoint: {error}") from None
-    if header.get("format") != FORMAT:
-        raise CheckpointError(f"file {path}: is not a checkpoint of this version; delete it to start anew")
-    if json.loads(header["recipe"]) != json.loads(json.dumps(recipe)):
+        written_under, progress = parse_json(header["recipe"]), parse_json(header["progress"])
+    except (KeyError, DataError) as error:
+        raise CheckpointError(f"file {path}: its header is damaged: {error}") from None
+    if written_under != json.loads(json.dumps(recipe)):
         raise CheckpointError(
             f"file {path}: was written under another recipe; give another --out, or delete the folder to start anew"
         )
-    module.load_state_dict({n.removeprefix("module."): t for n, t in tensors.items() if n.startswith("module.")})
-    for number, optimizer in enumerate(optimizers):
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith(f"optimizer.{number}."):
-                _, _, index, key = name.split(".", 3)
-                state.setdefault(int(index), {})[key] = tensor
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    found: dict[str, Any] = json.loads(header["progress"])
-    return found
+    if not isinstance(progress, dict):
+        raise CheckpointError(f"file {path}: its header is damaged: the progress is no object")
+    try:
+        module.load_state_dict({n.removeprefix("module."): t for n, t in tensors.items() if n.startswith("module.")})
+        for number, optimizer in enumerate(optimizers):
+            optimizer.load_state_dict(
+                {"state": _state(tensors, number, optimizer), "param_groups": optimizer.state_dict()["param_groups"]}
+            )
+    except (RuntimeError, ValueError, KeyError) as error:
+        first_line = str(error).splitlines()[0]
+        raise CheckpointError(f"file {path}: its tensors are not those of this run: {first_line}") from None
+    return progress
+
+
+def _state(
+    tensors: Mapping[str, Tensor], number: int, optimizer: torch.optim.Optimizer
+) -> dict[int, dict[str, Tensor]]:
+    """An optimiser's state by parameter.
+
+    Raises:
+        ValueError: a tensor belongs to no parameter of it, or has another shape.
+    """
+    state: dict[int, dict[str, Tensor]] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for name, tensor in tensors.items():
+        if not name.startswith(f"optimizer.{number}."):
+            continue
+        _, _, index, key = name.split(".", 3)
+        if not index.isdecimal() or int(index) >= len(parameters):
+            raise ValueError(f"{name} belongs to no parameter")
+        if tensor.ndim and tensor.shape != parameters[int(index)].shape:
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}")
+        state.setdefault(int(index), {})[key] = tensor
+    return state

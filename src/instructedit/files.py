@@ -1,51 +1,169 @@
-"""Reading users' YAML, and writing files so that nobody ever reads half of one."""
+"""Reading users' text, JSON and YAML: whatever is wrong with a file is a :class:`DataError` that says where."""
 
 from __future__ import annotations
 
-import os
-import tempfile
+import json
+from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
 from instructedit.errors import DataError
 
+#: Values that a YAML file may stand for once its aliases are written out; a few lines of aliases can mean billions.
+MOST_YAML_VALUES = 1_000_000
+#: A wrong value is repeated in a message up to this many characters.
+LONGEST_QUOTE = 200
 
-def read_yaml_file(path: Path) -> Any:
-    """What a user's YAML file says.
+
+def quoted(value: object) -> str:
+    """``repr`` of a user's value for a message, cut to :data:`LONGEST_QUOTE` characters."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}… ({len(text):,} characters)"
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The content of a file.
 
     Raises:
-        DataError: it cannot be read, is not UTF-8 or is not YAML.
+        DataError: it cannot be read.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", file=path) from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"is not UTF-8 text (byte {error.start})", file=path) from None
-    except yaml.YAMLError as error:
-        raise DataError(f"is not valid YAML: {error}", file=path) from None
+    except ValueError as error:  # a NUL character in the path
+        raise DataError(f"is not a file name: {error}", file=repr(str(path))) from None
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write to a temporary name beside ``path``, sync, then rename over it.
+def read_text(path: str | Path) -> str:
+    """The content of a UTF-8 text file.
 
     Raises:
-        DataError: the folder does not exist or cannot be written.
+        DataError: it cannot be read or is not UTF-8.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise DataError(f"cannot be written: {error.strerror}", file=path) from None
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"is not UTF-8 text (byte {error.start})", file=path) from None
+
+
+def parse_json(text: str, *, file: object = None, place: str = "") -> Any:
+    """The value of a JSON text, by the standard: no NaN, no infinity, no half of a surrogate pair.
+
+    Args:
+        file: the file that the text stands in.
+        place: where in the file, for messages (``line 3``); a text that is a whole file has none.
+
+    Raises:
+        DataError: it is not JSON, nests too deeply, or holds a number or character that nothing here can hold.
+    """
+    prefix = f"{place} " if place else ""
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        raise DataError(f"cannot be written: {error.strerror}", file=path) from None
+        value = json.loads(text, parse_constant=_refuse_constant)
+        # Strings that are no Unicode text ("\\ud800") pass the parser, and fail wherever they are printed or written.
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except json.JSONDecodeError as error:
+        where = f"column {error.colno}" if place else f"line {error.lineno}, column {error.colno}"
+        raise DataError(
+            f"{prefix}is not valid JSON at {where}: {error.msg}. The file may be truncated; copy it again.", file=file
+        ) from None
+    except RecursionError:
+        raise DataError(f"{prefix}is not usable JSON: it nests too deeply", file=file) from None
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{prefix}is not usable JSON: a string holds half of a surrogate pair (\\ud800 to \\udfff)", file=file
+        ) from None
+    except ValueError as error:  # a number of thousands of digits, or none that JSON has
+        raise DataError(f"{prefix}is not usable JSON: {str(error).split(';')[0]}", file=file) from None
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def read_json_file(path: str | Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        DataError: it cannot be read, is not UTF-8 or is not JSON.
+    """
+    return parse_json(read_text(path), file=path)
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader; what a value's type refuses (``2024-13-45``, ``!!int abc``) is said with its line."""
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, OverflowError, AttributeError, KeyError, TypeError) as error:
+            if isinstance(error, yaml.YAMLError):
+                raise
+            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
+
+
+def read_yaml_file(path: str | Path) -> Any:
+    """The value of a user's YAML file.
+
+    Raises:
+        DataError: it cannot be read, is not UTF-8, is not YAML, or its aliases stand for more than
+            :data:`MOST_YAML_VALUES` values.
+    """
+    text = read_text(path)
+    try:
+        value = yaml.load(text, _Loader)
+        _expanded_size(value, {}, set())
+        json.dumps(value, default=str, ensure_ascii=False).encode()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise DataError(f"is not valid YAML{where}: {error.problem or error.context}", file=path) from None
+    except yaml.YAMLError as error:
+        raise DataError(f"is not valid YAML: {str(error).splitlines()[0]}", file=path) from None
+    except RecursionError:
+        raise DataError("is not usable YAML: it nests too deeply", file=path) from None
+    except UnicodeEncodeError:
+        raise DataError("is not usable YAML: a string holds half of a surrogate pair", file=path) from None
+    except (ValueError, TypeError) as error:
+        raise DataError(f"is not usable YAML: {error}", file=path) from None
+    return value
+
+
+def _expanded_size(value: Any, known: dict[int, int], above: set[int]) -> int:
+    """How many values there are once aliases are written out; each shared part is counted once and multiplied.
+
+    Raises:
+        ValueError: too many, or a value that contains itself.
+    """
+    if isinstance(value, dict):
+        parts = [*value.keys(), *value.values()]
+    elif isinstance(value, (list, tuple, set)):
+        parts = list(value)
+    else:
+        return 1
+    key = id(value)
+    if key in above:
+        raise ValueError("an alias stands inside the value that it names")
+    if key not in known:
+        total = 1 + sum(_expanded_size(part, known, above | {key}) for part in parts)
+        if total > MOST_YAML_VALUES:
+            raise ValueError(f"its aliases stand for more than {MOST_YAML_VALUES:,} values")
+        known[key] = total
+    return known[key]
+
+
+def as_mapping(value: Any, file: object = None) -> dict[str, Any]:
+    """The value, if it is an object with texts as keys.
+
+    Raises:
+        DataError: it is not.
+    """
+    if not isinstance(value, dict):
+        raise DataError(f"expected `key: value` pairs at the top level, found {type(value).__name__}", file=file)
+    wrong: list[Hashable] = [key for key in value if not isinstance(key, str)]
+    if wrong:
+        raise DataError(f"expected texts as keys, found {quoted(wrong[0])}", file=file)
+    return value

@@ -15,7 +15,7 @@ PACKAGE = Path(instructedit.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 #: A room may import from rooms of a lower number, and from itself.
 RANKS = {
-    **dict.fromkeys(("records", "errors", "files", "checkpoints", "assets", "data"), 0),
+    **dict.fromkeys(("records", "errors", "files", "writing", "tensors", "checkpoints", "assets", "data"), 0),
     "tasks": 1,
     "models": 2,
     "deltas": 3,

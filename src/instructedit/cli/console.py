@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from instructedit.files import write_atomically
+from instructedit.writing import write_atomically
 
 out = Console()
 err = Console(stderr=True)

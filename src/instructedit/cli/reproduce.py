@@ -39,7 +39,7 @@ def reproduce(
     from instructedit.experiments.plan import load_experiment
     from instructedit.experiments.report import as_markdown, draw, summarise
     from instructedit.experiments.run import run_all
-    from instructedit.files import write_atomically
+    from instructedit.writing import write_atomically
 
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from instructedit.assets import ASSETS
 from instructedit.editors.base import DirectEditor, Editor, editor_class, registered_editors
@@ -24,14 +23,16 @@ from instructedit.editors.knowledge_editor import KnowledgeEditor
 from instructedit.editors.memit import Memit
 from instructedit.editors.mend import Mend
 from instructedit.editors.rome import Rome
-from instructedit.errors import EditorError, mistakes_of
-from instructedit.files import read_yaml_file, write_atomically
+from instructedit.errors import DataError, EditorError, mistakes_of
+from instructedit.files import parse_json, read_bytes, read_yaml_file
 from instructedit.models.language_model import BUNDLED, LanguageModel
+from instructedit.tensors import TENSORS, pack, unpack
+from instructedit.writing import write_atomically
 
 #: Importing them is what makes them known by name.
 TRAINED = (InstructEdit, KnowledgeEditor, Mend)
 DIRECT = (BoxedFineTuning, CaliNet, Grace, InContext, Lora, Memit, Rome)
-FORMAT = "instructedit-editor/1"
+FORMAT = "instructedit-editor/2"
 BUNDLED_EDITOR = ASSETS / "editor.safetensors"
 #: Fewer scopes and steps than the bundled editor; and multi-task MEND on the same mixture and for as many steps.
 BUNDLED_CORE = "bundled-core"
@@ -65,10 +66,7 @@ def save_editor(
         dtype: of the stored weights; running statistics are always stored in full.
     """
     buffers = {name for name, _ in editor.named_buffers()}
-    tensors = {
-        name: (tensor if name in buffers else tensor.to(dtype)).detach().cpu().contiguous()
-        for name, tensor in editor.state_dict().items()
-    }
+    tensors = {name: tensor if name in buffers else tensor.to(dtype) for name, tensor in editor.state_dict().items()}
     header = {
         "format": FORMAT,
         "config": editor.config.model_dump_json(),
@@ -76,7 +74,7 @@ def save_editor(
         "source": language_model.source,
         "training": json.dumps(training or {}),
     }
-    write_atomically(Path(path), save(tensors, header))
+    write_atomically(path, pack(tensors, header))
 
 
 def find_editor(name_or_path: str | Path, language_model: LanguageModel) -> Editor:
@@ -104,19 +102,30 @@ def find_editor(name_or_path: str | Path, language_model: LanguageModel) -> Edit
 
 
 def digest_of(name_or_path: str | Path) -> str | None:
-    """SHA-256 of an editor's or direct method's file; None for what is only a name."""
+    """SHA-256 of an editor's tensors, or of a direct method's file; None for what is only a name."""
     file = SHIPPED.get(str(name_or_path), Path(name_or_path))
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+    if not file.is_file():
+        return None
+    return _header_of(file).get(TENSORS) or hashlib.sha256(read_bytes(file)).hexdigest()
 
 
 def training_of(path: str | Path) -> dict[str, Any]:
     """What made an editor, as its file says: recipe and step; empty for what is no editor file."""
     try:
-        with safe_open(str(SHIPPED.get(str(path), Path(path))), framework="pt") as stored:
-            found = json.loads((stored.metadata() or {}).get("training", "{}"))
-    except (OSError, SafetensorError, json.JSONDecodeError):
+        training = parse_json(_header_of(SHIPPED.get(str(path), Path(path))).get("training", "{}"))
+    except DataError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return training if isinstance(training, dict) else {}
+
+
+def _header_of(file: Path) -> dict[str, str]:
+    """The header of an editor file; empty for any other file."""
+    try:
+        with safe_open(str(file), framework="pt") as stored:
+            header = dict(stored.metadata() or {})
+    except (OSError, SafetensorError, ValueError):
+        return {}
+    return header if header.get("format") == FORMAT else {}
 
 
 def load_editor(path: str | Path, language_model: LanguageModel, *, to_train: bool = False) -> GradientEditor:
@@ -130,26 +139,23 @@ def load_editor(path: str | Path, language_model: LanguageModel, *, to_train: bo
         EditorError: no such file, damaged, not an editor, or trained for another base model.
     """
     file = SHIPPED.get(str(path), Path(path))
-    try:
-        with safe_open(str(file), framework="pt") as stored:
-            header = stored.metadata() or {}
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+    if not file.is_file():
         known = ", ".join(sorted(SHIPPED.keys() | registered_editors().keys()))
-        hint = f"; names that are known: {known}" if isinstance(error, FileNotFoundError) else ""
-        raise EditorError(f"file {path}: cannot be read as an editor: {error}{hint}") from None
-    if header.get("format") != FORMAT:
-        raise EditorError(f"file {path}: is not an editor ({header.get('format') or 'no format in its header'})")
+        raise EditorError(f"file {path}: there is no such editor; names that are known: {known}")
+    header, tensors = unpack(file, FORMAT, "an editor", EditorError)
     if header.get("base") != language_model.fingerprint:
         raise EditorError(
             f"file {path}: this editor was trained for the base model {header.get('base')} ({header.get('source')}), "
             f"not for {language_model.fingerprint} ({language_model.source}); train one with `instructedit train`"
         )
     try:
-        editor = create_editor(EditorConfig.model_validate_json(header["config"]), language_model)
+        editor = create_editor(EditorConfig.model_validate(parse_json(header["config"])), language_model)
         editor.load_state_dict({name: t.float() if t.dtype is torch.bfloat16 else t for name, t in tensors.items()})
-    except (KeyError, RuntimeError, ValidationError) as error:
+    except (KeyError, RuntimeError, ValidationError, DataError) as error:
         raise EditorError(f"file {path}: its header or tensors are damaged: {str(error).splitlines()[0]}") from None
+    broken = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
+    if broken is not None:
+        raise EditorError(f"file {path}: {broken} holds NaN or infinity; train the editor anew")
     if language_model.model.dtype is torch.bfloat16 and not to_train:
         editor.round_in_place(torch.bfloat16)
     return editor.to(language_model.device).eval()

@@ -15,11 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from instructedit.files import write_atomically
 from instructedit.models.hooks import held
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import pad
 from instructedit.tasks.facts import read_facts
+from instructedit.writing import write_atomically
 
 
 def cache_folder() -> Path:

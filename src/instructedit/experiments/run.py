@@ -20,7 +20,6 @@ from instructedit.editors.files import digest_of, find_editor
 from instructedit.errors import EditorError
 from instructedit.evaluation.runner import evaluate
 from instructedit.experiments.plan import Entry, Experiment, Test, load_experiment, recipes_of
-from instructedit.files import write_atomically
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRequest
 from instructedit.tasks.grammar import wordings
@@ -28,6 +27,7 @@ from instructedit.tasks.readers import read_records
 from instructedit.tasks.task import fitting, load_task
 from instructedit.training.loop import EDITOR, LOG, train
 from instructedit.training.memory import peak_bytes
+from instructedit.writing import write_atomically
 
 #: Edits whose making is timed.
 TIMED = 32

@@ -10,9 +10,10 @@ import yaml
 from pydantic import Field, ValidationError
 
 from instructedit.errors import DataError, mistakes_of
-from instructedit.files import read_yaml_file, write_atomically
+from instructedit.files import read_yaml_file
 from instructedit.instructions.candidates import Candidate
 from instructedit.tasks.task import InstructionBank, Task, load_task
+from instructedit.writing import write_atomically
 
 
 class BankFile(InstructionBank):

@@ -24,8 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from instructedit.files import write_atomically
 from instructedit.models.text import Encoded, TokenBatch, pad
+from instructedit.writing import write_atomically
 
 logger = logging.getLogger(__name__)
 

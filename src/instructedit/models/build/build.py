@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from instructedit.errors import DataError, RecipeError, mistakes_of
-from instructedit.files import read_yaml_file, write_atomically
+from instructedit.files import read_yaml_file
 from instructedit.models.build.corpus import Corpus, Document, read_corpus
 from instructedit.models.build.pretrain import BaseModelRecipe, pretrain, recall
 from instructedit.models.language_model import BUNDLED, BUNDLED_FOLDER, load_language_model
@@ -25,6 +25,7 @@ from instructedit.tasks.own_edits import FactEdits, named_requests
 from instructedit.tasks.readers import read_records
 from instructedit.tasks.scope_edits import ScopeEdits
 from instructedit.tasks.task import shipped_tasks
+from instructedit.writing import write_atomically
 
 logger = logging.getLogger(__name__)
 
