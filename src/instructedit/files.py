@@ -114,7 +114,7 @@ def read_yaml_file(path: str | Path) -> Any:
     """
     text = read_text(path)
     try:
-        value = yaml.load(text, _Loader)
+        value = _Loader(text).get_single_data()
         _expanded_size(value, {}, set())
         json.dumps(value, default=str, ensure_ascii=False).encode()
     except yaml.MarkedYAMLError as error:
