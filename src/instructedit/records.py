@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 Text = Annotated[str, StringConstraints(pattern=r"\S")]
 
@@ -35,7 +35,8 @@ class EditRequest(_Frozen):
     """One wish: after ``prompt`` the model is to say ``target``.
 
     ``prompt`` and ``target`` are joined by one space when neither brings one (see ``models.text.join``).
-    ``instruction`` overrides the task's own text; ``label`` is ConvSent's wanted sentiment.
+    ``instruction`` is a text of the user's own; it is read alone, without the name or text of any task beside it.
+    ``label`` is ConvSent's wanted sentiment.
     """
 
     prompt: Text
@@ -45,6 +46,16 @@ class EditRequest(_Frozen):
     task: str | None = None
     instruction: str | None = None
     label: str | None = None
+
+    @field_validator("instruction")
+    @classmethod
+    def _says_something(cls, text: str | None) -> str | None:
+        if text is not None and not text.strip():
+            raise ValueError(
+                "the instruction is empty. Leave it out to take the task's own text; to edit without any, give "
+                "--no-instruction (in Python: tasks=None)"
+            )
+        return text
 
 
 class Probe(_Frozen):

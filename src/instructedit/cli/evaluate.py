@@ -32,8 +32,9 @@ def evaluate_command(
     instruction: Annotated[
         Control,
         typer.Option(
-            help="What edits are told: the task's tenth description (unseen, in no training), one of the other nine "
-            "(seen), another task's, that of the opposite scope, or nothing."
+            help="Which instruction edits get. Own name and text: unseen (tenth description, in no training), seen. "
+            "Of the opposite scope: text-swapped, name-swapped, swapped-scope (both). Controls: text-alone (behind a "
+            "neutral name), unrelated (a text about something else), other-task, none."
         ),
     ] = Control.UNSEEN,
     wording: Annotated[
@@ -63,6 +64,7 @@ def evaluate_command(
     quiet_libraries()
     from instructedit.data import data_file
     from instructedit.editors.files import find_editor
+    from instructedit.evaluation.provenance import provenance
     from instructedit.evaluation.runner import evaluate
     from instructedit.instructions.bank import task_with
     from instructedit.models.allocator import keep_freed_memory
@@ -98,10 +100,7 @@ def evaluate_command(
         )
     value: dict[str, Any] = {
         "model": model,
-        "base": language_model.fingerprint,
-        "editor": editor,
-        "method": trained.name,
-        "data": data.name,
+        **provenance(editor, trained, language_model, data),
         "seed": seed,
         **result.as_dict(with_records=records),
     }
@@ -120,4 +119,5 @@ def evaluate_command(
     for name, figure in result.metrics.items():
         table.add_row(name, f"{figure.mean:.3f}", f"{figure.low:.3f} to {figure.high:.3f}", str(figure.count))
     out.print(table)
+    out.print(f"Base model: {value['met']['base']}. Editor: {value['met']['editor']}.")
     out.print("Intervals: percentile bootstrap over edits. Metrics are explained in docs/metrics.md.")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from enum import StrEnum
 
 from instructedit.errors import DataError
 from instructedit.records import EditRequest
-from instructedit.tasks.grammar import parts_of, wordings
+from instructedit.tasks.grammar import parts_of, unrelated_texts, wordings
 from instructedit.tasks.task import NEUTRAL_NAME, Task, load_task, shipped_tasks
 
 
@@ -25,13 +26,31 @@ class Protocol(StrEnum):
 
 
 class Control(StrEnum):
-    """Which instruction an edit gets. The last three show whether the editor reads it."""
+    """Which instruction an edit gets: a task's name and a description, which can be swapped one by one.
+
+    SEEN, UNSEEN: the task's own name with one of the descriptions that training draws, or with the tenth.
+    TEXT_SWAPPED: the own name, the description of the opposite scope.
+    NAME_SWAPPED: the name of the opposite scope, the own description.
+    SWAPPED_SCOPE: name and description of the opposite scope.
+    TEXT_ALONE: the own description behind a neutral name.
+    UNRELATED: a text about something else behind a neutral name.
+    OTHER_TASK: name and description of another task.
+    NONE: no instruction.
+    """
 
     SEEN = "seen"
     UNSEEN = "unseen"
-    OTHER_TASK = "other-task"
+    TEXT_SWAPPED = "text-swapped"
+    NAME_SWAPPED = "name-swapped"
     SWAPPED_SCOPE = "swapped-scope"
+    TEXT_ALONE = "text-alone"
+    UNRELATED = "unrelated"
+    OTHER_TASK = "other-task"
     NONE = "none"
+
+
+#: The controls that need a task with the opposite scope.
+SWAPS = (Control.TEXT_SWAPPED, Control.NAME_SWAPPED, Control.SWAPPED_SCOPE)
 
 
 class InstructionChooser:
@@ -40,46 +59,70 @@ class InstructionChooser:
     Args:
         task: of the records.
         control: which kind.
-        wording: ``validation`` or ``test`` replaces the task's own descriptions by hand-written wordings
-            behind a neutral name: the task's, or those of a task of the same scope.
-        opposite: the task whose text is the swapped one, in place of the task's own opposite.
+        wording: ``validation`` or ``test`` replaces the descriptions by hand-written wordings of the same scope. They
+            stand behind a neutral name, except where the control is about the name.
+        opposite: the task that the swaps swap with, in place of the task's own opposite.
+        descriptions: the description of every request, in their order, behind the task's name; the control is then
+            not used.
 
     Raises:
         DataError: the task has no opposite to swap with, or no wordings.
     """
 
     def __init__(
-        self, task: Task, control: Control, wording: str | None = None, seed: int = 0, opposite: str | None = None
+        self,
+        task: Task,
+        control: Control,
+        wording: str | None = None,
+        seed: int = 0,
+        opposite: str | None = None,
+        descriptions: Sequence[str] | None = None,
     ) -> None:
         self.task = task
         self.control = control
         self._rng = random.Random(f"{seed}-{control}")
-        self._texts: list[str] | None = None
-        told = task
-        if control is Control.SWAPPED_SCOPE:
-            opposite = opposite or task.opposite
+        self._count = 0
+        self._texts: Sequence[str] | None = descriptions
+        self._name: str | None = None if descriptions is not None else _NAMED.get(control, NEUTRAL_NAME)
+        self._bank = task.instructions
+        self._others: list[Task] = []
+        if descriptions is not None:
+            return
+        opposite = opposite or task.opposite
+        if control in SWAPS:
             if opposite is None:
                 raise DataError(f"task {task.name} has no opposite scope to swap with; choose another --instruction")
-            told = load_task(opposite)
-        self._told = told
-        self._others = _unrelated_tasks(task, opposite or task.opposite) if control is Control.OTHER_TASK else []
-        if wording is not None and control is not Control.OTHER_TASK:
-            self._texts = _wordings_of(told, wording)
-        self._count = 0
+            other = load_task(opposite)
+            described = task if control is Control.NAME_SWAPPED else other
+            named = task if control is Control.TEXT_SWAPPED else other
+            self._bank, self._name = described.instructions, named.instructions.name
+            self._texts = None if wording is None else _wordings_of(described, wording)
+            if wording is not None and control is Control.SWAPPED_SCOPE:
+                self._name = NEUTRAL_NAME
+        elif control is Control.OTHER_TASK:
+            self._others = _unrelated_tasks(task, opposite)
+        elif control is Control.UNRELATED:
+            self._texts = unrelated_texts()
+        elif wording is not None:
+            self._texts, self._name = _wordings_of(task, wording), NEUTRAL_NAME
 
     def __call__(self, request: EditRequest) -> str | None:
         """The rendered instruction of the next request."""
         self._count += 1
         if self.control is Control.NONE:
             return None
-        bank = (self._rng.choice(self._others) if self._others else self._told).instructions
         if request.instruction is not None and self.control in (Control.SEEN, Control.UNSEEN):
-            return bank.render(request.instruction, request)
+            return self._bank.render(request.instruction, request, NEUTRAL_NAME)
         if self._texts is not None:
-            return bank.render(self._texts[(self._count - 1) % len(self._texts)], request, NEUTRAL_NAME)
+            return self._bank.render(self._texts[(self._count - 1) % len(self._texts)], request, self._name)
+        bank = self._rng.choice(self._others).instructions if self._others else self._bank
         if self.control is Control.SEEN:
             return bank.seen(request, self._rng)
-        return bank.unseen(request)
+        return bank.render(bank.descriptions[-1], request, self._name)
+
+
+#: Controls whose description stands behind its own task's name; the others' stands behind a neutral one or a swapped.
+_NAMED = dict.fromkeys((Control.SEEN, Control.UNSEEN, Control.OTHER_TASK))
 
 
 def _wordings_of(task: Task, kind: str) -> list[str]:

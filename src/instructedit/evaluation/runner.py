@@ -113,6 +113,7 @@ def evaluate(
     instruction: Control = Control.UNSEEN,
     wording: str | None = None,
     opposite: str | None = None,
+    descriptions: Sequence[str] | None = None,
     fluency: bool = False,
     headlines_only: bool = False,
     seed: int = 0,
@@ -123,8 +124,8 @@ def evaluate(
 
     Args:
         instruction: which instruction the edits get; see :class:`Control`.
-        wording, opposite: see :class:`InstructionChooser`. The metric ``following`` is over the probes of which the
-            task and its opposite want different things.
+        wording, opposite, descriptions: see :class:`InstructionChooser`. The metric ``following`` is over the probes of
+            which the task and its opposite want different things.
         fluency: also generate a text after every edit and measure its n-gram entropy.
         headlines_only: leave out portability, prefixed locality and the probability forms.
         batch: edits at a time.
@@ -140,7 +141,7 @@ def evaluate(
     if unfit is not None:
         raise DataError(f"has nothing of what task {task.name} is about", record=records.index(unfit))
     began = time.monotonic()
-    chooser = InstructionChooser(task, instruction, wording, seed, opposite)
+    chooser = InstructionChooser(task, instruction, wording, seed, opposite, descriptions)
     against = opposite or task.opposite
     deciding = _deciding(task, load_task(against)) if against else ()
     pool = RecordPool(records)

@@ -81,6 +81,8 @@ def _row(test: Test, label: str, cells: Cells) -> dict[str, Any]:
     names = sorted({name for cell in cells for name in cell["metrics"]})
     row: dict[str, Any] = {"test": test.name, "editor": label, "base": cells[0]["base"], "metrics": {}}
     row["seeds"] = [cell["seed"] for cell in cells]
+    row["editor_digests"] = [cell["editor_digest"] for cell in cells]
+    row |= {key: cells[0][key] for key in ("method", "data", "data_sha256", "met")}
     for name in names:
         by_seed = [cell["metrics"][name]["mean"] for cell in cells if name in cell["metrics"]]
         row["metrics"][name] = {**estimate(list(_by_edit(cells, name).values())).as_dict(), "by_seed": by_seed}
@@ -145,6 +147,17 @@ def _overview(experiment: Experiment, summary: Mapping[str, Any], metric: str) -
     return lines
 
 
+def _met(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What base and editors met of a test in training, said once where they agree."""
+    if not rows:
+        return []
+    said: dict[str, list[str]] = {}
+    for row in rows:
+        said.setdefault(row["met"]["editor"], []).append(row["editor"])
+    editors = "; ".join(f"{', '.join(labels)}: {text}" for text, labels in said.items())
+    return [f"{rows[0]['data']}. Base model: {rows[0]['met']['base']}. Editors: {editors}.", ""]
+
+
 def as_markdown(experiment: Experiment, summary: Mapping[str, Any]) -> str:
     """A page: a table a test, with other people's numbers in columns of their own, then the differences."""
     seeds = ", ".join(map(str, summary["seeds"]))
@@ -174,7 +187,7 @@ def as_markdown(experiment: Experiment, summary: Mapping[str, Any]) -> str:
             "peak, GB",
             *(f"{s} (published)" for s in sources),
         ]
-        lines += ["", f"## {test.name}", "", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+        lines += ["", f"## {test.name}", "", *_met(rows), f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
         for row in rows:
             cells = [row["editor"], *(_shown(name, row["metrics"].get(name)) for name in test.metrics)]
             cells.append(str(len(row["seeds"])) if "training_seconds" in row else "–")

@@ -18,6 +18,7 @@ from instructedit.data import data_file
 from instructedit.editors.base import Editor, Edits
 from instructedit.editors.files import digest_of, find_editor
 from instructedit.errors import EditorError
+from instructedit.evaluation.provenance import provenance
 from instructedit.evaluation.runner import evaluate
 from instructedit.experiments.plan import Entry, Experiment, Test, load_experiment, recipes_of
 from instructedit.models.language_model import LanguageModel, load_language_model
@@ -105,7 +106,9 @@ def run_one(experiment: Experiment, label: str, seed: int, out: Path, data: Path
     if not missing:
         return
     language_model = load_language_model(experiment.base)
-    editor, cost = _made(entry, experiment.base, seed, language_model, out / "editors" / f"{_slug(label)}-{seed}", data)
+    name, editor, cost = _made(
+        entry, experiment.base, seed, language_model, out / "editors" / f"{_slug(label)}-{seed}", data
+    )
     names = {test.file for test in missing}
     files = {name: read_records(data_file(name, data), skip_incomplete=True) for name in names}
     remembering: dict[tuple[object, ...], Remembered] = {}
@@ -134,10 +137,10 @@ def run_one(experiment: Experiment, label: str, seed: int, out: Path, data: Path
             headlines_only=not {"portability", "locality_prefixed"} & set(test.metrics),
         )
         cell = {
+            **provenance(name, editor, language_model, test.file, data),
             "editor": label,
             "seed": seed,
             "test": test.name,
-            "base": language_model.fingerprint,
             **found.as_dict(with_records=True),
             **cost,
             "seconds_an_edit": seconds,
@@ -172,10 +175,13 @@ def settings(experiment: Experiment, entry: Entry, seed: int, test: Test) -> str
 
 def _made(
     entry: Entry, base: str, seed: int, language_model: LanguageModel, folder: Path, data: Path
-) -> tuple[Editor, dict[str, float]]:
-    """The editor, and what training it took: one part in ``folder``, those that go on from it in folders inside."""
+) -> tuple[str | Path, Editor, dict[str, float]]:
+    """The editor's name or file, the editor, and what training it took.
+
+    The first part of a training is in ``folder``, those that go on from it in folders inside.
+    """
     if entry.use is not None:
-        return find_editor(entry.use, language_model), {}
+        return entry.use, find_editor(entry.use, language_model), {}
     seconds, peak = 0.0, 0
     for number, recipe in enumerate(recipes_of(entry, base, seed)):
         if number:
@@ -185,7 +191,7 @@ def _made(
         lines = [json.loads(line) for line in (folder / LOG).read_text(encoding="utf-8").splitlines()]
         seconds += [line["seconds"] for line in lines if line.get("phase") == "train"][-1]
         peak = max(peak, *(line.get("peak_bytes", 0) for line in lines))
-    return editor, {"training_seconds": seconds, "training_peak_bytes": peak}
+    return folder / EDITOR, editor, {"training_seconds": seconds, "training_peak_bytes": peak}
 
 
 def _is_kept(path: Path, wanted: str) -> bool:

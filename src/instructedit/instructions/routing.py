@@ -20,16 +20,22 @@ from instructedit.evaluation.demonstration import OWN_FILES
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
 from instructedit.tasks.readers import read_records
-from instructedit.tasks.task import Task, load_task
+from instructedit.tasks.task import Task, free_text, load_task
 
 ROUTED = ("counterfact", "recent", "convsent", "zsre")
+#: A request less alike than this to every task's examples is given no task. At or above it the task is right for 76%,
+#: 96% and 88% of requests of CounterFact, Recent and ZsRE (150 of each training file; bundled base model).
+NEAR_ENOUGH = 0.35
 #: Of each task, that many of its nearest examples are compared.
 NEAREST = 15
 
 
 @dataclass(frozen=True)
 class Route:
-    """Where a request goes: the task, and how alike the request is to each task's nearest examples (mean cosine)."""
+    """Where a request goes: the task, and how alike the request is to each task's nearest examples (mean cosine).
+
+    A request that is like none (:data:`NEAR_ENOUGH`) has the task ``free text``, with a neutral instruction.
+    """
 
     task: Task
     similarities: dict[str, float]
@@ -63,7 +69,8 @@ class Router:
         for request, row in zip(requests, self._direction(self._states(requests)), strict=True):
             found = {name: float((of @ row).topk(NEAREST).values.mean()) for name, of in self._tasks.items()}
             best = "convsent" if request.label else max((n for n in found if n != "convsent"), key=lambda n: found[n])
-            routes.append(Route(load_task(best), found))
+            known = request.label is not None or found[best] >= NEAR_ENOUGH
+            routes.append(Route(load_task(best) if known else free_text(), found))
         return routes
 
     def _direction(self, states: Tensor) -> Tensor:

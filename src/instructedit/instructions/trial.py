@@ -71,11 +71,7 @@ class Trial:
     ) -> list[dict[str, list[float | None]]]:
         """For each text, every metric's values on the edits from ``start`` to ``stop``, in one evaluation."""
         part = self.records[start:stop]
-        asked = [
-            record.model_copy(update={"request": record.request.model_copy(update={"instruction": text})})
-            for text in texts
-            for record in part
-        ]
+        asked = [record for _ in texts for record in part]
         # Where the task wants such probes to stay as they were, or to say nothing, what follows is not to be rewarded.
         unwanted = self.task.forgets or bool(set(PORTABILITY_KINDS) & set(self.task.stay))
         has_portability = not unwanted and any(record.of_kind(*PORTABILITY_KINDS) for record in part)
@@ -84,6 +80,7 @@ class Trial:
             self.language_model,
             self.task,
             asked,
+            descriptions=[text for text in texts for _ in part],
             headlines_only=not has_portability,
             seed=self.seed,
             batch=self.batch,

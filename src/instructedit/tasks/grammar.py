@@ -78,3 +78,8 @@ def wordings(kind: str) -> dict[str, list[str]]:
     """Hand-written wordings by task that no training sees: ``validation`` to choose with, ``test`` to report."""
     found: dict[str, list[str]] = read_yaml(f"wording/scope_{kind}.yaml")
     return found
+
+
+def unrelated_texts() -> list[str]:
+    """Texts of our own that have nothing to do with editing: what a text that says nothing about it comes to."""
+    return list(read_yaml("wording/unrelated.yaml")["texts"])

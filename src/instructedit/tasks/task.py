@@ -23,6 +23,8 @@ Line = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\n]*$")]
 
 #: Task name that stands before a wording which is to be read without help.
 NEUTRAL_NAME = "Edit"
+#: The text of a request that brings none and looks like no task; it says as little about a scope as can be said.
+NEUTRAL_TEXT = "Change this answer and leave all other answers as they are."
 #: What the task of a request is called that brings its own instruction and names none; no such task can be loaded.
 FREE_TEXT = "free text"
 #: What a description may leave open, and the field of the request that fills it in.
@@ -164,9 +166,9 @@ def shipped_tasks() -> dict[str, Task]:
 
 
 def free_text() -> Task:
-    """The task of a request that brings its own instruction and names no task: only the words say what it is."""
+    """The task of a request that names none; its text is the request's own, or else :data:`NEUTRAL_TEXT`."""
     counterfact = load_task("counterfact")
-    bank = counterfact.instructions.model_copy(update={"name": NEUTRAL_NAME})
+    bank = InstructionBank(name=NEUTRAL_NAME, descriptions=(NEUTRAL_TEXT, NEUTRAL_TEXT))
     return counterfact.model_copy(update={"name": FREE_TEXT, "instructions": bank})
 
 

@@ -1,0 +1,88 @@
+"""What a figure is a figure of: editor, base model and data, and what of the data training had met before."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from instructedit.data import OWN, data_file
+from instructedit.editors.base import DirectEditor, Editor
+from instructedit.editors.files import digest_of, training_of
+from instructedit.errors import DataError
+from instructedit.files import read_bytes, read_json_file
+from instructedit.models.language_model import BUNDLED, BUNDLED_FOLDER, LanguageModel
+
+#: The card that ``build-base`` writes beside a model: what it was taught.
+CARD = "card.json"
+
+
+def provenance(
+    name: str | Path, editor: Editor, language_model: LanguageModel, file: str | Path, data: Path = Path()
+) -> dict[str, Any]:
+    """Editor, base model and data file of a result, for its JSON.
+
+    Args:
+        name: what the user calls the editor: a shipped name, a method, or a file.
+        file: of the edits, as a user names it.
+        data: the folder that it is relative to.
+
+    Returns:
+        ``editor``, ``method``, ``editor_digest``, ``base``, ``base_source``, ``data``, ``data_sha256``, and ``met``:
+        in words, whether base and editor met the file's edits, prompts or probes in training.
+    """
+    path = data_file(file, data)
+    relative = str(file) if str(file).startswith(OWN) else _relative(path)
+    return {
+        "editor": Path(name).name if Path(name).suffix else str(name),
+        "method": editor.name,
+        "editor_digest": digest_of(name),
+        "base": language_model.fingerprint,
+        "base_source": language_model.source,
+        "data": relative,
+        "data_sha256": hashlib.sha256(read_bytes(path)).hexdigest(),
+        "met": {"base": _met_by_base(language_model, relative), "editor": _met_by_editor(name, editor, relative)},
+    }
+
+
+def _relative(path: Path) -> str:
+    """A data file by its folder and name, which is how recipes and cards name it."""
+    return f"{path.parent.name}/{path.name}"
+
+
+def _met_by_base(language_model: LanguageModel, file: str) -> str:
+    recipes = list(_recipes_of(language_model))
+    if not recipes:
+        return "unknown: the base model has no card of what it was taught"
+    if any(file in recipe.get("records", ()) for recipe in recipes):
+        return "taught the true answers of the file's own requests, paraphrases and locality probes, in their words"
+    if any(file in recipe.get("replies", ()) for recipe in recipes):
+        return "taught the file's replies"
+    if file.startswith(OWN):
+        return "taught the facts that the file's edits and probes are made from"
+    return "not taught this file"
+
+
+def _recipes_of(language_model: LanguageModel) -> Iterator[dict[str, Any]]:
+    folder = BUNDLED_FOLDER if language_model.source == BUNDLED else Path(language_model.source)
+    try:
+        card = read_json_file(folder / CARD)
+    except DataError:
+        return
+    while isinstance(card, dict):
+        if isinstance(card.get("recipe"), dict):
+            yield card["recipe"]
+        card = card.get("before")
+
+
+def _met_by_editor(name: str | Path, editor: Editor, file: str) -> str:
+    if isinstance(editor, DirectEditor):
+        return "needs no training"
+    recipe = training_of(name).get("recipe")
+    if not isinstance(recipe, dict):
+        return "unknown: the editor's file does not say what it was trained on"
+    tasks = [mix["task"] for mix in recipe.get("tasks", ()) if file in mix.get("files", ())]
+    if tasks:
+        return f"trained on this file, as {', '.join(tasks)}"
+    return "not trained on this file"
