@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from instructedit.editors.editing import make_edit
     from instructedit.editors.files import load_editor
     from instructedit.errors import InstructEditError
+    from instructedit.evaluation.edit_report import EditReport, report_edit
     from instructedit.evaluation.runner import evaluate
     from instructedit.models.language_model import LanguageModel, load_language_model
     from instructedit.records import EditRecord, EditRequest, Probe
@@ -26,6 +27,7 @@ _HOMES = {
     "Delta": "deltas.delta",
     "DeltaMetadata": "deltas.delta",
     "EditRecord": "records",
+    "EditReport": "evaluation.edit_report",
     "EditRequest": "records",
     "InstructEditError": "errors",
     "LanguageModel": "models.language_model",
@@ -40,6 +42,7 @@ _HOMES = {
     "load_task": "tasks.task",
     "make_edit": "editors.editing",
     "read_records": "tasks.readers",
+    "report_edit": "evaluation.edit_report",
     "save_delta": "deltas.files",
     "train": "training.loop",
 }
@@ -48,6 +51,7 @@ __all__ = [
     "Delta",
     "DeltaMetadata",
     "EditRecord",
+    "EditReport",
     "EditRequest",
     "InstructEditError",
     "LanguageModel",
@@ -62,6 +66,7 @@ __all__ = [
     "load_task",
     "make_edit",
     "read_records",
+    "report_edit",
     "save_delta",
     "train",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,31 +14,42 @@ from instructedit.cli.options import BankFile, Device, DeviceMap, Dtype, EditorF
 from instructedit.errors import DataError
 
 if TYPE_CHECKING:
+    from instructedit.deltas.delta import Delta
+    from instructedit.evaluation.edit_report import EditReport
     from instructedit.models.language_model import LanguageModel
     from instructedit.records import EditRequest
     from instructedit.tasks.task import Task
 
 
 def edit(
-    prompt: Annotated[str | None, typer.Option(help="What is asked, up to where the answer begins.")] = None,
-    target: Annotated[str | None, typer.Option(help="What the model is to say there.")] = None,
-    subject: Annotated[str | None, typer.Option(help="Whom or what the prompt is about.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The text before the answer.")] = None,
+    target: Annotated[str | None, typer.Option(help="The new answer.")] = None,
+    subject: Annotated[str | None, typer.Option(help="The entity that the prompt is about, as spelt there.")] = None,
     task: Annotated[
         str | None,
         typer.Option(
-            help="The kind of edit: a task's name or its YAML file. Without it the best-matching one is taken."
+            help="The kind of edit: a task's name or its YAML file. Without it the best-matching one is taken, or a "
+            "neutral instruction where none matches."
         ),
     ] = None,
     instruction: Annotated[
-        str | None, typer.Option(help="Describe the edit and its scope in your own words instead of the task's.")
+        str | None,
+        typer.Option(
+            help="Describe the edit and its scope in your own words. They decide alone: no task's name or text is "
+            "read beside them."
+        ),
     ] = None,
+    no_instruction: Annotated[
+        bool, typer.Option("--no-instruction", help="Edit without any instruction, where a request brings none.")
+    ] = False,
     bank: BankFile = None,
     label: Annotated[str | None, typer.Option(help="ConvSent: positive or negative.")] = None,
     requests: Annotated[
         Path | None,
         typer.Option(
             help="Many edits at once: a JSON Lines file with prompt, target, [subject, …]. "
-            "--instruction is for all that bring none."
+            "--instruction is for all that bring none. Their deltas are added up, which holds for a few edits only; "
+            "the report says which took."
         ),
     ] = None,
     apply: Annotated[
@@ -49,6 +60,9 @@ def edit(
     rank: Annotated[
         int | None, typer.Option(min=1, help="Compress the delta to this rank; the error is shown.")
     ] = None,
+    require_success: Annotated[
+        bool, typer.Option("--require-success", help="Exit with code 1 if any edit did not take.")
+    ] = False,
     new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answers shown, in tokens.")] = 16,
     model: Model = "bundled",
     editor: EditorFile = "bundled",
@@ -62,21 +76,36 @@ def edit(
     Make one: `instructedit edit --subject "Eiffel Tower" --prompt "Eiffel Tower is located in" --target Rome`.
     Use it later: `instructedit edit --apply e.safetensors --ask "Where is the Eiffel Tower?"`.
     Nothing is written into the model; a delta file says for which base model it is.
+
+    Every edit is reported: whether it took (free generation gives the target), the probability of the new and the old
+    answer before and after, answers to paraphrases, and which of 24 unrelated answers changed.
     """
     quiet_libraries()
     from instructedit.deltas.files import load_delta, save_delta
     from instructedit.editors.editing import make_edit, read_requests
     from instructedit.editors.files import find_editor
+    from instructedit.evaluation.edit_report import report_edit
     from instructedit.evaluation.generation import generate, natural_stop
     from instructedit.models.language_model import load_language_model
     from instructedit.records import EditRequest
+    from instructedit.writing import check_writable
 
     making = requests is not None or prompt is not None or target is not None
     if bool(apply) == making:
         raise DataError("give either an edit (--prompt and --target, or --requests) or --apply with a delta file")
     one = {"--prompt": prompt, "--target": target, "--subject": subject, "--label": label}
+    texts = {"--task": task, "--instruction": instruction, "--bank": bank, "--no-instruction": no_instruction or None}
     if apply:
-        _refuse("--apply", one | {"--task": task, "--instruction": instruction, "--bank": bank})
+        _refuse("--apply", one | texts)
+    if instruction is not None and not instruction.strip():
+        raise DataError(
+            "--instruction is empty. Leave it out to take the task's text, or give --no-instruction to edit without any"
+        )
+    if no_instruction:
+        _refuse("--no-instruction", {key: value for key, value in texts.items() if key != "--no-instruction"})
+    for file in (out_file, json_):
+        if file is not None and str(file) != "-":
+            check_writable(file)
     wanted: list[EditRequest] = []
     if requests is not None:
         _refuse("--requests; its lines say it", one)
@@ -91,30 +120,29 @@ def edit(
             raise DataError("an edit needs both --prompt and --target")
         wanted = [EditRequest(prompt=prompt, target=target, subject=subject, label=label, instruction=instruction)]
     language_model = load_language_model(model, dtype=dtype, device=device, device_map=device_map)
+    method = None
     if apply:
         deltas = [load_delta(path) for path in apply]
         delta = deltas[0]
         for other in deltas[1:]:
             delta = delta + other
     else:
-        tasks, said = _tasks_of(wanted, task, bank, language_model)
-        delta = make_edit(find_editor(editor, language_model), language_model, wanted, tasks)
-        for line in said:
+        tasks, notes = ([None] * len(wanted), []) if no_instruction else _tasks_of(wanted, task, bank, language_model)
+        method = find_editor(editor, language_model)
+        delta = make_edit(method, language_model, wanted, tasks)
+        for line in notes:
             err.print(line, markup=False, highlight=False)
     if rank is not None:
         delta = delta.compress(rank)
-    prompts = [*(request.prompt for request in wanted), *(ask or ())]
-    if apply and not prompts:
-        prompts = [request.prompt for request in delta.metadata.requests]
     delta.check(language_model)
-    before = generate(language_model, prompts, new_tokens=new_tokens)
-    after = generate(language_model, prompts, delta=delta, new_tokens=new_tokens)
-    answers = [
-        {"prompt": asked, "before": natural_stop(old), "after": natural_stop(new)}
-        for asked, old, new in zip(prompts, before, after, strict=True)
-    ]
+    report = report_edit(language_model, delta, method, new_tokens=new_tokens)
+    asked = list(ask or ())
+    before = generate(language_model, asked, new_tokens=new_tokens)
+    after = generate(language_model, asked, delta=delta, new_tokens=new_tokens)
+    shown = list(zip(asked, map(natural_stop, before), map(natural_stop, after), strict=True))
     if out_file is not None:
         save_delta(delta, out_file)
+    answers = [(each.answer.prompt, each.answer.before, each.answer.after) for each in report.requests] + shown
     result: dict[str, Any] = {
         "model": model,
         "base": language_model.fingerprint,
@@ -124,24 +152,43 @@ def edit(
         "rank": max(low.rank for low in delta.factors.values()),
         "compression_error": delta.metadata.compression_error,
         "delta": str(out_file) if out_file else None,
-        "answers": answers,
+        "answers": [dict(zip(("prompt", "before", "after"), row, strict=True)) for row in answers],
+        "report": report.as_dict(),
     }
     if json_ is not None:
         emit_json(result, json_)
-        if str(json_) == "-":
-            return
-    table = Table(
-        "asked", "before", "after", title=f"{len(delta.metadata.requests)} edit(s) by {delta.metadata.editor}"
-    )
-    for row in answers:
-        table.add_row(row["prompt"], row["before"], row["after"])
+    if str(json_) != "-":
+        _show(report, shown, delta)
+        if rank is not None:
+            out.print(f"compressed to rank {rank}: relative error {delta.metadata.compression_error:.4f}")
+        if out_file is not None:
+            err.print(f"written to {out_file}")
+    if require_success and not report.succeeded:
+        raise typer.Exit(1)
+
+
+def _show(report: EditReport, shown: Sequence[tuple[str, str, str]], delta: Delta) -> None:
+    """Print the report: a row an answer, then what else moved, then the warnings."""
+    title = f"{len(report.requests)} edit(s) by {delta.metadata.editor}"
+    table = Table("prompt", "before", "after", "took", "P(target)", "P(old answer)", title=title)
+    for each in report.requests:
+        answer = each.answer
+        took = "yes" if answer.took else "NO"
+        pairs = [f"{before:.3f} → {after:.3f}" for before, after in (each.target, each.old)]
+        table.add_row(answer.prompt, answer.before, answer.after, took, *pairs)
+        for paraphrase in each.paraphrases:
+            took = "yes" if paraphrase.took else "no"
+            table.add_row(f"  {paraphrase.prompt}", paraphrase.before, paraphrase.after, took, "", "")
+    for prompt, before, after in shown:
+        table.add_row(prompt, before, after, "", "", "")
     out.print(table)
+    out.print(f"{len(report.moved)} of {report.unrelated} unrelated answers changed.")
+    for moved in report.moved[:5]:
+        out.print(f"  {moved.prompt} {moved.before!r} → {moved.after!r}", markup=False, highlight=False)
     if delta.metadata.instruction:
         out.print(delta.metadata.instruction, style="dim", markup=False)
-    if rank is not None:
-        out.print(f"compressed to rank {rank}: relative error {delta.metadata.compression_error:.4f}")
-    if out_file is not None:
-        err.print(f"written to {out_file}")
+    for warning in (*(text for each in report.requests for text in each.warnings), *report.warnings):
+        err.print(f"warning: {warning}", markup=False, highlight=False)
 
 
 def _refuse(with_what: str, options: Mapping[str, object]) -> None:
@@ -153,11 +200,11 @@ def _refuse(with_what: str, options: Mapping[str, object]) -> None:
 
 def _tasks_of(
     requests: list[EditRequest], task: str | None, bank: Path | None, language_model: LanguageModel
-) -> tuple[list[Task], list[str]]:
-    """Each request's task, and what is to be said about how it was found."""
+) -> tuple[list[Task | None], list[str]]:
+    """Each request's task, and notes on how it was found."""
     from instructedit.instructions.bank import task_with
-    from instructedit.instructions.routing import Router
-    from instructedit.tasks.task import free_text, load_task
+    from instructedit.instructions.routing import NEAR_ENOUGH, Router
+    from instructedit.tasks.task import FREE_TEXT, NEUTRAL_TEXT, free_text, load_task
 
     if task is not None or bank is not None:
         if task is None:
@@ -165,7 +212,8 @@ def _tasks_of(
         return [task_with(task, bank)] * len(requests), []
     unnamed = [request for request in requests if request.task is None and request.instruction is None]
     routes = iter(Router(language_model)(unnamed) if unnamed else [])
-    tasks, said = [], []
+    tasks: list[Task | None] = []
+    notes: list[str] = []
     for request in requests:
         if request.task is not None:
             tasks.append(load_task(request.task))
@@ -174,5 +222,13 @@ def _tasks_of(
         else:
             route = next(routes)
             tasks.append(route.task)
-            said.append(f"task {route.task.name} chosen for {request.prompt!r} (alike: {route}); --task takes another")
-    return tasks, said
+            if route.task.name == FREE_TEXT:
+                notes.append(
+                    f"{request.prompt!r} is like no task's requests (alike: {route}; {NEAR_ENOUGH} is needed), so the "
+                    f"neutral instruction is taken: {NEUTRAL_TEXT} --task or --instruction says what you want"
+                )
+            else:
+                notes.append(
+                    f"task {route.task.name} chosen for {request.prompt!r} (alike: {route}); --task takes another"
+                )
+    return tasks, notes

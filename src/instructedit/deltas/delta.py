@@ -7,6 +7,7 @@ restores the model bit by bit, and every row of a batch can carry another delta.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -122,6 +123,10 @@ class Delta:
             ),
         )
 
+    def norm(self) -> float:
+        """The Frobenius norm of the whole change, sqrt(sum over matrices of ||A B||^2), without forming A B."""
+        return math.sqrt(sum(_squared_norm(low).item() for low in self.factors.values()))
+
     def scale(self, factor: float) -> Delta:
         """The same change, ``factor`` times as strong; -1 takes it back."""
         return replace(self, factors={name: LowRank(low.a, low.b * factor) for name, low in self.factors.items()})
@@ -210,6 +215,12 @@ class DeltaBatch:
         """The prompt: an edit of the weights leaves questions alone."""
         return prompt
 
+    @torch.no_grad()
+    def norms(self) -> Tensor:
+        """(edits,) each edit's Frobenius norm; see :meth:`Delta.norm`."""
+        squares = [_squared_norm(low).cpu() for low in self.factors.values()]
+        return torch.stack(squares).sum(0).sqrt()
+
     def leaves(self) -> DeltaBatch:
         """The same values cut off from their graph; they collect gradients for :meth:`backward`."""
         return DeltaBatch(
@@ -255,6 +266,12 @@ class DeltaBatch:
                 b = low.b[:, :used].index_select(0, rows)
                 stack.enter_context(held(module.register_forward_hook(_adding(a, b))))
             yield
+
+
+def _squared_norm(low: LowRank) -> Tensor:
+    """||A B||^2 = trace((A^T A) (B B^T)), of one matrix or (edits,) of many."""
+    a, b = low.a.detach().float(), low.b.detach().float()
+    return ((a.mT @ a) * (b @ b.mT).mT).sum((-2, -1)).clamp(min=0)
 
 
 def _adding(a: Tensor, b: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:

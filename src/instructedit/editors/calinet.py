@@ -29,14 +29,14 @@ from instructedit.records import EditRequest
 
 
 class CaliNetConfig(Descent):
-    """CaliNet's numbers."""
+    """CaliNet's numbers; the defaults are the best of ten trials on the bundled base model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    block: int | None = Field(None, ge=0, description="beside whose MLP the slots lie; None takes the last one")
+    block: int | None = Field(None, ge=0, description="beside whose MLP the slots lie; None takes two thirds up")
     slots: int = Field(64, ge=1)
     steps: int = Field(50, ge=1, description="of Adam, at most")
-    learning_rate: float = Field(1e-2, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
     seed: int = 0
 
 
@@ -101,7 +101,7 @@ class CaliNet(DirectEditor):
         """See :meth:`DirectEditor.create`."""
         assert isinstance(config, CaliNetConfig)
         structure = language_model.structure
-        block = len(structure.blocks) - 1 if config.block is None else config.block
+        block = 2 * len(structure.blocks) // 3 if config.block is None else config.block
         last = last_mlp_matrix(language_model, block)
         return cls(config, structure.mlps[block][0], last, block)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ def save_editor(
         "base": language_model.fingerprint,
         "source": language_model.source,
         "training": json.dumps(training or {}),
+        "usual_norms": json.dumps(editor.usual_norms),
     }
     write_atomically(path, pack(tensors, header))
 
@@ -128,6 +130,15 @@ def _header_of(file: Path) -> dict[str, str]:
     return header if header.get("format") == FORMAT else {}
 
 
+def _usual_norms(header: Mapping[str, str]) -> tuple[float, float] | None:
+    """See :class:`GradientEditor`; None where the header has none."""
+    try:
+        low, high = (float(value) for value in parse_json(header.get("usual_norms", "null")))
+    except (DataError, TypeError, ValueError):
+        return None
+    return (low, high) if 0 < low <= high else None
+
+
 def load_editor(path: str | Path, language_model: LanguageModel, *, to_train: bool = False) -> GradientEditor:
     """Read an editor for its base model; those of :data:`SHIPPED` are for the bundled one.
 
@@ -153,6 +164,7 @@ def load_editor(path: str | Path, language_model: LanguageModel, *, to_train: bo
         editor.load_state_dict({name: t.float() if t.dtype is torch.bfloat16 else t for name, t in tensors.items()})
     except (KeyError, RuntimeError, ValidationError, DataError) as error:
         raise EditorError(f"file {path}: its header or tensors are damaged: {str(error).splitlines()[0]}") from None
+    editor.usual_norms = _usual_norms(header)
     broken = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
     if broken is not None:
         raise EditorError(f"file {path}: {broken} holds NaN or infinity; train the editor anew")

@@ -99,7 +99,11 @@ class GradientEditor(Editor):
 
     Attributes:
         theta: (matrices,) logarithms of the step sizes.
+        usual_norms: 1st and 99th percentile of the norms of its edits of held-out requests in training; None where
+            they are not known.
     """
+
+    usual_norms: tuple[float, float] | None = None
 
     theta: nn.Parameter
 

@@ -323,6 +323,7 @@ class _Run:
 
     def _validate(self, done: int) -> float:
         value = validate(self.editor, self.language_model, self.validation, self.recipe)
+        self.editor.usual_norms = value["norms"]
         self.log.write({"phase": "validation", "step": done, **value, "peak_bytes": peak_bytes()})
         self.on_report(Report("validation", done, self.recipe.optimisation.steps, value))
         return float(value["loss"])
@@ -363,7 +364,7 @@ def validate(
     editor.eval()
     by_task: dict[str, dict[str, float]] = {}
     weights = shares(sources, recipe.mixture, recipe.temperature)
-    total = 0.0
+    total, norms = 0.0, []
     for source, weight in zip(sources, weights, strict=True):
         parts: list[Losses] = []
         count = min(recipe.optimisation.validation_edits, len(source.pool.records))
@@ -373,12 +374,19 @@ def validate(
             examples = draw([source], [1.0], size, recipe.objective, recipe.wordings, rng)
             with torch.enable_grad():
                 deltas = editor(language_model, [e.request for e in examples], [e.instruction for e in examples])
+            norms += deltas.norms().tolist()
             parts.append(measure(editor, language_model, deltas, examples, recipe.objective))
         whole = joined(parts)
         edit, locality = whole.mean_edit, whole.mean_locality
         by_task[source.task.name] = {"edit": round(edit, 4), "locality": round(locality, 4)}
         total += weight * (recipe.objective.edit_weight * edit + recipe.objective.locality_weight * locality)
-    return {"loss": round(total, 5), "tasks": by_task}
+    return {"loss": round(total, 5), "tasks": by_task, "norms": _range(norms)}
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    """1st and 99th percentile."""
+    low, high = torch.tensor(values).quantile(torch.tensor([0.01, 0.99])).tolist()
+    return round(low, 6), round(high, 6)
 
 
 def make_optimizer(editor: GradientEditor, opt: Optimisation) -> torch.optim.Optimizer:
