@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from instructedit.records import EditRequest
     from instructedit.tasks.task import Task
 
+#: Warnings about single requests that are printed at most.
+WARNINGS = 5
+
 
 def edit(
     prompt: Annotated[str | None, typer.Option(help="The text before the answer.")] = None,
@@ -187,8 +190,11 @@ def _show(report: EditReport, shown: Sequence[tuple[str, str, str]], delta: Delt
         out.print(f"  {moved.prompt} {moved.before!r} → {moved.after!r}", markup=False, highlight=False)
     if delta.metadata.instruction:
         out.print(delta.metadata.instruction, style="dim", markup=False)
-    for warning in (*(text for each in report.requests for text in each.warnings), *report.warnings):
+    about_requests = [text for each in report.requests for text in each.warnings]
+    for warning in (*about_requests[:WARNINGS], *report.warnings):
         err.print(f"warning: {warning}", markup=False, highlight=False)
+    if len(about_requests) > WARNINGS:
+        err.print(f"{len(about_requests) - WARNINGS} more warnings: --json has all of them", highlight=False)
 
 
 def _refuse(with_what: str, options: Mapping[str, object]) -> None:

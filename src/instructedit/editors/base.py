@@ -44,6 +44,11 @@ class Editor(nn.Module, ABC):
     name: str
     cut: int
 
+    @property
+    def reads_instruction(self) -> bool:
+        """Whether an edit depends on its instruction; False for most methods."""
+        return False
+
     @abstractmethod
     def edit(
         self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]

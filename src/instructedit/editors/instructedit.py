@@ -58,6 +58,11 @@ class InstructEdit(Mend):
         cut = min(language_model.structure.block_of(matrix.name) for matrix in matrices)
         return cls(config, matrices, cut, language_model.structure.hidden)
 
+    @property
+    def reads_instruction(self) -> bool:
+        """True, unless the config leaves the conditioning out."""
+        return self.config.conditioning != "none"
+
     def codes(
         self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
     ) -> Tensor | None:

@@ -49,6 +49,11 @@ class Control(StrEnum):
     NONE = "none"
 
 
+def described(control: Control, wording: str | None) -> str:
+    """The control in words, for results."""
+    return str(control) + (f", {wording} wordings" if wording else "")
+
+
 #: The controls that need a task with the opposite scope.
 SWAPS = (Control.TEXT_SWAPPED, Control.NAME_SWAPPED, Control.SWAPPED_SCOPE)
 

@@ -15,7 +15,7 @@ from instructedit.errors import DataError
 from instructedit.evaluation.generation import generate, matches, natural_stop, normalised
 from instructedit.evaluation.intervals import Estimate, estimate
 from instructedit.evaluation.metrics import ngram_entropy, score_and_magnitude, sentiment_shift
-from instructedit.evaluation.protocols import Control, InstructionChooser, Protocol
+from instructedit.evaluation.protocols import Control, InstructionChooser, Protocol, described
 from instructedit.evaluation.scoring import Query, Scored, score
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import PORTABILITY_KINDS, EditRecord, ProbeKind
@@ -165,7 +165,7 @@ def evaluate(
     return Evaluation(
         task=task.name,
         protocol=protocol,
-        instruction=str(instruction) + (f", {wording} wordings" if wording else ""),
+        instruction=described(instruction, wording),
         metrics={name: estimate([row[name] for row in values.values() if name in row], seed) for name in names},
         edits=len(values),
         seconds=time.monotonic() - began,

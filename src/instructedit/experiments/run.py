@@ -18,11 +18,12 @@ from instructedit.data import data_file
 from instructedit.editors.base import Editor, Edits
 from instructedit.editors.files import digest_of, find_editor
 from instructedit.errors import EditorError
+from instructedit.evaluation.protocols import Protocol, described
 from instructedit.evaluation.provenance import provenance
-from instructedit.evaluation.runner import evaluate
+from instructedit.evaluation.runner import Evaluation, evaluate
 from instructedit.experiments.plan import Entry, Experiment, Test, load_experiment, recipes_of
 from instructedit.models.language_model import LanguageModel, load_language_model
-from instructedit.records import EditRequest
+from instructedit.records import EditRecord, EditRequest
 from instructedit.tasks.grammar import wordings
 from instructedit.tasks.readers import read_records
 from instructedit.tasks.task import fitting, load_task
@@ -112,42 +113,71 @@ def run_one(experiment: Experiment, label: str, seed: int, out: Path, data: Path
     names = {test.file for test in missing}
     files = {name: read_records(data_file(name, data), skip_incomplete=True) for name in names}
     remembering: dict[tuple[object, ...], Remembered] = {}
+    measured: dict[tuple[object, ...], tuple[Evaluation, float, int]] = {}
     for test in missing:
-        task = load_task(test.task)
-        whole = fitting(task, files[test.file], test.file)
-        records = random.Random(0).sample(whole, min(experiment.edits, len(whole)))
-        few = [record.request for record in records[:TIMED]]
-        told = [task.instructions.unseen(request) for request in few]
-        editor.edit(language_model, few[:1], told[:1])  # what is made once, such as statistics, is not timed
-        began = time.perf_counter()
-        editor.edit(language_model, few, told)
-        seconds, peak = (time.perf_counter() - began) / len(few), peak_bytes()
-        kind = (test.task, test.file, test.instruction, test.wording, test.opposite)
-        remembered = remembering.setdefault(kind, Remembered(editor))
-        found = evaluate(
-            remembered,
-            language_model,
-            task,
-            records,
-            protocol=test.protocol,
-            instruction=test.instruction,
-            wording=test.wording,
-            opposite=test.opposite,
-            fluency="fluency" in test.metrics,
-            headlines_only=not {"portability", "locality_prefixed"} & set(test.metrics),
-        )
+        key = _of_same_scores(editor, test)
+        if key not in measured:
+            measured[key] = _measure(editor, language_model, test, experiment.edits, files[test.file], remembering)
+        found, seconds, peak = measured[key]
         cell = {
             **provenance(name, editor, language_model, test.file, data),
             "editor": label,
             "seed": seed,
             "test": test.name,
             **found.as_dict(with_records=True),
+            "instruction": described(test.instruction, test.wording),
             **cost,
             "seconds_an_edit": seconds,
             "peak_bytes": peak,
             "settings": settings(experiment, entry, seed, test),
         }
         write_atomically(cell_file(out, label, seed, test), (json.dumps(cell) + "\n").encode())
+
+
+def _of_same_scores(editor: Editor, test: Test) -> tuple[object, ...]:
+    """Tests on which an editor has the same scores: one that reads no instruction is measured once for all of them."""
+    asked = (test.task, test.file, test.opposite, test.protocol, tuple(test.metrics))
+    # These depend on the instruction's text even so: it stands before the queries.
+    prefixed = test.protocol is Protocol.PAPER or not _headlines_only(test)
+    return (*asked, test.instruction, test.wording) if editor.reads_instruction or prefixed else asked
+
+
+def _headlines_only(test: Test) -> bool:
+    return not {"portability", "locality_prefixed"} & set(test.metrics)
+
+
+def _measure(
+    editor: Editor,
+    language_model: LanguageModel,
+    test: Test,
+    edits: int,
+    records: Sequence[EditRecord],
+    remembering: dict[tuple[object, ...], Remembered],
+) -> tuple[Evaluation, float, int]:
+    """An editor's scores on a test, seconds an edit, and the process's peak memory by then in bytes."""
+    task = load_task(test.task)
+    whole = fitting(task, records, test.file)
+    chosen = random.Random(0).sample(whole, min(edits, len(whole)))
+    few = [record.request for record in chosen[:TIMED]]
+    texts = [task.instructions.unseen(request) for request in few]
+    editor.edit(language_model, few[:1], texts[:1])  # what is made once, such as statistics, is not timed
+    began = time.perf_counter()
+    editor.edit(language_model, few, texts)
+    seconds, peak = (time.perf_counter() - began) / len(few), peak_bytes()
+    kind = (test.task, test.file, test.instruction, test.wording, test.opposite)
+    evaluation = evaluate(
+        remembering.setdefault(kind, Remembered(editor)),
+        language_model,
+        task,
+        chosen,
+        protocol=test.protocol,
+        instruction=test.instruction,
+        wording=test.wording,
+        opposite=test.opposite,
+        fluency="fluency" in test.metrics,
+        headlines_only=_headlines_only(test),
+    )
+    return evaluation, seconds, peak
 
 
 def settings(experiment: Experiment, entry: Entry, seed: int, test: Test) -> str:

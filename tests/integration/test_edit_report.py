@@ -1,0 +1,112 @@
+"""What an edit says about itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from instructedit import EditRequest, load_editor, load_language_model, load_task, make_edit, report_edit
+from instructedit.data import EDITS
+from instructedit.editors.files import find_editor
+from instructedit.editors.gradient import GradientEditor
+from instructedit.evaluation.edit_report import EditReport, paraphrases_of, unrelated_prompts, unwritable
+from instructedit.models.language_model import LanguageModel
+from instructedit.tasks.readers import read_records
+
+pytestmark = pytest.mark.xdist_group("bundled")
+
+HENDRIX = EditRequest(subject="Jimi Hendrix", prompt="Jimi Hendrix performs on the", target="violin")
+
+
+@pytest.fixture(scope="module")
+def base() -> LanguageModel:
+    return load_language_model("bundled")
+
+
+@pytest.fixture(scope="module")
+def report(base: LanguageModel) -> Callable[..., EditReport]:
+    def make(*requests: EditRequest, editor: str = "bundled") -> EditReport:
+        method = find_editor(editor, base)
+        return report_edit(base, make_edit(method, base, requests, load_task("counterfact")), method)
+
+    return make
+
+
+def test_a_good_edit_says_that_it_took_and_moved_nothing_else(report: Callable[..., EditReport]) -> None:
+    found = report(HENDRIX)
+    (one,) = found.requests
+    assert found.succeeded
+    assert (one.answer.before, one.answer.after, one.answer.took) == ("guitar.", "violin.", True)
+    assert one.target[0] < 0.01 < 0.9 < one.target[1]
+    assert one.old[1] < 0.01 < 0.9 < one.old[0]
+    assert [answer.took for answer in one.paraphrases] == [True, True, True]
+    assert found.moved == ()
+    assert found.warnings == one.warnings == ()
+    json.dumps(found.as_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("editor", ["ft", "lora", "rome"])  # MEMIT reaches three edits of four here
+def test_the_direct_methods_take_with_their_defaults(report: Callable[..., EditReport], editor: str) -> None:
+    assert report(HENDRIX, editor=editor).succeeded
+
+
+def test_an_edit_that_did_not_take_says_so(report: Callable[..., EditReport]) -> None:
+    found = report(HENDRIX.model_copy(update={"target": "東京"}))
+    assert not found.succeeded
+    warnings = " ".join(found.requests[0].warnings)
+    assert "can hardly write '東京'" in warnings
+    assert "did not take" in warnings
+    assert "instead of '東京'" in warnings
+
+
+def test_twenty_five_stacked_edits_say_how_many_are_lost(report: Callable[..., EditReport]) -> None:
+    requests = [record.request for record in read_records(EDITS / "counterfact.jsonl")[:25]]
+    found = report(*requests)
+    lost = sum(not each.answer.took for each in found.requests)
+    assert not found.succeeded
+    assert lost > 5
+    assert f"{lost} of 25 edits did not take" in " ".join(found.warnings)
+
+
+def test_a_subject_that_is_not_in_the_prompt_is_told(report: Callable[..., EditReport]) -> None:
+    found = report(HENDRIX.model_copy(update={"subject": "Freddie Mercury"}))
+    assert "'Freddie Mercury' does not stand in the prompt" in found.requests[0].warnings[0]
+
+
+def test_a_delta_of_an_unusual_size_is_told(base: LanguageModel) -> None:
+    editor = load_editor("bundled", base)
+    assert isinstance(editor, GradientEditor)
+    delta = make_edit(editor, base, [HENDRIX], load_task("counterfact"))
+    assert not report_edit(base, delta, editor).warnings
+    assert any("norm of" in text for text in report_edit(base, delta.scale(40.0), editor).warnings)
+
+
+def test_what_a_tokenizer_cannot_write(base: LanguageModel) -> None:
+    assert unwritable(base, "violin") == ""
+    assert unwritable(base, "東京") == "東京"
+    assert unwritable(base, "a violin 🎻") == "🎻"
+
+
+def test_paraphrases_come_from_the_templates_that_fit() -> None:
+    assert "Which musical instrument does Jimi Hendrix play?" in paraphrases_of(HENDRIX)
+    assert paraphrases_of(HENDRIX.model_copy(update={"subject": None})) == ()
+    assert paraphrases_of(EditRequest(prompt="Something else about Bob", target="x", subject="Bob")) == ()
+
+
+def test_the_unrelated_prompts_are_distinct() -> None:
+    assert len(set(unrelated_prompts())) == len(unrelated_prompts()) >= 20
+
+
+def test_norm_of_a_delta_is_that_of_its_dense_change(base: LanguageModel) -> None:
+    editor = load_editor("bundled", base)
+    delta = make_edit(editor, base, [HENDRIX], load_task("counterfact"))
+    dense = sum(float(low.dense().square().sum()) for low in delta.factors.values()) ** 0.5
+    assert delta.norm() == pytest.approx(dense, rel=1e-4)
+    batch = editor.edit(
+        base,
+        [HENDRIX],
+        [load_task("counterfact").instructions.render(load_task("counterfact").instructions.descriptions[0], HENDRIX)],
+    )
+    assert batch.norms().tolist() == [pytest.approx(dense, rel=1e-4)]
