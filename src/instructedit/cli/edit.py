@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from instructedit.cli.console import emit_json, err, out, quiet_libraries
-from instructedit.cli.options import BankFile, Device, DeviceMap, Dtype, EditorFile, JsonFile, Model
+from instructedit.cli.console import emit_json, err, out, quiet_libraries, table
+from instructedit.cli.options import BankFile, Device, DeviceMap, Dtype, EditorFile, JsonFile, Model, writable
 from instructedit.errors import DataError
 
 if TYPE_CHECKING:
@@ -45,7 +44,9 @@ def edit(
         list[Path] | None, typer.Option(help="Apply this delta instead of making one; may be given several times.")
     ] = None,
     ask: Annotated[list[str] | None, typer.Option(help="Also show this prompt before and after; repeatable.")] = None,
-    out_file: Annotated[Path | None, typer.Option("--out", help="Write the delta here (safetensors).")] = None,
+    out_file: Annotated[
+        Path | None, typer.Option("--out", callback=writable, help="Write the delta here (safetensors).")
+    ] = None,
     rank: Annotated[
         int | None, typer.Option(min=1, help="Compress the delta to this rank; the error is shown.")
     ] = None,
@@ -100,7 +101,7 @@ def edit(
         tasks, said = _tasks_of(wanted, task, bank, language_model)
         delta = make_edit(find_editor(editor, language_model), language_model, wanted, tasks)
         for line in said:
-            err.print(line, markup=False, highlight=False)
+            err.print(line)
     if rank is not None:
         delta = delta.compress(rank)
     prompts = [*(request.prompt for request in wanted), *(ask or ())]
@@ -130,14 +131,12 @@ def edit(
         emit_json(result, json_)
         if str(json_) == "-":
             return
-    table = Table(
-        "asked", "before", "after", title=f"{len(delta.metadata.requests)} edit(s) by {delta.metadata.editor}"
-    )
+    rows = table("asked", "before", "after", title=f"{len(delta.metadata.requests)} edit(s) by {delta.metadata.editor}")
     for row in answers:
-        table.add_row(row["prompt"], row["before"], row["after"])
-    out.print(table)
+        rows.add_row(row["prompt"], row["before"], row["after"])
+    out.print(rows)
     if delta.metadata.instruction:
-        out.print(delta.metadata.instruction, style="dim", markup=False)
+        out.print(delta.metadata.instruction, style="dim")
     if rank is not None:
         out.print(f"compressed to rank {rank}: relative error {delta.metadata.compression_error:.4f}")
     if out_file is not None:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from instructedit.errors import DataError
+from instructedit.files import parse_json, quoted
+from instructedit.writing import check_writable
+
+
+def writable(context: typer.Context, path: Path | None) -> Path | None:
+    """Callback of every option that names a file to write: hours of work are not to end in a file that cannot be.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    if path is not None and str(path) != "-" and not context.resilient_parsing:
+        check_writable(path)
+    return path
+
 
 Model = Annotated[str, typer.Option("--model", help="`bundled`, a checkpoint folder, or a hub id.")]
 EditorFile = Annotated[
@@ -28,15 +43,20 @@ Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto (as
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, … or auto; default cpu.")]
 
 
-def _placement(text: str | dict[str, str] | None) -> str | dict[str, str] | None:
+def _placement(text: Any) -> str | dict[str, str | int] | None:
     """``auto`` and its like, or a JSON object from module name to device."""
-    if not isinstance(text, str) or not text.lstrip().startswith("{"):
-        return text
+    if not isinstance(text, str) or text.strip().replace("_", "").isalpha():  # auto, balanced_low_0, …: accelerate's
+        return text if text is None or isinstance(text, dict) else str(text).strip()
     try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise typer.BadParameter(f"not a JSON object: {error}") from None
-    return {str(key): value for key, value in found.items()}
+        found = parse_json(text)
+    except DataError as error:
+        raise typer.BadParameter(f"takes auto or a JSON object: {error}") from None
+    if not isinstance(found, dict):
+        raise typer.BadParameter(f"takes auto or a JSON object, not {quoted(found)}")
+    for part, device in found.items():
+        if not isinstance(device, str) and (not isinstance(device, int) or isinstance(device, bool) or device < 0):
+            raise typer.BadParameter(f"{part!r} takes a device such as cpu, cuda:0 or 0, not {quoted(device)}")
+    return found
 
 
 DeviceMap = Annotated[
@@ -51,4 +71,9 @@ DeviceMap = Annotated[
 BankFile = Annotated[
     Path | None, typer.Option("--bank", help="Instructions from this file, as `instructions optimize` writes it.")
 ]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result as JSON to this file; - prints it.")]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--json", callback=writable, help="Write the result as JSON to this file; - prints it and nothing else."
+    ),
+]

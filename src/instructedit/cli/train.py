@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries
-from instructedit.cli.options import Device, DeviceMap
+from instructedit.cli.options import Device, DeviceMap, JsonFile
 
 
 def train_command(
@@ -22,7 +22,7 @@ def train_command(
     device_map: DeviceMap = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Stop the schedule after this many steps instead.")] = None,
     seed: Annotated[int | None, typer.Option(help="Another seed than the recipe's.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print a JSON summary at the end.")] = False,
+    json_: JsonFile = None,
 ) -> None:
     """Meta-train an editor. A run that was stopped goes on from its checkpoint when started again.
 
@@ -35,6 +35,7 @@ def train_command(
     from instructedit.models.language_model import load_language_model
     from instructedit.training.loop import EDITOR, LOG, Report, train
     from instructedit.training.recipe import load_recipe
+    from instructedit.writing import make_folder
 
     keep_freed_memory()
     found = load_recipe(recipe)
@@ -42,7 +43,7 @@ def train_command(
     found = found.model_copy(update={key: value for key, value in changes.items() if value is not None})
     if steps is not None:
         found = found.model_copy(update={"optimisation": found.optimisation.model_copy(update={"steps": steps})})
-    folder = out_folder or Path("runs") / recipe.stem
+    folder = make_folder(out_folder or Path("runs") / recipe.stem)
     language_model = load_language_model(found.base, dtype=found.dtype, device=device, device_map=device_map)
     with progress() as bar:
         jobs: dict[str, int] = {}
@@ -62,8 +63,9 @@ def train_command(
 
         train(found, language_model, folder, data, show)
     summary = {"editor": str(folder / EDITOR), "log": str(folder / LOG), "base": language_model.fingerprint}
-    if json_:
-        emit_json(summary)
-    else:
-        err.print("trained")
-        out.print(f"editor: {summary['editor']}\nlog:    {summary['log']}")
+    if json_ is not None:
+        emit_json(summary, json_)
+        if str(json_) == "-":
+            return
+    err.print("trained")
+    out.print(f"editor: {summary['editor']}\nlog:    {summary['log']}")
