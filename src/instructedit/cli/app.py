@@ -33,9 +33,6 @@ app.add_typer(analyze.app, name="analyze")
 app.command("doctor")(doctor.doctor)
 app.command("build-base")(build_base.build_base_command)
 
-#: The hub's client waits up to a minute and tries six times; a user who mistyped a name is not to wait that long.
-_QUICK_HUB = {"HF_HUB_ETAG_TIMEOUT": "3", "HF_HUB_DOWNLOAD_TIMEOUT": "10"}
-
 
 def _show_version(asked: bool) -> None:
     if asked:
@@ -60,8 +57,6 @@ def main() -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    for name, value in _QUICK_HUB.items():
-        os.environ.setdefault(name, value)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a character that the terminal lacks is no reason to fail
             stream.reconfigure(errors="backslashreplace")
@@ -69,7 +64,7 @@ def _run(arguments: list[str]) -> int:
     try:
         wrong = next((text for text in arguments if not _is_unicode(text)), None)
         if wrong is not None:
-            fail("DataError", f"the argument {ascii(wrong)} is not UTF-8 text")
+            fail("DataError", f"the argument {wrong!a} is not UTF-8 text")
             return 2
         # Not standalone: typer's own error messages would read users' text as markup.
         result: Any = app(arguments, prog_name="instructedit", standalone_mode=False)
@@ -79,7 +74,7 @@ def _run(arguments: list[str]) -> int:
         return _usage(error)
     except (KeyboardInterrupt, typer.Abort):
         result = 130
-    except Exception as error:  # the last place where a user can be told in words what went wrong
+    except Exception as error:  # noqa: BLE001 - the last place where a user can be told in words
         if os.environ.get("INSTRUCTEDIT_DEBUG"):
             traceback.print_exc()
         _leave_unwritable()

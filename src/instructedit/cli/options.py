@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from instructedit.cli.hub import offline_if_unreachable
 from instructedit.errors import DataError
 from instructedit.files import parse_json, quoted
 from instructedit.writing import check_writable
@@ -23,7 +25,9 @@ def writable(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
-Model = Annotated[str, typer.Option("--model", help="`bundled`, a checkpoint folder, or a hub id.")]
+Model = Annotated[
+    str, typer.Option("--model", callback=known_model, help="`bundled`, a checkpoint folder, or a hub id.")
+]
 EditorFile = Annotated[
     str,
     typer.Option(
@@ -43,14 +47,21 @@ Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto (as
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, … or auto; default cpu.")]
 
 
-def _placement(text: Any) -> str | dict[str, str | int] | None:
+def known_model(context: typer.Context, name: str | None) -> str | None:
+    """Callback of every option that may hold a hub id (:mod:`instructedit.cli.hub`)."""
+    return name if context.resilient_parsing else offline_if_unreachable(name)
+
+
+def _placement(text: Any) -> Any:
     """``auto`` and its like, or a JSON object from module name to device."""
-    if not isinstance(text, str) or text.strip().replace("_", "").isalpha():  # auto, balanced_low_0, …: accelerate's
-        return text if text is None or isinstance(text, dict) else str(text).strip()
+    if not isinstance(text, str):
+        return text  # typer gives the default by here, too
+    if re.fullmatch(r"[a-z][\w:]*", text.strip()):  # auto, balanced_low_0, cuda:0: the library knows which there are
+        return text.strip()
     try:
         found = parse_json(text)
     except DataError as error:
-        raise typer.BadParameter(f"takes auto or a JSON object: {error}") from None
+        raise typer.BadParameter(f"takes auto or a JSON object: {str(error).split('. The file')[0]}") from None
     if not isinstance(found, dict):
         raise typer.BadParameter(f"takes auto or a JSON object, not {quoted(found)}")
     for part, device in found.items():

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries
-from instructedit.cli.options import Device, DeviceMap, JsonFile
+from instructedit.cli.hub import offline_if_unreachable
+from instructedit.cli.options import Device, DeviceMap, JsonFile, known_model
 
 
 def train_command(
@@ -17,7 +18,9 @@ def train_command(
         Path | None, typer.Option("--out", help="Folder for log, checkpoint and editor; default runs/RECIPE.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with the data sets; default INSTRUCTEDIT_DATA.")] = None,
-    base: Annotated[str | None, typer.Option(help="Train for this model instead of the recipe's.")] = None,
+    base: Annotated[
+        str | None, typer.Option(callback=known_model, help="Train for this model instead of the recipe's.")
+    ] = None,
     device: Device = None,
     device_map: DeviceMap = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Stop the schedule after this many steps instead.")] = None,
@@ -44,6 +47,7 @@ def train_command(
     if steps is not None:
         found = found.model_copy(update={"optimisation": found.optimisation.model_copy(update={"steps": steps})})
     folder = make_folder(out_folder or Path("runs") / recipe.stem)
+    offline_if_unreachable(found.base)
     language_model = load_language_model(found.base, dtype=found.dtype, device=device, device_map=device_map)
     with progress() as bar:
         jobs: dict[str, int] = {}
