@@ -25,6 +25,11 @@ def writable(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
+def known_model(context: typer.Context, name: str | None) -> str | None:
+    """Callback of every option that may hold a hub id (:mod:`instructedit.cli.hub`)."""
+    return name if context.resilient_parsing else offline_if_unreachable(name)
+
+
 Model = Annotated[
     str, typer.Option("--model", callback=known_model, help="`bundled`, a checkpoint folder, or a hub id.")
 ]
@@ -45,11 +50,6 @@ TrainedEditor = Annotated[
 ]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto (as stored).")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, … or auto; default cpu.")]
-
-
-def known_model(context: typer.Context, name: str | None) -> str | None:
-    """Callback of every option that may hold a hub id (:mod:`instructedit.cli.hub`)."""
-    return name if context.resilient_parsing else offline_if_unreachable(name)
 
 
 def _placement(text: Any) -> Any:
