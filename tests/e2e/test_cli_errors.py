@@ -18,6 +18,7 @@ import instructedit.cli.app as app_module
 import instructedit.cli.console as console
 import instructedit.cli.tasks as tasks_module
 from instructedit.cli.failures import failure_of
+from instructedit.cli.instructions import public_address
 from instructedit.errors import DataError, EditorError
 
 NASTY = "[/b][red]\x1b[31m"
@@ -79,11 +80,9 @@ def test_completion_is_there(main: Main) -> None:
         (["tasks", f"--{NASTY}"], LITERAL),
         ([NASTY], LITERAL),
         (["instructions", NASTY], LITERAL),
-        (["evaluate", "--task", "zsre", "--data", "x", "--limit", NASTY], LITERAL),
+        (["evaluate", "--task", "zsre", "--data", "x", "--limit", NASTY], "--limit"),
         (["doctor", "--device-map", NASTY], "--device-map"),
         (["doctor", "--device-map", "[1]"], "not [1]"),
-        (["doctor", "--json"], "requires an argument"),
-        (["demo", "--json"], "requires an argument"),
     ],
 )
 def test_mistakes_in_the_command_line_are_said_literally(main: Main, arguments: list[str], told: str) -> None:
@@ -94,6 +93,13 @@ def test_mistakes_in_the_command_line_are_said_literally(main: Main, arguments: 
     assert told in result.err
     assert "\x1b" not in result.err
     assert not result.out
+
+
+@pytest.mark.parametrize("command", ["demo", "doctor", "tasks"])
+def test_json_wants_a_file(main: Main, command: str) -> None:
+    result = main(command, "--json")
+    assert result.code == 2
+    assert "'--json' requires an argument" in result.err
 
 
 def test_no_command_is_help(main: Main) -> None:
@@ -320,3 +326,35 @@ def test_bytes_that_are_no_text() -> None:
     done = process("tasks", b"\xff\xfe", stdout=subprocess.PIPE)
     assert done.returncode == 2
     assert done.stderr == b"error DataError\nthe argument '\\udcff\\udcfe' is not UTF-8 text\n"
+
+
+SECRET = "sk_live_0123456789"
+
+
+@pytest.mark.parametrize("command", ["generate", "optimize"])
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--key-env", SECRET], "--key-env takes the NAME"),
+        (["--key-env", "sk-live.0"], "--key-env takes the NAME"),
+        (["--key-env", "KEY", "--base-url", f"user:{SECRET}@host"], "--base-url takes an address"),
+        (["--key-env", "KEY", "--base-url", f"http://[{SECRET}"], "--base-url takes an address"),
+    ],
+)
+def test_secrets_are_not_said_back(
+    main: Main, monkeypatch: pytest.MonkeyPatch, command: str, options: list[str], told: str
+) -> None:
+    monkeypatch.setenv("KEY", "x")
+    more = ["--out", "bank.yaml"] if command == "optimize" else []
+    result = main(
+        "instructions", command, "--task", "zsre", "--proposer", "endpoint", "--proposer-model", "m", *options, *more
+    )
+    assert result.code == 2
+    assert told in result.err
+    assert SECRET not in result.err + result.out
+    assert "sk-live" not in result.err
+
+
+def test_the_trace_gets_no_password() -> None:
+    assert public_address(f"https://me:{SECRET}@host:8443/v1?key={SECRET}#{SECRET}") == "https://host:8443/v1"
+    assert public_address("http://localhost:8000/v1") == "http://localhost:8000/v1"

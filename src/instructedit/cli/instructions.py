@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -49,7 +51,25 @@ def _proposer(
         raise DataError(f"--proposer takes offline or endpoint, not {name!r}")
     if model is None:
         raise DataError("the endpoint proposer needs --proposer-model")
+    if not os.environ.get(key_variable, "").strip():  # perhaps the key itself was given: it is not said back
+        raise DataError("--key-env takes the NAME of an environment variable that holds the key; this one is not set")
+    public_address(base_url)
     return EndpointProposer(model, base_url, key_variable)
+
+
+def public_address(url: str) -> str:
+    """The endpoint's address without what may be secret in it: user, password and query.
+
+    Raises:
+        DataError: it is no address.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise DataError("--base-url takes an address such as https://api.openai.com/v1")
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _trial(
@@ -240,7 +260,7 @@ def optimize(
         "editor_digest": digest_of(editor),
         "proposer": writer.name,
         "proposer_model": proposer_model,
-        "base_url": base_url if proposer_model else None,
+        "base_url": public_address(base_url) if proposer_model else None,
         "edits": [record.record_id for record in records],
         "of": source,
         "seed": seed,
