@@ -74,7 +74,7 @@ def test_the_scope_instruction_is_read(task: str, metric: str, editor: Mend, bas
 
 def test_demo_prints_one_json_object() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "instructedit", "demo", "--json", "--edits", "20"],
+        [sys.executable, "-m", "instructedit", "demo", "--json", "-", "--edits", "20"],
         capture_output=True,
         text=True,
         check=True,

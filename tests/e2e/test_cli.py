@@ -71,7 +71,7 @@ def place(
     write_jsonl(folder / "own.jsonl", records)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(RECIPE), encoding="utf-8")
     model = checkpoint("gpt2")
-    training = run("train", "tiny.yaml", "--base", model, "--data", folder, "--json", cwd=folder)
+    training = run("train", "tiny.yaml", "--base", model, "--data", folder, "--json", "-", cwd=folder)
     return Workplace(folder, model, training, folder / "runs" / "tiny" / "editor.safetensors")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import typer
 from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries
 from instructedit.cli.options import Device, Dtype, Model
 from instructedit.errors import DataError, EditorError
+from instructedit.files import read_json_file
 
 app = typer.Typer(help="Look inside an editor.", no_args_is_help=True, rich_markup_mode="markdown")
 _TASKS = ("counterfact", "recent", "convsent", "zsre")
@@ -57,9 +57,11 @@ def directions_command(
     from instructedit.evaluation.demonstration import demo_records
     from instructedit.models.language_model import load_language_model
     from instructedit.tasks.task import load_task
+    from instructedit.writing import make_folder, write_atomically
 
     named = [Named.parse(text, task) for text in editor]
     reliability = _reliability(results or [], held_out)
+    make_folder(out_folder)
     language_model = load_language_model(model, dtype=dtype, device=device)
     edits = [Edits(load_task(name), demo_records(name, data_folder(), limit, seed)[0]) for name in task]
     if len(edits) < 2:
@@ -69,10 +71,9 @@ def directions_command(
         rows, drawn = analyse(named, language_model, edits, seed, lambda label: bar.update(job, advance=1, note=label))
     summary = summary_of(rows)
     predicted = predicts(summary, reliability)
-    out_folder.mkdir(parents=True, exist_ok=True)
     counts = {each.task.name: len(each.records) for each in edits}
     page = as_markdown(summary, predicted, counts)
-    (out_folder / "directions.md").write_text(page, encoding="utf-8")
+    write_atomically(out_folder / "directions.md", page.encode())
     for side in ("u", "delta"):
         draw(drawn, side, out_folder / f"directions-{side}.png", seed)
     result = {
@@ -84,7 +85,7 @@ def directions_command(
         "rows": rows,
     }
     emit_json(result, out_folder / "directions.json")
-    out.print(page, markup=False, highlight=False)
+    out.print(page)
     err.print(f"written to {out_folder}")
 
 
@@ -97,8 +98,8 @@ def _reliability(files: list[Path], test: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for path in files:
         try:
-            rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+            rows = read_json_file(path)["rows"]
             found |= {row["editor"]: row["metrics"]["reliability"]["mean"] for row in rows if row["test"] == test}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise DataError(f"is not a result of `instructedit reproduce` ({error!r})", file=path) from None
     return found

@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries
+from instructedit.cli.options import JsonFile
 
 
 def build_base_command(
     recipe: Annotated[Path, typer.Argument(help="A build recipe, for example recipes/base-6m.yaml.")],
     out_folder: Annotated[Path, typer.Option("--out", help="Folder for the model, tokenizer, facts and card.")],
     data: Annotated[Path | None, typer.Option(help="Folder with the data sets; default INSTRUCTEDIT_DATA.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print the card as JSON.")] = False,
+    json_: JsonFile = None,
 ) -> None:
     """Train a small base model from scratch on real facts and measure what it knows.
 
@@ -26,8 +27,10 @@ def build_base_command(
     logging.getLogger("instructedit").setLevel(logging.WARNING)
     from instructedit.data import data_folder
     from instructedit.models.build.build import build_base, load_build_recipe
+    from instructedit.writing import make_folder
 
     found = load_build_recipe(recipe)
+    make_folder(out_folder)
     with progress() as bar:
         job = bar.add_task("training", total=None, note="")
         card = build_base(
@@ -36,9 +39,10 @@ def build_base_command(
             out_folder,
             lambda step, steps, loss: bar.update(job, completed=step + 1, total=steps, note=f"loss {loss:.3f}"),
         )
-    if json_:
-        emit_json(card)
-        return
+    if json_ is not None:
+        emit_json(card, json_)
+        if str(json_) == "-":
+            return
     err.print(f"written to {out_folder}")
     for name, share in card["recall"].items():
         out.print(f"recall, {name.replace('_', ' ')}: {share:.1%} of {card['recall_sample']}")

@@ -6,10 +6,9 @@ import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from instructedit.cli.console import emit_json, out, progress, quiet_libraries
-from instructedit.cli.options import Model, TrainedEditor
+from instructedit.cli.console import emit_json, out, progress, quiet_libraries, styled, table
+from instructedit.cli.options import JsonFile, Model, TrainedEditor
 
 if TYPE_CHECKING:
     from instructedit.editors.gradient import GradientEditor
@@ -20,7 +19,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the drawn test edits.")] = 0,
     model: Model = "bundled",
     editor: TrainedEditor = "bundled",
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    json_: JsonFile = None,
 ) -> None:
     """Edit the bundled model and see what changes: in words, then measured on six tasks.
 
@@ -43,14 +42,16 @@ def demo(
     with progress() as bar:
         job = bar.add_task("measuring", total=len(HEADLINES) * (2 if mend else 1) + len(SWAPPED), note="")
 
-        def table(measured: GradientEditor, swapped: bool) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+        def measured_on_tasks(
+            measured: GradientEditor, swapped: bool
+        ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
             def show(name: str) -> None:
                 bar.update(job, advance=1, note=f"{measured.name}, {name}")
 
             return measure(measured, language_model, data_folder(), edits, seed, swapped, show)
 
-        tables, files = table(trained, swapped=True)
-        beside = table(mend, swapped=False)[0] if mend is not None else {}
+        tables, files = measured_on_tasks(trained, swapped=True)
+        beside = measured_on_tasks(mend, swapped=False)[0] if mend is not None else {}
     seconds = round(time.monotonic() - began, 1)
 
     def in_words(shown: Any) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def demo(
             "answers": rows,
         }
 
-    if json_:
+    if json_ is not None:
         emit_json(
             {
                 "model": model,
@@ -79,16 +80,18 @@ def demo(
                 "files": files,
                 "tasks": tables,
                 "mend": beside,
-            }
+            },
+            json_,
         )
-        return
+        if str(json_) == "-":
+            return
     for shown in plain:
-        out.print(_words(shown, f"{shown.request.prompt} … [bold]{shown.request.target}[/]"))
-    out.print("\n[bold]The same edit under two instructions[/]")
+        out.print(_words(shown, styled(f"{shown.request.prompt} … ", (shown.request.target, "bold"))))
+    out.print("\nThe same edit under two instructions", style="bold")
     for shown in scopes:
         out.print(_words(shown, shown.instruction.split("Description: ")[1]))
     heads = ["task", "metric", trained.name] + (["mend"] if beside else [])
-    figures = Table(*heads, title=f"{edits} test edits a task, protocol plain; means with 95% intervals")
+    figures = table(*heads, title=f"{edits} test edits a task, protocol plain; means with 95% intervals")
     for name, row in tables.items():
         for number, (metric, value) in enumerate(row.items()):
             cells = [_cell(value)] + ([_cell(beside[name].get(metric))] if beside else [])
@@ -104,8 +107,8 @@ def _cell(value: dict[str, float] | None) -> str:
     return "" if value is None else f"{value['mean']:.3f} ({value['low']:.3f}–{value['high']:.3f})"
 
 
-def _words(shown: Any, title: str) -> Table:
-    table = Table("asked", "", "before", "after", title=title, title_justify="left")
+def _words(shown: Any, title: Any) -> Any:
+    answers = table("asked", "", "before", "after", title=title, title_justify="left")
     for prompt, why, before, after in shown.rows:
-        table.add_row(prompt, why, before, after)
-    return table
+        answers.add_row(prompt, why, before, after)
+    return answers

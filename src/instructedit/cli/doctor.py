@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from instructedit.cli.console import emit_json, out, quiet_libraries
+from instructedit.cli.console import emit_json, out, quiet_libraries, table
 from instructedit.cli.options import Device, DeviceMap, Dtype, JsonFile, Model
 
 
@@ -82,19 +81,19 @@ def doctor(
         emit_json(found, json_)
         if str(json_) == "-":
             return
-    table = Table(title=f"{model} ({found['fingerprint']})", show_header=False)
-    table.add_row("parameters", f"{found['parameters']:,}")
-    table.add_row("blocks", f"{found['blocks']} × width {structure.hidden}, from {structure.blocks[0]}")
-    table.add_row("final norm, head", f"{structure.final_norm or 'none'}, {structure.head}")
-    table.add_row("edited", "\n".join(f"{m.name}  {m.inputs} -> {m.outputs}" for m in matrices))
-    table.add_row("base in memory", f"{found['megabytes']['base']} MB")
-    table.add_row("editor", f"{found['megabytes']['editor']} MB (rank {config.rank}, {config.layers} layers)")
+    rows = table(title=f"{model} ({found['fingerprint']})", show_header=False)
+    rows.add_row("parameters", f"{found['parameters']:,}")
+    rows.add_row("blocks", f"{found['blocks']} × width {structure.hidden}, from {structure.blocks[0]}")
+    rows.add_row("final norm, head", f"{structure.final_norm or 'none'}, {structure.head}")
+    rows.add_row("edited", "\n".join(f"{m.name}  {m.inputs} -> {m.outputs}" for m in matrices))
+    rows.add_row("base in memory", f"{found['megabytes']['base']} MB")
+    rows.add_row("editor", f"{found['megabytes']['editor']} MB (rank {config.rank}, {config.layers} layers)")
     if planned is None:
-        table.add_row("training, without activations", f"{found['megabytes']['training']} MB")
+        rows.add_row("training, without activations", f"{found['megabytes']['training']} MB")
     else:
         name = f"training at batch {planned.optimisation.batch}"
         activations = found["megabytes"]["activations"]
-        table.add_row(name, f"{found['megabytes']['training']} MB, of which activations {activations} MB")
+        rows.add_row(name, f"{found['megabytes']['training']} MB, of which activations {activations} MB")
     if loaded is not None:
-        table.add_row("editor file", f"{editor} fits this model ({loaded.name})")
-    out.print(table)
+        rows.add_row("editor file", f"{editor} fits this model ({loaded.name})")
+    out.print(rows)

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from instructedit.cli.console import emit_json, err, out, quiet_libraries
-from instructedit.cli.options import BankFile, Device, DeviceMap, Dtype, EditorFile, JsonFile, Model
+from instructedit.cli.console import emit_json, err, out, quiet_libraries, table
+from instructedit.cli.options import BankFile, Device, DeviceMap, Dtype, EditorFile, JsonFile, Model, writable
 from instructedit.errors import DataError
 
 if TYPE_CHECKING:
@@ -59,7 +58,9 @@ def edit(
         list[Path] | None, typer.Option(help="Apply this delta instead of making one; may be given several times.")
     ] = None,
     ask: Annotated[list[str] | None, typer.Option(help="Also show this prompt before and after; repeatable.")] = None,
-    out_file: Annotated[Path | None, typer.Option("--out", help="Write the delta here (safetensors).")] = None,
+    out_file: Annotated[
+        Path | None, typer.Option("--out", callback=writable, help="Write the delta here (safetensors).")
+    ] = None,
     rank: Annotated[
         int | None, typer.Option(min=1, help="Compress the delta to this rank; the error is shown.")
     ] = None,
@@ -91,7 +92,6 @@ def edit(
     from instructedit.evaluation.generation import generate, natural_stop
     from instructedit.models.language_model import load_language_model
     from instructedit.records import EditRequest
-    from instructedit.writing import check_writable
 
     making = requests is not None or prompt is not None or target is not None
     if bool(apply) == making:
@@ -106,9 +106,6 @@ def edit(
         )
     if no_instruction:
         _refuse("--no-instruction", {key: value for key, value in texts.items() if key != "--no-instruction"})
-    for file in (out_file, json_):
-        if file is not None and str(file) != "-":
-            check_writable(file)
     wanted: list[EditRequest] = []
     if requests is not None:
         _refuse("--requests; its lines say it", one)
@@ -134,7 +131,7 @@ def edit(
         method = find_editor(editor, language_model)
         delta = make_edit(method, language_model, wanted, tasks)
         for line in notes:
-            err.print(line, markup=False, highlight=False)
+            err.print(line)
     if rank is not None:
         delta = delta.compress(rank)
     delta.check(language_model)
@@ -173,28 +170,28 @@ def edit(
 def _show(report: EditReport, shown: Sequence[tuple[str, str, str]], delta: Delta) -> None:
     """Print the report: a row an answer, then what else moved, then the warnings."""
     title = f"{len(report.requests)} edit(s) by {delta.metadata.editor}"
-    table = Table("prompt", "before", "after", "took", "P(target)", "P(old answer)", title=title)
+    rows = table("prompt", "before", "after", "took", "P(target)", "P(old answer)", title=title)
     for each in report.requests:
         answer = each.answer
         took = "yes" if answer.took else "NO"
         pairs = [f"{before:.3f} → {after:.3f}" for before, after in (each.target, each.old)]
-        table.add_row(answer.prompt, answer.before, answer.after, took, *pairs)
+        rows.add_row(answer.prompt, answer.before, answer.after, took, *pairs)
         for paraphrase in each.paraphrases:
             took = "yes" if paraphrase.took else "no"
-            table.add_row(f"  {paraphrase.prompt}", paraphrase.before, paraphrase.after, took, "", "")
+            rows.add_row(f"  {paraphrase.prompt}", paraphrase.before, paraphrase.after, took, "", "")
     for prompt, before, after in shown:
-        table.add_row(prompt, before, after, "", "", "")
-    out.print(table)
+        rows.add_row(prompt, before, after, "", "", "")
+    out.print(rows)
     out.print(f"{len(report.moved)} of {report.unrelated} unrelated answers changed.")
     for moved in report.moved[:5]:
-        out.print(f"  {moved.prompt} {moved.before!r} → {moved.after!r}", markup=False, highlight=False)
+        out.print(f"  {moved.prompt} {moved.before!r} → {moved.after!r}")
     if delta.metadata.instruction:
-        out.print(delta.metadata.instruction, style="dim", markup=False)
+        out.print(delta.metadata.instruction, style="dim")
     about_requests = [text for each in report.requests for text in each.warnings]
     for warning in (*about_requests[:WARNINGS], *report.warnings):
-        err.print(f"warning: {warning}", markup=False, highlight=False)
+        err.print(f"warning: {warning}")
     if len(about_requests) > WARNINGS:
-        err.print(f"{len(about_requests) - WARNINGS} more warnings: --json has all of them", highlight=False)
+        err.print(f"{len(about_requests) - WARNINGS} more warnings: --json has all of them")
 
 
 def _refuse(with_what: str, options: Mapping[str, object]) -> None:

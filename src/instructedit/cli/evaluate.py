@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries
+from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries, table
 from instructedit.cli.options import BankFile, Device, DeviceMap, Dtype, EditorFile, JsonFile, Model
 from instructedit.errors import DataError
 from instructedit.evaluation.protocols import Control, Protocol
@@ -109,7 +108,7 @@ def evaluate_command(
         if str(json_) == "-":
             return
         err.print(f"written to {json_}")
-    table = Table(
+    rows = table(
         "metric",
         "mean",
         "95% interval",
@@ -117,7 +116,7 @@ def evaluate_command(
         title=f"{found_task.name}: protocol {protocol}, instruction {result.instruction}, {result.edits} edits",
     )
     for name, figure in result.metrics.items():
-        table.add_row(name, f"{figure.mean:.3f}", f"{figure.low:.3f} to {figure.high:.3f}", str(figure.count))
-    out.print(table)
+        rows.add_row(name, f"{figure.mean:.3f}", f"{figure.low:.3f} to {figure.high:.3f}", str(figure.count))
+    out.print(rows)
     out.print(f"Base model: {value['met']['base']}. Editor: {value['met']['editor']}.")
     out.print("Intervals: percentile bootstrap over edits. Metrics are explained in docs/metrics.md.")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
-from rich.table import Table
 
-from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries
-from instructedit.cli.options import BankFile, Device, Dtype, EditorFile, JsonFile, Model
+from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries, styled, table
+from instructedit.cli.options import BankFile, Device, Dtype, EditorFile, JsonFile, Model, writable
 from instructedit.errors import DataError
 
 if TYPE_CHECKING:
@@ -50,7 +51,25 @@ def _proposer(
         raise DataError(f"--proposer takes offline or endpoint, not {name!r}")
     if model is None:
         raise DataError("the endpoint proposer needs --proposer-model")
+    if not os.environ.get(key_variable, "").strip():  # perhaps the key itself was given: it is not said back
+        raise DataError("--key-env takes the NAME of an environment variable that holds the key; this one is not set")
+    public_address(base_url)
     return EndpointProposer(model, base_url, key_variable)
+
+
+def public_address(url: str) -> str:
+    """The endpoint's address without what may be secret in it: user, password and query.
+
+    Raises:
+        DataError: it is no address.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise DataError("--base-url takes an address such as https://api.openai.com/v1")
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _trial(
@@ -92,12 +111,12 @@ def show(task: TaskName, bank: BankFile = None, json_: JsonFile = None) -> None:
     if json_ is not None:
         emit_json({**found.instructions.model_dump(mode="json"), "provenance": raw.get("provenance", {})}, json_)
         return
-    out.print(f"[bold]{found.name}[/]: {found.summary}")
+    out.print(styled((found.name, "bold"), f": {found.summary}"))
     origins = {text["text"]: text for text in raw.get("provenance", {}).get("texts", [])}
     for number, text in enumerate(found.instructions.descriptions, start=1):
         origin = origins.get(text, {})
         note = f"  ({origin['proposer']}, round {origin['round']})" if origin else ""
-        out.print(f"{number:>3}. {text}{note}", markup=False, highlight=False)
+        out.print(f"{number:>3}. {text}{note}")
 
 
 @app.command()
@@ -105,7 +124,9 @@ def generate(
     task: TaskName,
     proposer: ProposerName = "offline",
     count: Annotated[int, typer.Option(min=1, help="How many.")] = 10,
-    out_file: Annotated[Path | None, typer.Option("--out", help="Write them as a bank (YAML).")] = None,
+    out_file: Annotated[
+        Path | None, typer.Option("--out", callback=writable, help="Write them as a bank (YAML).")
+    ] = None,
     base_url: BaseUrl = _OPENAI,
     proposer_model: LanguageModelName = None,
     key_variable: KeyVariable = "OPENAI_API_KEY",
@@ -127,9 +148,9 @@ def generate(
             reason = "was there before"
         if reason is None:
             texts.append(Candidate(text, writer.name, parent, 1))
-            out.print(text, markup=False, highlight=False)
+            out.print(text)
         else:
-            err.print(f"left out, it {reason}: {text!r}", markup=False)
+            err.print(f"left out, it {reason}: {text!r}")
     if out_file is not None:
         if len(texts) < 2:
             raise DataError(f"a bank needs two instructions, and {len(texts)} came out")
@@ -174,17 +195,19 @@ def score(
         if str(json_) == "-":
             return
     names = list(means(values[0]))
-    table = Table("instruction", "score", *names, title=f"{found.name}: {len(records)} edits, {source}")
+    figures = table("instruction", "score", *names, title=f"{found.name}: {len(records)} edits, {source}")
     for row in rows:
         metrics: Any = row["metrics"]
-        table.add_row(str(row["text"]), f"{row['score']:.3f}", *(f"{metrics[name]:.3f}" for name in names))
-    out.print(table)
+        figures.add_row(str(row["text"]), f"{row['score']:.3f}", *(f"{metrics[name]:.3f}" for name in names))
+    out.print(figures)
 
 
 @app.command()
 def optimize(
     task: TaskName,
-    out_file: Annotated[Path, typer.Option("--out", help="The bank (YAML); the trace goes beside it (.trace.jsonl).")],
+    out_file: Annotated[
+        Path, typer.Option("--out", callback=writable, help="The bank (YAML); the trace goes beside it (.trace.jsonl).")
+    ],
     proposer: ProposerName = "offline",
     budget: Annotated[str, typer.Option(help="Time for all runs together: 90s, 20m, 2h.")] = "20m",
     rounds: Annotated[
@@ -219,10 +242,13 @@ def optimize(
     from instructedit.instructions.proposers import Ranked
     from instructedit.instructions.trace import Trace
     from instructedit.models.language_model import load_language_model
+    from instructedit.writing import check_writable
 
     limit = Budget(seconds_of(budget), rounds, patience, candidates)
     found = task_with(task, bank)
     writer = _proposer(proposer, seed, base_url, proposer_model, key_variable)
+    trace_file = out_file.with_name(f"{out_file.stem}.trace.jsonl")
+    check_writable(trace_file)
     language_model = load_language_model(model, dtype=dtype, device=device)
     trial, source = _trial(found, language_model, editor, edits, seed, data)
     records = trial.records
@@ -234,13 +260,13 @@ def optimize(
         "editor_digest": digest_of(editor),
         "proposer": writer.name,
         "proposer_model": proposer_model,
-        "base_url": base_url if proposer_model else None,
+        "base_url": public_address(base_url) if proposer_model else None,
         "edits": [record.record_id for record in records],
         "of": source,
         "seed": seed,
         "candidates": candidates,
     }
-    trace = Trace(out_file.with_name(f"{out_file.stem}.trace.jsonl"), settings)
+    trace = Trace(trace_file, settings)
     with progress() as bar:
         job = bar.add_task("rounds", total=rounds, note="starting bank")
 
@@ -265,10 +291,14 @@ def optimize(
         emit_json({**provenance, "bank": str(out_file), "trace": str(trace.path)}, json_)
         if str(json_) == "-":
             return
-    table = Table("instructions", *outcome.metrics["start"], title=f"{found.name}: edits that chose nothing ({source})")
+    figures = table(
+        "instructions", *outcome.metrics["start"], title=f"{found.name}: edits that chose nothing ({source})"
+    )
     for who, row in outcome.metrics.items():
-        table.add_row("the ten best" if who == "new" else "starting bank", *(f"{value:.3f}" for value in row.values()))
-    out.print(table)
+        figures.add_row(
+            "the ten best" if who == "new" else "starting bank", *(f"{value:.3f}" for value in row.values())
+        )
+    out.print(figures)
     gain = outcome.gain
     said = "better" if outcome.improved else "no gain found, the bank holds the starting instructions"
     out.print(f"difference {100 * gain.mean:+.2f} points ({100 * gain.low:+.2f} to {100 * gain.high:+.2f}): {said}")

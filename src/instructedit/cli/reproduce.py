@@ -7,10 +7,14 @@ from typing import Annotated
 
 import typer
 
+import instructedit
 from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries
+from instructedit.cli.options import JsonFile
 from instructedit.errors import DataError
 
 FOLDER = Path("recipes/experiments")
+#: Where a checkout has them, whatever the working folder; an installed package has none.
+CHECKOUT = Path(instructedit.__file__).parents[2] / FOLDER
 
 
 def reproduce(
@@ -27,7 +31,7 @@ def reproduce(
     edits: Annotated[int | None, typer.Option(min=1, help="Another number of test edits.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes at a time; they share the cores.")] = 1,
     report_only: Annotated[bool, typer.Option("--report-only", help="Write up what has been run so far.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON, too.")] = False,
+    json_: JsonFile = None,
 ) -> None:
     """Train and test all editors of an experiment, and write `result.json`, `result.md` and `result.png`.
 
@@ -39,17 +43,15 @@ def reproduce(
     from instructedit.experiments.plan import load_experiment
     from instructedit.experiments.report import as_markdown, draw, summarise
     from instructedit.experiments.run import run_all
-    from instructedit.writing import write_atomically
+    from instructedit.writing import make_folder, write_atomically
 
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml"))) or "none here"
-        raise DataError(f"there is no such experiment; known in {FOLDER}: {known}", file=path)
+    path = _experiment_file(name)
     experiment = load_experiment(path)
     changes = {"edits": edits, "seeds": experiment.seeds[:seeds] if seeds else None}
     experiment = experiment.model_copy(update={key: value for key, value in changes.items() if value is not None})
     folder = out_folder or Path("runs") / path.stem
     if not report_only:
+        make_folder(folder)
         with progress() as bar:
             job = bar.add_task(path.stem, total=len(experiment.work()), note="")
             run_all(
@@ -64,9 +66,32 @@ def reproduce(
     try:
         draw(experiment, result, folder / "result.png")
     except ImportError:
-        err.print("no picture: matplotlib is not installed", highlight=False)
-    if json_:
-        emit_json(result)
-    else:
-        out.print(page, markup=False, highlight=False)
-    err.print(f"written to {folder}", highlight=False)
+        err.print("no picture: matplotlib is not installed")
+    if json_ is not None:
+        emit_json(result, json_)
+    if str(json_) != "-":
+        out.print(page)
+    err.print(f"written to {folder}")
+
+
+def _experiment_file(name: str) -> Path:
+    """The file of an experiment: a YAML file, or a name in the working folder's or the checkout's experiments.
+
+    Raises:
+        DataError: there is none.
+    """
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise DataError("there is no such file", file=name)
+        return Path(name)
+    folders = [folder for folder in (FOLDER, CHECKOUT) if folder.is_dir()]
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    if not folders:
+        raise DataError(
+            f"there is no experiment {name!r}: {FOLDER} is part of the repository, not of the installed package. "
+            "Clone the repository and start the command in it, or give a YAML file"
+        )
+    known = ", ".join(sorted({file.stem for folder in folders for file in folder.glob("*.yaml")}))
+    raise DataError(f"there is no experiment {name!r} in {folders[0]}. Known: {known}; or give a YAML file")

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries
-from instructedit.cli.options import Device, DeviceMap
+from instructedit.cli.hub import offline_if_unreachable
+from instructedit.cli.options import Device, DeviceMap, JsonFile, known_model
 
 
 def train_command(
@@ -17,12 +18,14 @@ def train_command(
         Path | None, typer.Option("--out", help="Folder for log, checkpoint and editor; default runs/RECIPE.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with the data sets; default INSTRUCTEDIT_DATA.")] = None,
-    base: Annotated[str | None, typer.Option(help="Train for this model instead of the recipe's.")] = None,
+    base: Annotated[
+        str | None, typer.Option(callback=known_model, help="Train for this model instead of the recipe's.")
+    ] = None,
     device: Device = None,
     device_map: DeviceMap = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Stop the schedule after this many steps instead.")] = None,
     seed: Annotated[int | None, typer.Option(help="Another seed than the recipe's.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print a JSON summary at the end.")] = False,
+    json_: JsonFile = None,
 ) -> None:
     """Meta-train an editor. A run that was stopped goes on from its checkpoint when started again.
 
@@ -35,6 +38,7 @@ def train_command(
     from instructedit.models.language_model import load_language_model
     from instructedit.training.loop import EDITOR, LOG, Report, train
     from instructedit.training.recipe import load_recipe
+    from instructedit.writing import make_folder
 
     keep_freed_memory()
     found = load_recipe(recipe)
@@ -42,7 +46,8 @@ def train_command(
     found = found.model_copy(update={key: value for key, value in changes.items() if value is not None})
     if steps is not None:
         found = found.model_copy(update={"optimisation": found.optimisation.model_copy(update={"steps": steps})})
-    folder = out_folder or Path("runs") / recipe.stem
+    folder = make_folder(out_folder or Path("runs") / recipe.stem)
+    offline_if_unreachable(found.base)
     language_model = load_language_model(found.base, dtype=found.dtype, device=device, device_map=device_map)
     with progress() as bar:
         jobs: dict[str, int] = {}
@@ -62,8 +67,9 @@ def train_command(
 
         train(found, language_model, folder, data, show)
     summary = {"editor": str(folder / EDITOR), "log": str(folder / LOG), "base": language_model.fingerprint}
-    if json_:
-        emit_json(summary)
-    else:
-        err.print("trained")
-        out.print(f"editor: {summary['editor']}\nlog:    {summary['log']}")
+    if json_ is not None:
+        emit_json(summary, json_)
+        if str(json_) == "-":
+            return
+    err.print("trained")
+    out.print(f"editor: {summary['editor']}\nlog:    {summary['log']}")
