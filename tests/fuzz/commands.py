@@ -14,9 +14,9 @@ from unittest.mock import patch
 
 import typer
 import typer.main
+
 from fuzz import material, mutate
 from fuzz.outcomes import Ran, command
-
 from instructedit.cli.app import app
 
 #: What an @ stands before, :func:`use` puts a path in the place of, so that a command line can be kept as a case.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from fuzz.figures import BUILD, FULL, table, total
 
 

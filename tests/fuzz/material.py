@@ -63,9 +63,7 @@ def model_folder() -> Path:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=272, special_tokens=[_END], initial_alphabet=alphabet, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=272, special_tokens=[_END], initial_alphabet=alphabet, show_progress=False)
     bpe.train_from_iterator(["Lena was born in Oston, in the harbour."], trainer)
     config = GPT2Config(
         vocab_size=272,
@@ -116,7 +114,7 @@ def parts() -> dict[str, bytes]:
             found[name] = file.read_bytes()
     places = [name for name, _ in language_model().model.named_parameters()]
     found["model.safetensors.index.json"] = json.dumps(
-        {"metadata": {"total_size": 1}, "weight_map": {name: "model-00001-of-00001.safetensors" for name in places}}
+        {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(places, "model-00001-of-00001.safetensors")}
     ).encode()
     return found
 

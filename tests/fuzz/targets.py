@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 import yaml
+
 from fuzz import commands, material, mutate
 from fuzz.outcomes import Ran, command
-
 from instructedit.checkpoints import FORMAT as CHECKPOINT
 from instructedit.checkpoints import load_checkpoint
 from instructedit.deltas.files import FORMAT as DELTA
@@ -377,11 +377,9 @@ def keep(writer: EndpointProposer) -> None:
 TARGETS = {
     target.name: target
     for target in (
-        Target("data", 0.30, make_data, use_data),
+        Target("data", 0.33, make_data, use_data),
         Target("yaml", 0.22, make_yaml, use_yaml),
-        Target(
-            "deltas", 0.10, _make_tensors("x.safetensors", material.delta_file, ("metadata",), DELTA), use_delta
-        ),
+        Target("deltas", 0.10, _make_tensors("x.safetensors", material.delta_file, ("metadata",), DELTA), use_delta),
         Target(
             "editors",
             0.06,
@@ -396,7 +394,7 @@ TARGETS = {
             use_checkpoint,
         ),
         Target("traces", 0.05, make_trace, use_trace),
-        Target("endpoint", 0.10, make_reply, use_reply),
-        Target("commands", 0.05, commands.make, commands.use),
+        Target("endpoint", 0.06, make_reply, use_reply),
+        Target("commands", 0.04, commands.make, commands.use),
     )
 }

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 
 import pytest
+
 from fuzz.figures import INPUTS, Figures, try_file
 from fuzz.targets import TARGETS
 
@@ -20,9 +21,7 @@ BLOCKS = [
 
 
 @pytest.mark.parametrize(("name", "start", "stop"), BLOCKS)
-def test_nothing_forbidden(
-    name: str, start: int, stop: int, record_property: Callable[[str, object], None]
-) -> None:
+def test_nothing_forbidden(name: str, start: int, stop: int, record_property: Callable[[str, object], None]) -> None:
     target, figures = TARGETS[name], Figures(name)
     for number in range(start, stop):
         file, content = target.make(random.Random(f"{name}-{number}"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from fuzz.figures import try_file
 from fuzz.outcomes import ALLOWED
 from fuzz.targets import TARGETS
