@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test fuzz check bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/instructedit demo
 
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# Thousands of spoilt inputs; the table of figures also goes to build/fuzz.json.
+fuzz: $(VENV)/installed-dev
+	rm -rf build/fuzz
+	INSTRUCTEDIT_FUZZ=$${INSTRUCTEDIT_FUZZ:-10000} OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -n 2 --tb=line
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check src tests benchmarks

@@ -13,6 +13,8 @@ from instructedit.errors import DataError
 
 #: Values that a YAML file may stand for once its aliases are written out; a few lines of aliases can mean billions.
 MOST_YAML_VALUES = 1_000_000
+#: Brackets inside each other in a YAML file; the reader's time grows with the square of their number.
+MOST_YAML_BRACKETS = 100
 #: A wrong value is repeated in a message up to this many characters.
 LONGEST_QUOTE = 200
 
@@ -95,6 +97,11 @@ def read_json_file(path: str | Path) -> Any:
 
 class _Loader(yaml.SafeLoader):
     """The safe loader; what a value's type refuses (``2024-13-45``, ``!!int abc``) is said with its line."""
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:  # noqa: N803 - PyYAML's
+        if self.flow_level >= MOST_YAML_BRACKETS:
+            raise yaml.scanner.ScannerError(None, None, "brackets nest too deeply", self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         try:
