@@ -49,7 +49,7 @@ def test_json_that_nothing_can_hold_is_told(tmp_path: Path, text: str, problem: 
 def test_json_in_a_line_is_told_by_the_line() -> None:
     with pytest.raises(DataError, match=r"^file x: line 3 is not valid JSON at column 2: "):
         parse_json("{oh", file="x", place="line 3")
-    with pytest.raises(DataError, match="^line 3 is not usable JSON: NaN"):
+    with pytest.raises(DataError, match=r"^line 3 is not usable JSON: NaN"):
         parse_json("NaN", place="line 3")
 
 

@@ -228,7 +228,7 @@ def test_lines_are_added(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 def test_a_full_disk_is_told() -> None:
     for write in (write_atomically, append_line):
-        with pytest.raises(DataError, match="^file /dev/full: cannot be written: No space left on device"):
+        with pytest.raises(DataError, match=r"^file /dev/full: cannot be written: No space left on device"):
             write("/dev/full", b"one" if write is write_atomically else "one")  # type: ignore[operator]
 
 
