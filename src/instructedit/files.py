@@ -51,12 +51,13 @@ def read_text(path: str | Path) -> str:
         raise DataError(f"is not UTF-8 text (byte {error.start})", file=path) from None
 
 
-def parse_json(text: str, *, file: object = None, place: str = "") -> Any:
+def parse_json(text: str, *, file: object = None, place: str = "", lone_surrogates: bool = False) -> Any:
     """The value of a JSON text, by the standard: no NaN, no infinity, no half of a surrogate pair.
 
     Args:
         file: the file that the text stands in.
         place: where in the file, for messages (``line 3``); a text that is a whole file has none.
+        lone_surrogates: let halves of surrogate pairs through, for texts that are kept as they came.
 
     Raises:
         DataError: it is not JSON, nests too deeply, or holds a number or character that nothing here can hold.
@@ -65,7 +66,10 @@ def parse_json(text: str, *, file: object = None, place: str = "") -> Any:
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
         # Strings that are no Unicode text ("\\ud800") pass the parser, and fail wherever they are printed or written.
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        # The same for numbers beyond a float's range (1e999), which become infinity.
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode(
+            errors="surrogatepass" if lone_surrogates else "strict"
+        )
     except json.JSONDecodeError as error:
         where = f"column {error.colno}" if place else f"line {error.lineno}, column {error.colno}"
         raise DataError(

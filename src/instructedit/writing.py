@@ -44,6 +44,30 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         raise DataError(f"is not a file name: {error}", file=repr(str(path))) from None
 
 
+def append_line(path: str | Path, line: str, *, sync: bool = True) -> None:
+    """Add a line to a UTF-8 text file, which is made if it is not there.
+
+    Args:
+        line: without its end.
+        sync: see to it that the line is on the disk before going on.
+
+    Raises:
+        DataError: the file cannot be written, or the disk is full.
+    """
+    try:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("a", encoding="utf-8", newline="\n") as stream:
+            stream.write(line + "\n")
+            stream.flush()
+            if sync:
+                os.fsync(stream.fileno())
+    except OSError as error:
+        raise DataError(f"cannot be written: {error.strerror or error}", file=path) from None
+    except ValueError as error:
+        raise DataError(f"is not a file name: {error}", file=repr(str(path))) from None
+
+
 def check_writable(path: str | Path) -> None:
     """Make sure, before hours of work, that :func:`write_atomically` can write here.
 

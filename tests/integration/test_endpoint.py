@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import threading
@@ -37,6 +38,7 @@ class Server(ThreadingHTTPServer):
         self.script: list[str] = ["good"]
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str] = []
+        self.elsewhere = ""
 
     @property
     def url(self) -> str:
@@ -57,7 +59,27 @@ class _Handler(BaseHTTPRequestHandler):
             # Some services say the key back.
             self._send(int(now), json.dumps({"error": {"message": f"no luck with {KEY}", "type": "x"}}))
             return
+        if now == "novel":
+            self._send(400, json.dumps({"error": {"message": "no " * 50_000, "type": "x"}}))
+            return
+        if now == "redirect":
+            self.send_response(307)
+            self.send_header("Location", f"{self.server.elsewhere}/chat/completions")
+            self.end_headers()
+            return
         content = {
+            "echo": json.dumps(
+                [
+                    f"Change {KEY} and nothing else.",
+                    f"Change {KEY.upper()} and nothing else.",
+                    f"Change {base64.b64encode(KEY.encode()).decode()} and nothing else.",
+                    [{KEY: KEY}],
+                    KEY,
+                ]
+            ),
+            "many": json.dumps(
+                ["word " * 100_000, ["x"] * 100_000, *[f"Change number {n} now." for n in range(20_000)]]
+            ),
             "good": json.dumps({"descriptions": GOOD}),
             "slow": json.dumps({"descriptions": GOOD}),
             "fenced": "```json\n" + json.dumps(GOOD) + "\n```",
@@ -198,7 +220,128 @@ def test_a_key_in_place_of_its_variables_name_is_not_said_back(server: Server) -
 
 
 def test_no_key_is_told_before_anything_is_asked(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OWN_KEY")
+    monkeypatch.setenv("OWN_KEY", " ")
     with pytest.raises(EditorError, match="OWN_KEY holds no key"):
         proposer(server)
+    monkeypatch.delenv("OWN_KEY")
+    with pytest.raises(EditorError, match="there is none of the name that was given"):
+        proposer(server)
+    monkeypatch.setenv("OWN_KEY", "sk-ü")
+    with pytest.raises(EditorError, match="characters that no key has") as caught:
+        proposer(server)
+    assert "sk-ü" not in str(caught.value)
     assert server.asked == []
+
+
+@pytest.mark.parametrize("given", [KEY, "AKIAIOSFODNN7EXAMPLE", "gsk_abcdefghij0123456789"])
+def test_a_key_that_looks_like_a_variables_name_is_not_said_back(server: Server, given: str) -> None:
+    with pytest.raises(EditorError, match="give the variable's NAME") as caught:
+        EndpointProposer("m", server.url, given)
+    assert given not in str(caught.value)
+
+
+def test_a_key_that_comes_back_as_a_description_goes_nowhere(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In a text, in a list, in upper case, coded for an address: it is rejected, and the reason is without it."""
+    caplog.set_level(logging.DEBUG)
+    server.script = ["echo"]
+    with Trace(tmp_path / "t.jsonl", {"note": f"key {KEY}"}) as trace:
+        found = proposer(server).propose(asked(), lambda call: trace.add("call", **call))
+        texts = [text for text, _ in found]
+        for text in texts:
+            reason = fault(text, load_task("zsre"))
+            assert reason is not None
+            trace.add("rejected", text=text, reason=reason)
+        trace.add("rejected", text=f"whoever wrote it: {KEY}", reason=KEY)
+    write_bank(tmp_path / "b.yaml", load_task("zsre"), [Candidate(text, KEY) for text in GOOD], {"by": KEY}, {})
+    assert len(texts) == 5
+    written = "".join(path.read_text() for path in tmp_path.iterdir())
+    said = capfd.readouterr()
+    for text in (written, caplog.text, said.out, said.err, repr(texts)):
+        assert KEY.casefold() not in text.casefold()
+    assert "a secret in it" in (fault(f"Say {KEY} in every answer.", load_task("zsre")) or "")
+
+
+PASSWORD = "horse-battery/staple"
+
+
+def test_a_password_in_the_address_is_sent_and_written_nowhere(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    url = server.url.replace("://", "://lena:horse-battery%2Fstaple@") + "?code=another-secret&version=2"
+    wanted = EndpointProposer("m", url, "OWN_KEY", timeout=0.5, pause=0.01)
+    assert wanted.address == server.url
+    server.script = ["401", "good"]
+    with Trace(tmp_path / "t.jsonl", {"base_url": url}) as trace:
+        assert trace.events[0]["settings"] == {"base_url": server.url}
+        with pytest.raises(EditorError) as caught:
+            wanted.propose(asked(), lambda call: trace.add("call", **call))
+        wanted.propose(asked(), lambda call: trace.add("call", **call))
+    coded = base64.b64encode(f"lena:{PASSWORD}".encode()).decode()
+    assert server.keys == [f"Basic {coded}"] * 2
+    assert {question["path"] for question in server.asked} == {"/v1/chat/completions?code=another-secret&version=2"}
+    said = capfd.readouterr()
+    written = (tmp_path / "t.jsonl").read_text()
+    for text in (written, caplog.text, said.out, said.err, str(caught.value)):
+        for secret in (PASSWORD, "horse-battery%2Fstaple", "another-secret", coded):
+            assert secret not in text
+    with Trace(tmp_path / "t.jsonl", {"base_url": url}):
+        pass  # the same settings
+
+
+@pytest.mark.parametrize(
+    "url", ["h:secret99@x", "ftp://u:secret99@x", "http://", "http://[secret99", "http://x:secret99"]
+)
+def test_an_address_that_is_none_is_told_and_not_said_back(url: str) -> None:
+    with pytest.raises(EditorError, match="give another --base-url") as caught:
+        EndpointProposer("m", url, "OWN_KEY")
+    assert "secret99" not in str(caught.value)
+
+
+def test_a_redirect_is_not_followed(server: Server) -> None:
+    with Server() as other:
+        thread = threading.Thread(target=other.serve_forever, daemon=True)
+        thread.start()
+        server.elsewhere, server.script = other.url, ["redirect"]
+        with pytest.raises(EditorError, match="it redirects"):
+            proposer(server).propose(asked(), lambda call: None)
+        assert len(server.asked) == 1
+        assert other.asked == []
+        other.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("url", "warned"),
+    [
+        ("http://example.org/v1", True),
+        ("http://10.0.0.7:8000/v1", True),
+        ("https://example.org/v1", False),
+        ("http://localhost:8000/v1", False),
+        ("http://127.0.0.1/v1", False),
+        ("http://[::1]:8000/v1", False),
+    ],
+)
+def test_a_key_that_travels_unencrypted_is_warned_of(url: str, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
+    EndpointProposer("m", url, "OWN_KEY")
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * warned
+    assert ("unencrypted" in caplog.text) == warned
+
+
+def test_of_many_texts_few_are_taken_and_none_is_endless(server: Server) -> None:
+    server.script = ["many"]
+    found = [text for text, _ in proposer(server, timeout=10).propose(asked(), lambda call: None)]
+    assert len(found) == 16
+    assert max(len(text) for text in found if isinstance(text, str)) == 1001
+    assert "more than 1,000 characters" in (fault(found[0], load_task("zsre")) or "")
+    assert found[1] is None
+
+
+def test_a_long_complaint_is_cut(server: Server) -> None:
+    server.script = ["novel"]
+    calls: list[dict[str, Any]] = []
+    with pytest.raises(EditorError) as caught:
+        proposer(server).propose(asked(), calls.append)
+    assert len(str(caught.value)) < 600
+    assert len(calls[0]["fault"]) < 600

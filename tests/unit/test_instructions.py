@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,8 @@ EDITS = 36
         ("Change it.", "has 2 words"),
         ("word " * 81, "has 81 words"),
         ("Change what is said about [TOPIC] now.", "has [TOPIC], which the task"),
+        ("w" * 999 + " o r d s", "has more than 1,000 characters"),
+        ("Change *** and nothing else.", "*** in place of one"),
     ],
 )
 def test_what_cannot_be_an_instruction_is_told(text: object, reason: str) -> None:
@@ -230,8 +234,120 @@ def test_damaged_trace_is_told_by_its_line(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     Trace(path, SETTINGS)
     path.write_text(path.read_text() + "{oh\n")
-    with pytest.raises(DataError, match="line 2 is not JSON"):
+    with pytest.raises(DataError, match="line 2 is not valid JSON"):
         Trace(path, SETTINGS)
+
+
+def written(folder: Path, *events: object, end: str = "\n") -> Path:
+    """A trace with these lines after its first."""
+    path = folder / "t.jsonl"
+    with Trace(path, SETTINGS):
+        pass
+    with path.open("a") as stream:
+        stream.write("\n".join(json.dumps(event) for event in events) + end)
+    return path
+
+
+@pytest.mark.parametrize("length", [1, 5, 18, 30, 60])
+def test_a_trace_torn_in_its_first_line_is_started_anew(tmp_path: Path, length: int) -> None:
+    path = written(tmp_path, end="")
+    content = path.read_bytes()
+    path.write_bytes(content[:length])
+    with Trace(path, SETTINGS) as trace:
+        assert [event["event"] for event in trace.events] == ["start"]
+    assert path.read_bytes() == content
+
+
+SCORE = {"event": "score", "text": "a b c", "start": 0, "stop": 1, "values": {name: [0.5] for name in METRICS}}
+CANDIDATE = {"event": "candidate", "text": "a b c", "proposer": "x", "parent": None, "round": 0}
+
+
+@pytest.mark.parametrize(
+    ("event", "problem"),
+    [
+        ([1], "is no event"),
+        ("score", "is no event"),
+        ({"text": "a"}, "is no event"),
+        ({"event": 3}, "is no event"),
+        ({"event": "candidate", "text": "a"}, "proposer, parent, round of candidate"),
+        (CANDIDATE | {"text": 5}, "text of candidate"),
+        (CANDIDATE | {"more": 5}, "more of candidate"),
+        (CANDIDATE | {"round": True}, "round of candidate"),
+        (SCORE | {"values": []}, "values of score"),
+        (SCORE | {"values": {"reliability": [0.5]}}, "values of score"),
+        (SCORE | {"values": {name: [0.5, 0.5] for name in METRICS}}, "values of score"),
+        (SCORE | {"values": {name: ["a"] for name in METRICS}}, "values of score"),
+        (SCORE | {"start": "0"}, "start of score"),
+        ({"event": "round", "number": 1}, "seconds of round"),
+        ({"event": "proposed"}, "round of proposed"),
+        ({"event": "start"}, "settings of start"),
+    ],
+)
+def test_an_event_without_what_is_read_of_it_is_told_by_its_line(tmp_path: Path, event: object, problem: str) -> None:
+    path = written(tmp_path, CANDIDATE, event)
+    before = path.read_bytes()
+    with pytest.raises(DataError, match=rf"t\.jsonl: line 3 .*{problem}"):
+        Trace(path, SETTINGS)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "line", [b"\xff\xfe", b"[" * 2000, b"1" * 5000, b'{"event": "round", "number": 1, "seconds": NaN}']
+)
+def test_a_line_that_nothing_can_read_is_told(tmp_path: Path, line: bytes) -> None:
+    path = written(tmp_path, end="")
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    with pytest.raises(DataError, match=r"t\.jsonl: line 2 "):
+        Trace(path, SETTINGS)
+
+
+def test_scores_that_two_processes_wrote_are_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, CANDIDATE, SCORE, SCORE)
+    with pytest.raises(DataError, match="do not follow one another"):
+        optimise(ZSRE, PretendedTrial(), OfflineProposer(0), Trace(path, SETTINGS), BUDGET)
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from instructedit.instructions.trace import Trace
+trace = Trace(Path(sys.argv[1]), {"task": "zsre", "seed": 0})
+print("open", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_trace_is_open_in_one_process(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    other = subprocess.Popen([sys.executable, "-c", HOLDS, str(path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "open\n"
+        before = path.read_bytes()
+        with pytest.raises(DataError, match=r"t\.jsonl: another process is writing here"):
+            Trace(path, SETTINGS)
+        assert path.read_bytes() == before
+    finally:
+        other.kill()
+        other.wait()
+    with Trace(path, SETTINGS) as trace:
+        assert len(trace.events) == 1
+
+
+def test_a_trace_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DataError, match="cannot be written"):
+        Trace(tmp_path / "file" / "t.jsonl", SETTINGS)
+    with pytest.raises(DataError, match="it is a folder"):
+        Trace(tmp_path, SETTINGS)
+    trace = Trace(tmp_path / "t.jsonl", SETTINGS)
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(DataError, match=r"t\.jsonl: cannot be written: No space left"):
+        optimise(ZSRE, PretendedTrial(), OfflineProposer(0), trace, BUDGET)
 
 
 class Writes:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from pydantic import ValidationError
 
 from instructedit.deltas.delta import Delta, DeltaBatch, DeltaMetadata
 from instructedit.editors.base import Editor
-from instructedit.errors import EditorError
+from instructedit.errors import EditorError, cut, place_of
+from instructedit.files import quoted
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
 from instructedit.tasks.readers import read_rows
@@ -75,17 +77,52 @@ def _with_task(request: EditRequest, task: Task | None) -> EditRequest:
     return request if task is None or task.name == FREE_TEXT else request.model_copy(update={"task": task.name})
 
 
+#: What other data sets and people call the fields of a request.
+ALIASES = {
+    "target": ("target_new", "new_target", "answer", "new_answer", "object", "completion", "alt", "output", "value"),
+    "prompt": ("text", "question", "query", "src", "input", "sentence", "fact"),
+    "subject": ("entity", "ent", "topic"),
+    "ground_truth": ("target_true", "old_answer", "old_target", "truth", "old"),
+    "instruction": ("description",),
+    "label": ("sentiment",),
+}
+
+
 def read_requests(path: str | Path) -> list[EditRequest]:
     """Edit requests from a JSON or JSON Lines file with the fields of :class:`EditRequest`.
 
     Raises:
-        DataError: unreadable, or a record is not a request; the record and field are named.
+        DataError: unreadable, or a record is not a request; the record and field are named, and which field an unknown
+            one was probably to be.
     """
     requests = []
     for row in read_rows(Path(path)):
         try:
             requests.append(EditRequest.model_validate(row.fields))
         except ValidationError as error:
-            first = error.errors()[0]
-            raise row.error(".".join(map(str, first["loc"])), first["msg"]) from None
+            first = error.errors(include_input=False)[0]
+            hint = _hint(row.fields, str(first["loc"][0])) if first["loc"] else ""
+            raise row.error(place_of(first["loc"]), cut(first["msg"]) + hint) from None
     return requests
+
+
+def _hint(given: Mapping[str, object], field: str) -> str:
+    """What was probably meant, where a field is missing or is none of a request's."""
+    fields = EditRequest.model_fields.keys()
+    unknown = [name for name in given if name not in fields]
+    if field in fields and field not in given:
+        name = next((name for name in unknown if _meant(name) == field), None)
+        return f"; the record has {quoted(name)}: did you mean `{field}`?" if name is not None else ""
+    if field in unknown:
+        near = _meant(field)
+        known = f"known fields: {', '.join(fields)}"
+        return f": did you mean `{near}`?" if near is not None and near not in given else f"; {known}"
+    return ""
+
+
+def _meant(name: str) -> str | None:
+    """The request's field that is called so elsewhere, or is spelled alike."""
+    plain = name.strip().lower().replace("-", "_").replace(" ", "_")
+    called = {alias: field for field, aliases in ALIASES.items() for alias in (*aliases, field)}
+    near = difflib.get_close_matches(plain, called, n=1, cutoff=0.8) if len(plain) < 100 else []
+    return called[near[0]] if near else None

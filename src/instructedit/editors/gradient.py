@@ -23,15 +23,15 @@ from instructedit.records import EditRequest
 class EditorConfig(BaseModel):
     """Shape of a trained editor. Everything a recipe can say under ``editor:``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: Literal["ke", "mend", "instructedit"] = "instructedit"
-    blocks: int = Field(3, ge=1, description="the MLPs of the last blocks are edited")
+    blocks: int = Field(3, ge=1, le=10_000, description="the MLPs of the last blocks are edited")
     matrices: tuple[str, ...] | None = Field(None, description="edit these modules instead")
-    rank: int = Field(256, ge=1, description="of the hypernetwork's layers (the paper: 1920)")
-    layers: int = Field(2, ge=1, description="of the hypernetwork")
+    rank: int = Field(256, ge=1, le=65_536, description="of the hypernetwork's layers (the paper: 1920)")
+    layers: int = Field(2, ge=1, le=100, description="of the hypernetwork")
     last_relu: bool = Field(False, description="ReLU in the last layer too, as in MEND's network")
-    step_size: float = Field(1e-3, gt=0, description="alpha at the start")
+    step_size: float = Field(1e-3, gt=0, le=1e6, description="alpha at the start")
     edit_loss: Literal["mean", "sum"] = Field(
         "mean",
         description="over a target's tokens, of the loss whose gradient is read; the sum is as strong a token "
@@ -43,7 +43,7 @@ class EditorConfig(BaseModel):
     conditioning: Literal["none", "prefix", "hypernetwork", "both"] = Field(
         "hypernetwork", description="where the instruction enters"
     )
-    code: int = Field(96, ge=1, description="width of the instruction's code")
+    code: int = Field(96, ge=1, le=65_536, description="width of the instruction's code")
     encoder: Literal["trained", "base", "sentence"] = Field("trained", description="what makes the code")
     sentence_encoder: str | None = Field(None, description="folder or hub id, for encoder: sentence")
 

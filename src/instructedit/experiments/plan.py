@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from instructedit.errors import DataError, RecipeError, mistakes_of
 from instructedit.evaluation.protocols import Control, InstructionChooser, Protocol
-from instructedit.files import read_yaml_file
+from instructedit.files import as_mapping, read_yaml_file
 from instructedit.tasks.task import load_task
-from instructedit.training.recipe import Recipe, merged, parse_recipe, read_recipe
+from instructedit.training.recipe import LARGEST_SEED, Recipe, merged, parse_recipe, read_recipe
+
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Test(_Strict):
@@ -102,8 +104,8 @@ class Experiment(_Strict):
 
     title: str
     base: str = "bundled"
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
-    edits: int = Field(120, ge=1)
+    seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1)
+    edits: int = Field(120, ge=1, le=1_000_000)
     tests: tuple[Test, ...] = Field(min_length=1)
     editors: dict[str, Entry] = Field(min_length=1)
     compare: tuple[tuple[str, str], ...] = ()
@@ -114,6 +116,8 @@ class Experiment(_Strict):
     def _names_fit(self) -> Experiment:
         names = [test.name for test in self.tests]
         twice = sorted({name for name in names if names.count(name) > 1})
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: one is listed twice")
         if twice:
             raise ValueError(f"tests called alike: {', '.join(twice)}; give each a `name`")
         unknown = sorted({label for pair in self.compare for label in pair} - self.editors.keys())
@@ -138,7 +142,7 @@ def load_experiment(path: Path) -> Experiment:
         RecipeError: with every mistake.
         DataError: the file cannot be read.
     """
-    raw = read_yaml_file(path)
+    raw = as_mapping(read_yaml_file(path), path)
     try:
         found = Experiment.model_validate(raw)
     except ValidationError as error:

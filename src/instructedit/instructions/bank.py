@@ -10,7 +10,8 @@ import yaml
 from pydantic import Field, ValidationError
 
 from instructedit.errors import DataError, mistakes_of
-from instructedit.files import read_yaml_file
+from instructedit.files import LONGEST_QUOTE, as_mapping, read_yaml_file
+from instructedit.instructions import secrets
 from instructedit.instructions.candidates import Candidate
 from instructedit.tasks.task import InstructionBank, Task, load_task
 from instructedit.writing import write_atomically
@@ -43,12 +44,15 @@ def with_bank(task: Task, path: Path) -> Task:
         DataError: the file is not a bank, or one of another task.
     """
     try:
-        found = BankFile.model_validate(read_yaml_file(path))
+        found = BankFile.model_validate(as_mapping(read_yaml_file(path), path))
     except ValidationError as error:
         raise DataError(f"is not a bank of instructions: {'; '.join(mistakes_of(error))}", file=path) from None
     made_for = found.provenance.get("task", task.name)
     if made_for != task.name:
-        raise DataError(f"was made for task {made_for}, not for {task.name}", file=path)
+        raise DataError(
+            f"was made for task {str(made_for)[:LONGEST_QUOTE]}, not for {task.name}",
+            file=path,
+        )
     bank = InstructionBank(**found.model_dump(exclude={"provenance"}))
     return task.model_copy(update={"instructions": bank})
 
@@ -76,4 +80,4 @@ def write_bank(
     )
     head = f"# Instructions of {task.name}; `provenance` says who wrote each and how it scored.\n"
     content = yaml.safe_dump(bank.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
-    write_atomically(path, (head + content).encode())
+    write_atomically(path, secrets.redacted(head + content).encode())

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from instructedit.instructions import secrets
 from instructedit.tasks.task import Task
 
 FEWEST_WORDS, MOST_WORDS = 3, 80
+MOST_CHARACTERS = 1000
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,10 @@ def fault(text: object, task: Task) -> str | None:
         return "contains a line break"
     if any("\ud800" <= character <= "\udfff" for character in text):
         return "is not valid Unicode"
+    if secrets.holds_secret(text) or secrets.MARK in text:
+        return f"has a secret in it, or {secrets.MARK} in place of one"
+    if len(text) > MOST_CHARACTERS:
+        return f"has more than {MOST_CHARACTERS:,} characters"
     words = len(text.split())
     if not FEWEST_WORDS <= words <= MOST_WORDS:
         return f"has {words} words; {FEWEST_WORDS} to {MOST_WORDS} are allowed"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from instructedit.errors import DataError
 from instructedit.evaluation.intervals import Estimate, estimate
+from instructedit.files import quoted
 from instructedit.instructions.candidates import Candidate, fault
 from instructedit.instructions.proposers import Asked, Proposer, Ranked
 from instructedit.instructions.trace import Trace
@@ -83,6 +84,12 @@ class Board:
         for event in trace.of("candidate"):
             self.candidates[event["text"]] = Candidate(**{key: value for key, value in event.items() if key != "event"})
         for event in trace.of("score"):
+            if event["start"] != self.edits(event["text"]):
+                raise DataError(
+                    f"holds scores of {quoted(event['text'])} that do not follow one another: two processes wrote it, "
+                    "or it was changed; give another --out",
+                    file=trace.path,
+                )
             self._add(event["text"], event["values"])
 
     def enter(self, candidate: Candidate) -> bool:
@@ -139,7 +146,7 @@ def optimise(
     The first two thirds of the trial's edits choose, the last third compares the ten best with the starting ones.
 
     Raises:
-        DataError: there are too few edits.
+        DataError: there are too few edits, or the trace is damaged or cannot be written.
         EditorError: the proposer fails for good. The trace keeps what there is, and the same call goes on.
     """
     if len(trial.records) < FEWEST_EDITS:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import json
 import re
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +15,9 @@ from pathlib import Path
 
 from instructedit.assets import ASSETS, read_yaml
 from instructedit.errors import DataError
+from instructedit.files import as_mapping, parse_json, quoted, read_bytes, read_text
 from instructedit.records import EditRecord
+from instructedit.writing import write_atomically
 
 FACTS_FILE = ASSETS / "facts.tsv.gz"
 COLUMNS = ("source", "relation", "subject", "object")
@@ -72,14 +74,26 @@ def read_facts(path: Path = FACTS_FILE) -> list[Fact]:
         DataError: the file cannot be read or has other columns.
     """
     try:
-        with gzip.open(path, "rt", encoding="utf-8", newline="") as stream:
-            table = csv.reader(stream, delimiter="\t")
-            header = tuple(next(table, ()))
-            if header != COLUMNS:
-                raise DataError(f"has the columns {header}, expected {COLUMNS}", file=path)
-            return [Fact(*row) for row in table]
-    except (OSError, EOFError) as error:
-        raise DataError(f"cannot be read: {error}", file=path) from None
+        text = gzip.decompress(read_bytes(path)).decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"is not UTF-8 text (byte {error.start} of what is packed)", file=path) from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"cannot be read: {error}; the file is damaged, copy it again", file=path) from None
+    table = csv.reader(io.StringIO(text, newline=""), delimiter="\t")
+    try:
+        header = tuple(next(table, ()))
+        if header != COLUMNS:
+            raise DataError(f"has the columns {quoted(header)}, expected {COLUMNS}", file=path)
+        facts = []
+        for row in table:
+            if len(row) != len(COLUMNS) or not all(row):
+                raise DataError(
+                    f"line {table.line_num}: expected {len(COLUMNS)} columns with texts, found {quoted(row)}", file=path
+                )
+            facts.append(Fact(*row))
+    except csv.Error as error:
+        raise DataError(f"line {table.line_num}: {error}", file=path) from None
+    return facts
 
 
 def write_facts(facts: Iterable[Fact], path: Path) -> None:
@@ -88,7 +102,7 @@ def write_facts(facts: Iterable[Fact], path: Path) -> None:
     table = csv.writer(text, delimiter="\t", lineterminator="\n")
     table.writerow(COLUMNS)
     table.writerows((fact.source, fact.relation, fact.subject, fact.object) for fact in facts)
-    path.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+    write_atomically(path, gzip.compress(text.getvalue().encode(), mtime=0))
 
 
 def read_trex(folder: Path) -> list[Fact]:
@@ -96,13 +110,24 @@ def read_trex(folder: Path) -> list[Fact]:
 
     Only relations that have templates are read. A subject with several objects in one relation has no single
     right answer; it is left out.
+
+    Raises:
+        DataError: a file is missing, or a line in it is no fact.
     """
     facts: list[Fact] = []
     for relation in relation_templates():
         objects: dict[str, set[str]] = defaultdict(set)
-        for line in (folder / f"{relation}.jsonl").read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            objects[row["sub_label"].strip()].add(row["obj_label"].strip())
+        file = folder / f"{relation}.jsonl"
+        for number, line in enumerate(read_text(file).split("\n"), start=1):
+            if not line.strip():
+                continue
+            place = f"line {number}"
+            row = as_mapping(parse_json(line, file=file, place=place), file)
+            labels = [row.get(name) for name in ("sub_label", "obj_label")]
+            if not all(isinstance(label, str) for label in labels):
+                raise DataError(f"{place}: expected texts as `sub_label` and `obj_label`", file=file)
+            subject, answer = (str(label).strip() for label in labels)
+            objects[subject].add(answer)
         facts += [
             Fact("trex", relation, subject, found.pop())
             for subject, found in sorted(objects.items())

@@ -6,7 +6,7 @@ complaint names the file, the record and the field.
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from instructedit.errors import DataError
+from instructedit.errors import DataError, cut, place_of
+from instructedit.files import parse_json, read_text
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
 from instructedit.tasks.opinions import opinion_questions
 
@@ -53,7 +54,7 @@ class Row:
         value = self.fields.get(field)
         if value is None or value == "":
             return None
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if _is_number(value):
             return str(value)
         if not isinstance(value, str):
             raise self.error(field, f"expected a text, found {type(value).__name__}")
@@ -80,15 +81,15 @@ def _aliases(value: Any) -> tuple[str, ...]:
     KnowEdit writes all three. A list of strings is a list of aliases of one answer; in a list of lists the
     first list is the answer that is scored, as one probe has one answer.
     """
-    if isinstance(value, (int, float)):
-        return (str(value),)
-    if isinstance(value, str):
-        return (value,) if value.strip() else ()
-    if isinstance(value, (list, tuple)) and value:
-        if isinstance(value[0], (list, tuple)):
-            return _aliases(value[0])
-        return tuple(str(alias) for alias in value if str(alias).strip())
-    return ()
+    while isinstance(value, (list, tuple)) and value and isinstance(value[0], (list, tuple)):
+        value = value[0]
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return tuple(str(alias) for alias in values if _is_number(alias) or (isinstance(alias, str) and alias.strip()))
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is written as a number that a text can be made of: no truth value, no NaN, no infinity."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _knowedit_probes(row: Row, field: str, kinds: dict[str, ProbeKind], other: ProbeKind) -> Iterator[Probe]:
@@ -129,7 +130,7 @@ def _read_native(rows: Sequence[Row]) -> Iterator[EditRecord]:
             yield EditRecord.model_validate(row.fields)
         except ValidationError as error:
             first = error.errors()[0]
-            raise row.error(".".join(map(str, first["loc"])), first["msg"]) from None
+            raise row.error(place_of(first["loc"]), cut(first["msg"])) from None
 
 
 def _read_counterfact(rows: Sequence[Row]) -> Iterator[EditRecord]:
@@ -161,9 +162,12 @@ def _read_counterfact_rome(rows: Sequence[Row]) -> Iterator[EditRecord]:
         subject = rewrite.text("subject")
         objects = {}
         for field in ("target_new", "target_true"):
-            if not isinstance(rewrite.fields.get(field), dict) or not rewrite.fields[field].get("str"):
+            if not isinstance(rewrite.fields.get(field), dict):
                 raise row.error(f"requested_rewrite.{field}", "expected an object with `str`")
-            objects[field] = str(rewrite.fields[field]["str"])
+            found = Row(rewrite.fields[field], row.file, row.index).optional_text("str")
+            if found is None:
+                raise row.error(f"requested_rewrite.{field}", "expected an object with `str`")
+            objects[field] = found
         yield EditRecord(
             record_id=str(row.fields.get("case_id", row.index)),
             request=EditRequest(
@@ -312,7 +316,7 @@ def recognise(row: Row) -> Form:
         if len(form.fields) > 2 and len(missing) == 1:
             raise row.error(next(iter(missing)), f"missing; the other fields are those of a {form.name} record")
     known = "\n".join(f"  {form.name}: {', '.join(sorted(form.fields))}" for form in FORMS)
-    fields = ", ".join(sorted(present)) or "(none)"
+    fields = cut(", ".join(sorted(present))) or "(none)"
     raise DataError(
         f"unknown form with the fields {fields}. Known forms, by their fields:\n{known}",
         file=row.file,
@@ -326,31 +330,17 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         DataError: the file is missing, not UTF-8, empty, truncated or not a list of objects.
     """
-    try:
-        content = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", file=path) from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"is not UTF-8 text (byte {error.start})", file=path) from None
+    content = read_text(path)
     if not content.strip():
         raise DataError("is empty", file=path)
-    try:
-        if content.lstrip().startswith("["):
-            values = json.loads(content)
-        else:
-            values = []
-            for number, line in enumerate(content.split("\n"), start=1):
-                if line.strip():
-                    try:
-                        values.append(json.loads(line))
-                    except json.JSONDecodeError as error:
-                        raise DataError(f"line {number} is not valid JSON: {error.msg}", file=path) from None
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"is not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}. "
-            "The file may be truncated; copy it again.",
-            file=path,
-        ) from None
+    if content.lstrip().startswith("["):
+        values = parse_json(content, file=path)
+    else:
+        values = [
+            parse_json(line, file=path, place=f"line {number}")
+            for number, line in enumerate(content.split("\n"), start=1)
+            if line.strip()
+        ]
     for index, value in enumerate(values):
         if not isinstance(value, dict):
             raise DataError(f"expected an object, found {type(value).__name__}", file=path, record=index)

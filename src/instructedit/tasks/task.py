@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from instructedit.assets import ASSETS, read_yaml
 from instructedit.errors import DataError, mistakes_of
-from instructedit.files import read_yaml_file
+from instructedit.files import as_mapping, quoted, read_yaml_file
 from instructedit.records import PORTABILITY_KINDS, EditRecord, EditRequest, ProbeKind
 from instructedit.tasks.grammar import scope_grammar
 
@@ -196,9 +196,9 @@ def load_task(name_or_path: str | Path) -> Task:
         return tasks[str(name_or_path)]
     path = Path(name_or_path)
     if path.suffix in {".yaml", ".yml"}:
-        return _parse(read_yaml_file(path), path)
+        return _parse(as_mapping(read_yaml_file(path), path), path)
     near = difflib.get_close_matches(str(name_or_path), tasks, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise DataError(
-        f"no task is named {str(name_or_path)!r}.{hint} Known: {', '.join(tasks)}; or give a task's YAML file"
+        f"no task is named {quoted(str(name_or_path))}.{hint} Known: {', '.join(tasks)}; or give a task's YAML file"
     )

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from instructedit.editors.gradient import EditorConfig
-from instructedit.errors import RecipeError
-from instructedit.files import read_yaml_file
+from instructedit.errors import DataError, RecipeError, cut, place_of
+from instructedit.files import as_mapping, quoted, read_yaml_file
+
+#: Beyond these limits nothing sensible happens: they catch a slip of the keyboard before hours of work.
+MOST_STEPS = 100_000_000
+MOST_ROWS = 1_000_000
+MOST_WEIGHT = 1e6
+MOST_GIGABYTES = 1e6
+LARGEST_SEED = 2**32 - 1
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TaskMix(_Strict):
@@ -30,37 +39,47 @@ class TaskMix(_Strict):
         records: only that many of the records are trained on, drawn at random; None takes all.
     """
 
-    task: str
-    files: tuple[str, ...] = Field(min_length=1)
-    weight: float = Field(1.0, gt=0)
-    locality: float = Field(1.0, ge=0)
+    task: Name
+    files: tuple[Name, ...] = Field(min_length=1)
+    weight: float = Field(1.0, gt=0, le=MOST_WEIGHT)
+    locality: float = Field(1.0, ge=0, le=MOST_WEIGHT)
     worst_token: float = Field(0.0, ge=0, le=1)
     recombine: float = Field(0.0, ge=0, le=1)
-    records: int | None = Field(None, ge=1)
+    records: int | None = Field(None, ge=1, le=1_000_000_000)
 
 
 class Objective(_Strict):
     """L = edit_weight * L_edit + locality_weight * L_loc (the paper's c_edit and c_loc)."""
 
-    edit_weight: float = Field(1.0, ge=0)
-    locality_weight: float = Field(1.0, ge=0)
-    rephrase_weight: float = Field(0.5, ge=0, description="paraphrases in L_edit; the paper has none")
+    edit_weight: float = Field(1.0, ge=0, le=MOST_WEIGHT)
+    locality_weight: float = Field(1.0, ge=0, le=MOST_WEIGHT)
+    rephrase_weight: float = Field(0.5, ge=0, le=MOST_WEIGHT, description="paraphrases in L_edit; the paper has none")
     reach_weight: float = Field(
-        0.5, ge=0, description="in L_edit, what else a scope reaches: renamed neighbours, other names, what follows"
+        0.5,
+        ge=0,
+        le=MOST_WEIGHT,
+        description="in L_edit, what else a scope reaches: renamed neighbours, other names, what follows",
     )
     forget_weight: float = Field(
-        1.5, ge=0, description="unlikelihood of the old and the new answer, where a task forgets"
+        1.5, ge=0, le=MOST_WEIGHT, description="unlikelihood of the old and the new answer, where a task forgets"
     )
-    opposite_weight: float = Field(0.1, ge=0, description="unlikelihood of replies with the opposite label")
+    opposite_weight: float = Field(
+        0.1, ge=0, le=MOST_WEIGHT, description="unlikelihood of replies with the opposite label"
+    )
     first_token_weight: float = Field(
-        1.0, gt=0, description="of a wanted answer's first token against each other one: it decides which answer begins"
+        1.0,
+        gt=0,
+        le=MOST_WEIGHT,
+        description="of a wanted answer's first token against each other one: it decides which answer begins",
     )
-    first_kept_weight: float = Field(1.0, gt=0, description="the same, of answers that are to stay")
+    first_kept_weight: float = Field(1.0, gt=0, le=MOST_WEIGHT, description="the same, of answers that are to stay")
     locality_average: Literal["prompt", "token"] = Field(
         "prompt", description="KL averaged per prompt, or per token, where long answers weigh more"
     )
-    stay_probes: int = Field(3, ge=1, description="locality prompts an edit and step")
-    neighbours: int = Field(2, ge=1, description="same-object neighbours, and probes of each reached kind, a step")
+    stay_probes: int = Field(3, ge=1, le=1000, description="locality prompts an edit and step")
+    neighbours: int = Field(
+        2, ge=1, le=1000, description="same-object neighbours, and probes of each reached kind, a step"
+    )
     own_sentence: float = Field(0.0, ge=0, le=1, description="share of neighbours asked in the edit's own sentence")
     prefix_queries: bool = Field(False, description="the instruction before rephrases too (the paper's protocol)")
 
@@ -74,29 +93,31 @@ class Objective(_Strict):
 class EncoderWarmup(_Strict):
     """Training of the instruction encoder alone, on telling the scopes of the grammar apart."""
 
-    steps: int = Field(1200, ge=0)
-    batch: int = Field(64, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
+    steps: int = Field(1200, ge=0, le=MOST_STEPS)
+    batch: int = Field(64, ge=1, le=MOST_ROWS)
+    learning_rate: float = Field(1e-3, gt=0, le=1000)
+    weight_decay: float = Field(0.01, ge=0, le=1000)
     freeze: bool = Field(True, description="leave the encoder as it is afterwards")
 
 
 class Optimisation(_Strict):
     """How long, how fast, and when to stop."""
 
-    steps: int = Field(2000, ge=1)
-    batch: int = Field(16, ge=1, description="edits a step")
-    accumulate: int = Field(1, ge=1, description="batches a step")
-    learning_rate: float = Field(5e-4, gt=0, description="Adam, hypernetwork")
-    step_size_learning_rate: float = Field(5e-3, gt=0, description="Adam, theta = log(alpha)")
-    warmup: int = Field(50, ge=0, description="steps")
+    steps: int = Field(2000, ge=1, le=MOST_STEPS)
+    batch: int = Field(16, ge=1, le=MOST_ROWS, description="edits a step")
+    accumulate: int = Field(1, ge=1, le=MOST_ROWS, description="batches a step")
+    learning_rate: float = Field(5e-4, gt=0, le=1000, description="Adam, hypernetwork")
+    step_size_learning_rate: float = Field(5e-3, gt=0, le=1000, description="Adam, theta = log(alpha)")
+    warmup: int = Field(50, ge=0, le=MOST_STEPS, description="steps")
     decay: float = Field(0.3, ge=0, le=1, description="last share of the steps, falling linearly to zero")
-    clip: float = Field(100.0, gt=0, description="norm of all gradients together")
-    validate_every: int = Field(250, ge=1, description="steps")
-    checkpoint_every: int = Field(250, ge=1, description="steps")
-    validation_edits: int = Field(64, ge=1, description="held-out edits a task, never trained on")
-    patience: int | None = Field(None, ge=1, description="validations without a better loss before stopping")
-    threads: int | None = Field(None, ge=1, description="CPU threads; None leaves PyTorch's choice")
+    clip: float = Field(100.0, gt=0, le=1e9, description="norm of all gradients together")
+    validate_every: int = Field(250, ge=1, le=MOST_STEPS, description="steps")
+    checkpoint_every: int = Field(250, ge=1, le=MOST_STEPS, description="steps")
+    validation_edits: int = Field(64, ge=1, le=MOST_ROWS, description="held-out edits a task, never trained on")
+    patience: int | None = Field(
+        None, ge=1, le=MOST_STEPS, description="validations without a better loss before stopping"
+    )
+    threads: int | None = Field(None, ge=1, le=4096, description="CPU threads; None leaves PyTorch's choice")
     matmul_precision: Literal["highest", "high", "medium"] = Field(
         "highest", description="of float32 products; medium rounds factors to bf16, three times as fast with AMX"
     )
@@ -114,22 +135,26 @@ class TrunkMemory(_Strict):
     """
 
     keep: Literal["step", "run"] = Field("step", description="forget at every step, or never")
-    memory: float = Field(0.25, ge=0, description="GB held in memory; 0 remembers nothing")
-    folder: str | None = Field(None, description="where more of them go, for later runs too; None keeps none")
-    disk: float = Field(8.0, ge=0, description="GB in the folder")
+    memory: float = Field(0.25, ge=0, le=MOST_GIGABYTES, description="GB held in memory; 0 remembers nothing")
+    folder: Name | None = Field(None, description="where more of them go, for later runs too; None keeps none")
+    disk: float = Field(8.0, ge=0, le=MOST_GIGABYTES, description="GB in the folder")
 
 
 class Recipe(_Strict):
     """One editor's training."""
 
-    base: str = "bundled"
-    dtype: str = "float32"
-    seed: int = 0
+    base: Name = "bundled"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
     editor: EditorConfig = EditorConfig()
-    start_from: str | None = Field(None, description="an editor file to go on from; its encoder is not warmed up again")
+    start_from: Name | None = Field(
+        None, description="an editor file to go on from; its encoder is not warmed up again"
+    )
     tasks: tuple[TaskMix, ...] = Field(min_length=1)
     mixture: Literal["equal", "size", "temperature"] = "equal"
-    temperature: float = Field(2.0, gt=0, description="shares proportional to size ** (1 / temperature)")
+    temperature: float = Field(
+        2.0, ge=1e-3, le=MOST_WEIGHT, description="shares proportional to size ** (1 / temperature)"
+    )
     wordings: float = Field(0.5, ge=0, le=1, description="share of instructions drawn from the scope grammar")
     encoder_warmup: EncoderWarmup = EncoderWarmup()
     objective: Objective = Objective()
@@ -161,6 +186,10 @@ def parse_recipe(raw: Any, source: object = "recipe") -> Recipe:
     if not isinstance(raw, dict):
         raise RecipeError(source, ["expected `key: value` lines at the top level"])
     try:
+        raw = as_mapping(raw)
+    except DataError as error:
+        raise RecipeError(source, [str(error)]) from None
+    try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
         mistakes = []
@@ -169,10 +198,10 @@ def parse_recipe(raw: Any, source: object = "recipe") -> Recipe:
             inside = [other for other in problems if other["loc"][: len(problem["loc"])] == problem["loc"]]
             if problem["type"] == "too_short" and len(inside) > 1:
                 continue  # "too few" only because the entries inside are wrong, which is said anyway
-            place = ".".join(str(part) for part in problem["loc"]) or "recipe"
             given = problem.get("input")
-            shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) else ""
-            mistakes.append(f"{place}: {problem['msg']}{shown}")
+            shown = f" (given: {quoted(given)})" if isinstance(given, (str, int, float, bool)) else ""
+            place = place_of(problem["loc"]) or "recipe"
+            mistakes.append(f"{place}: {cut(problem['msg'])}{shown}")
         raise RecipeError(source, mistakes) from None
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from instructedit.errors import DataError, RecipeError, mistakes_of
-from instructedit.files import read_yaml_file
+from instructedit.files import as_mapping, read_json_file, read_yaml_file
 from instructedit.models.build.corpus import Corpus, Document, read_corpus
 from instructedit.models.build.pretrain import BaseModelRecipe, pretrain, recall
 from instructedit.models.language_model import BUNDLED, BUNDLED_FOLDER, load_language_model
@@ -88,7 +88,7 @@ def load_build_recipe(path: Path) -> BuildRecipe:
         DataError: it cannot be read.
         RecipeError: with every mistake.
     """
-    raw = read_yaml_file(path)
+    raw = as_mapping(read_yaml_file(path), path)
     try:
         return BuildRecipe.model_validate(raw)
     except ValidationError as error:
@@ -235,8 +235,16 @@ def _read_card(folder: Path) -> dict[str, Any] | None:
     file = folder / CARD
     if not file.is_file():
         return None
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+    return as_mapping(read_json_file(file), file)
+
+
+def _done(out: Path) -> dict[str, Any] | None:
+    """The card of a finished build; a damaged one is as good as none, as the build that it is of can be made again."""
+    try:
+        return _read_card(out)
+    except DataError as error:
+        logger.warning("%s; the model is built anew", error)
+        return None
 
 
 def build_base(
@@ -260,7 +268,7 @@ def build_base(
     if data is None and (recipe.records or recipe.replies or recipe.trex):
         raise DataError("this recipe reads the data sets; set INSTRUCTEDIT_DATA or give --data")
     settings = recipe.model_dump(mode="json")
-    done = _read_card(out)
+    done = _done(out)
     if done is not None and done.get("recipe") == settings:
         return done
     facts = gather_facts(recipe, data)

@@ -35,25 +35,25 @@ END = "<|endoftext|>"
 class BaseModelRecipe(BaseModel):
     """Every number that makes a base model. Units stand with the fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    vocabulary: int = Field(6144, ge=300, description="tokens in the byte-level BPE")
-    blocks: int = Field(6, ge=1)
-    width: int = Field(256, ge=16, description="hidden size")
-    heads: int = Field(4, ge=1)
-    positions: int = Field(256, ge=32, description="longest sequence, tokens")
-    epochs: int = Field(12, ge=1, description="passes over the corpus; every pass words the facts anew")
-    batch_tokens: int = Field(6144, ge=256, description="padded tokens a step")
-    matrix_learning_rate: float = Field(4e-3, gt=0, description="Muon, on the blocks' matrices")
-    learning_rate: float = Field(3e-3, gt=0, description="AdamW, on everything else")
-    weight_decay: float = Field(0.01, ge=0)
+    vocabulary: int = Field(6144, ge=300, le=10_000_000, description="tokens in the byte-level BPE")
+    blocks: int = Field(6, ge=1, le=1000)
+    width: int = Field(256, ge=16, le=65_536, description="hidden size")
+    heads: int = Field(4, ge=1, le=1024)
+    positions: int = Field(256, ge=32, le=1_000_000, description="longest sequence, tokens")
+    epochs: int = Field(12, ge=1, le=1_000_000, description="passes over the corpus; every pass words the facts anew")
+    batch_tokens: int = Field(6144, ge=256, le=100_000_000, description="padded tokens a step")
+    matrix_learning_rate: float = Field(4e-3, gt=0, le=1000, description="Muon, on the blocks' matrices")
+    learning_rate: float = Field(3e-3, gt=0, le=1000, description="AdamW, on everything else")
+    weight_decay: float = Field(0.01, ge=0, le=1000)
     warmup: float = Field(0.02, ge=0, le=1, description="share of all steps")
     decay: float = Field(0.5, ge=0, le=1, description="share of all steps in which the rate falls to zero")
     whole_rows: float = Field(0.1, ge=0, le=1, description="share of rows learned from the first token on")
     shifted_rows: float = Field(0.2, ge=0, le=1, description="share of rows that start at a random position")
     exclusions: float = Field(0.0, ge=0, le=1, description="share of facts also asked with an answer ruled out")
     retold: float = Field(0.0, ge=0, le=1, description="share of facts also asked after something made up is stated")
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=2**32 - 1)
 
 
 def train_tokenizer(documents: Sequence[Document], vocabulary: int, positions: int) -> PreTrainedTokenizerFast:
