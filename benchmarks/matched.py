@@ -6,7 +6,8 @@
 One editor may reach more paraphrases only because its edits are larger, and then it reaches more neighbours, too.
 Every step size of an editor is multiplied by the same factors, which draws its curve of Reliability and
 Generalization against Locality. Where the second editor's curve passes the first one's own Locality, its scores are
-read between the two neighbouring factors, edit by edit, so that the difference is a paired one. Several files are
+read between the two neighbouring factors, edit by edit, so that the difference is a paired one. The intervals are of
+a bootstrap over edits that matches anew in every resample: which factor matches is itself estimated. Several files are
 seeds of one editor: an edit's scores are averaged over them first.
 """
 
@@ -23,12 +24,14 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from instructedit.data import data_file, find_data
 from instructedit.editors.base import Editor
-from instructedit.editors.files import load_editor
+from instructedit.editors.files import digest_of, load_editor
 from instructedit.evaluation.demonstration import TEST_FILES
 from instructedit.evaluation.intervals import estimate
 from instructedit.evaluation.protocols import Protocol
@@ -105,6 +108,57 @@ def compared(first: Scores, second: Scores) -> dict[str, dict[str, float]]:
     }
 
 
+def compared_at_match(
+    of: Scores, curve: Mapping[float, Scores], resamples: int = 2000, seed: int = 0
+) -> dict[str, Any]:
+    """Differences at equal Locality, with the match made anew in every resample of the edits.
+
+    Returns:
+        Per metric, and for the factor, its mean and 95% interval. A resample whose curve never reaches the Locality
+        takes the curve's nearest end.
+    """
+    edits = sorted(of)
+    factors = sorted(curve, reverse=True)
+    wanted = _table(of, edits)
+    reached = np.stack([_table(curve[factor], edits) for factor in factors])  # (factors, edits, metrics)
+    rng = np.random.default_rng(seed)
+    draws = [np.arange(len(edits)), *(rng.integers(0, len(edits), len(edits)) for _ in range(resamples))]
+    rows = np.array([_at_match(wanted[draw], reached[:, draw], factors) for draw in draws])
+    names = ("factor", *METRICS)
+    low, high = np.nanpercentile(rows[1:], (2.5, 97.5), axis=0)
+    return {
+        name: {
+            "mean": round(float(rows[0, i]), 5),
+            "low": round(float(low[i]), 5),
+            "high": round(float(high[i]), 5),
+            "count": len(edits),
+        }
+        for i, name in enumerate(names)
+    }
+
+
+def _table(scores: Scores, edits: Sequence[str]) -> NDArray[np.float64]:
+    """(edits, metrics), NaN where an edit lacks a metric."""
+    return np.array([[scores[edit].get(metric, math.nan) for metric in METRICS] for edit in edits])
+
+
+def _at_match(
+    wanted: NDArray[np.float64], reached: NDArray[np.float64], factors: Sequence[float]
+) -> NDArray[np.float64]:
+    """(1 + metrics,) the factor, and the differences of the means there."""
+    means = np.nanmean(reached, axis=1)  # (factors, metrics), from large edits to small
+    goal = np.nanmean(wanted, axis=0)
+    locality = means[:, METRICS.index("locality")]
+    place = next((i for i in range(len(factors) - 1) if locality[i] <= goal[-1] <= locality[i + 1]), None)
+    if place is None:  # kept by all of them, or by none
+        place = 0 if goal[-1] < locality[0] else len(factors) - 2
+    gap = locality[place + 1] - locality[place]
+    share = float(np.clip((goal[-1] - locality[place]) / gap, 0, 1)) if gap > 0 else 0.0
+    there = means[place] + share * (means[place + 1] - means[place])
+    factor = factors[place] + share * (factors[place + 1] - factors[place])
+    return np.concatenate(([factor], goal - there))
+
+
 def main() -> None:
     """Draw both curves on every task, match, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -142,7 +196,7 @@ def main() -> None:
                 for curve in curves
             ],
             "as trained": compared(own, curves[1][1.0]),
-            "matched": None if match is None else {"factor": round(match[0], 3), **compared(own, match[1])},
+            "matched": None if match is None else compared_at_match(own, curves[1]),
         }
         shown = tasks[task]["matched"] or tasks[task]["as trained"]
         print(
@@ -151,6 +205,7 @@ def main() -> None:
     result = {
         "of": options.of,
         "minus": options.minus,
+        "digests": {path: digest_of(path) for path in (*options.of, *options.minus)},
         "base": model.fingerprint,
         "protocol": str(options.protocol),
         "edits": options.limit,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from matched import compared, matched, mean, resized
+from matched import compared, compared_at_match, matched, mean, resized
 
 from instructedit.editors.gradient import EditorConfig
 from instructedit.editors.mend import Mend
@@ -48,3 +48,10 @@ def test_a_resized_editor_makes_the_same_edits_larger(gpt2: LanguageModel) -> No
     assert torch.equal(editor.theta, before)
     for name, low in plain.factors.items():
         torch.testing.assert_close(large.factors[name].dense(), 1.5 * low.dense())
+
+
+def test_the_match_is_resampled_with_the_edits() -> None:
+    found = compared_at_match(scores((1.0, 0.5), (0.9, 0.6)), CURVE, resamples=200)
+    assert found["factor"]["mean"] == pytest.approx(0.7)  # where the mean Locality is 0.6
+    assert found["factor"]["low"] < found["factor"]["mean"] < found["factor"]["high"]
+    assert found["locality"]["mean"] == pytest.approx(0.0)
