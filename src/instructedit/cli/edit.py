@@ -139,7 +139,9 @@ def edit(
     if delta.metadata.instruction:
         out.print(delta.metadata.instruction, style="dim", markup=False)
     if rank is not None:
-        out.print(f"compressed to rank {rank}: relative error {delta.metadata.compression_error:.4f}")
+        error = delta.metadata.compression_error
+        said = "is not known" if error is None else f"{error:.4f}"
+        out.print(f"compressed to rank {rank}: relative error {said}")
     if out_file is not None:
         err.print(f"written to {out_file}")
 
