@@ -15,12 +15,9 @@ OWN = "own/"
 
 
 def data_folder() -> Path | None:
-    """The folder that ``INSTRUCTEDIT_DATA`` names, else ``../shared/data`` if it exists, else None."""
+    """The folder that ``INSTRUCTEDIT_DATA`` names, or None."""
     named = os.environ.get(VARIABLE)
-    if named:
-        return Path(named)
-    beside = Path("../shared/data")
-    return beside if beside.is_dir() else None
+    return Path(named) if named else None
 
 
 def data_file(name: str | Path, data: Path = Path()) -> Path:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from instructedit.data import EDITS
 from instructedit.editors.editing import make_edit
@@ -57,6 +58,25 @@ def test_an_edit_changes_its_fact_and_nothing_about_others(base: LanguageModel, 
     after = [natural_stop(text) for text in generate(base, asked, delta=delta)]
     assert before == ["guitar.", "Google."]
     assert after == ["violin.", "Google."]
+
+
+def test_the_editor_works_on_its_base_in_float16(base: LanguageModel, editor: Mend) -> None:
+    half = load_language_model("bundled", dtype="float16")
+    assert half.model.dtype is torch.float16
+    assert half.fingerprint == base.fingerprint == "40acfc500e4a386e"
+    own = load_editor("bundled", half)
+    request = EditRequest(subject="Jimi Hendrix", prompt="Jimi Hendrix performs on the", target="violin")
+    task = load_task("counterfact")
+    delta, exact = (make_edit(e, m, [request], task) for e, m in ((own, half), (editor, base)))
+    for name, low in exact.factors.items():
+        assert (delta.factors[name].dense() - low.dense()).norm() < 0.01 * low.dense().norm()
+    asked = [request.prompt, "Gmail was designed and programmed by"]
+    assert [natural_stop(text) for text in generate(half, asked)] == ["guitar.", "Google."]
+    assert [natural_stop(text) for text in generate(half, asked, delta=delta)] == ["violin.", "Google."]
+    found = _own("this-fact", "counterfact.jsonl", own, half, Control.UNSEEN).metrics
+    expected = _own("this-fact", "counterfact.jsonl", editor, base, Control.UNSEEN).metrics
+    for metric in ("reliability", "generalization", "kept"):
+        assert found[metric].mean == pytest.approx(expected[metric].mean, abs=0.03)
 
 
 def _own(task: str, file: str, editor: Mend, base: LanguageModel, control: Control) -> Evaluation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,16 +59,26 @@ def loss_of(language_model: LanguageModel, editor: Editor, requests: list[EditRe
     )  # type: ignore[return-value]
 
 
+#: With a window of 8 tokens, subjects from which the answer can be seen.
+NEAR = [
+    EditRequest(prompt="Lena was born in", target="Oston", subject="Lena"),
+    EditRequest(prompt="Maravel lies on", target="the North", subject="Maravel"),
+    EditRequest(prompt="Otto likes", target="old garden gnomes", subject="Otto"),
+]
+WINDOWED = ("mistral", "gemma2")
+
+
 def test_the_methods_of_the_paper_are_there() -> None:
     assert {"calinet", "ft", "grace", "in-context", "lora", "memit", "rome"} <= set(METHODS)
 
 
 @every_method
 def test_the_model_is_as_it_was_and_targets_are_likelier(
-    method: str, any_model: LanguageModel, requests_: list[EditRequest], tmp_path: Path
+    method: str, family: str, any_model: LanguageModel, requests_: list[EditRequest], tmp_path: Path
 ) -> None:
+    requests = NEAR if family in WINDOWED else requests_
     weights = {name: p.detach().clone() for name, p in any_model.model.named_parameters()}
-    before, after = loss_of(any_model, editor_for(method, any_model, tmp_path), requests_)
+    before, after = loss_of(any_model, editor_for(method, any_model, tmp_path), requests)
     for name, parameter in any_model.model.named_parameters():
         assert torch.equal(parameter, weights[name])
         assert parameter.grad is None
@@ -142,6 +153,28 @@ def test_memit_brings_the_stream_to_where_it_is_wanted(gpt2: LanguageModel, requ
     first = editor.matrices[0].name
     share = edits.factors[first].b[:, 0]
     torch.testing.assert_close(share, (wanted - values.value(top)) / 2, rtol=1e-3, atol=1e-4)
+
+
+FAR = EditRequest(prompt="The harbour of Maravel lies on the coast of", target="the North", subject="Maravel")
+
+
+@pytest.mark.parametrize("method", ["rome", "memit"])
+def test_a_subject_beyond_the_attention_window_is_refused(
+    method: str, tiny: Callable[[str], LanguageModel], tmp_path: Path
+) -> None:
+    """Nothing that is written at the subject reaches the answer, so there is no direction to go in."""
+    windowed = tiny("mistral")
+    path = tmp_path / "far.yaml"
+    path.write_text(f"name: {method}\nblock: 2\nsentences: 60\nprefixes: ['']\n" + "blocks: 2\n" * (method == "memit"))
+    editor = find_editor(path, windowed)
+    with pytest.raises(EditorError, match=r"'Maravel' in block 2 does not reach .*request 2 of 2.*Choose a lower"):
+        editor.edit(windowed, [NEAR[0], FAR], [None, None])
+
+
+def test_an_edit_in_the_last_block_before_the_answer_is_refused(any_model: LanguageModel) -> None:
+    editor = Rome.create(RomeConfig(block=3, sentences=60), any_model)
+    with pytest.raises(EditorError, match=r"'Maravel' in block 3 does not reach"):
+        editor.edit(any_model, [FAR], [None])
 
 
 def test_rome_finds_the_subject(gpt2: LanguageModel) -> None:

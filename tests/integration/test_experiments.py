@@ -178,6 +178,18 @@ def test_an_editor_makes_the_same_edits_once(gpt2: LanguageModel) -> None:
     assert (editor.name, editor.cut) == ("mend", 2)
 
 
+def test_the_memory_of_edits_is_bounded(gpt2: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("instructedit.experiments.run.REMEMBERED_BATCHES", 2)
+    editor = Remembered(Mend.create(EditorConfig(name="mend", blocks=2, rank=4), gpt2))
+    request = EditRequest(prompt="Lena was born in", target="Oston")
+    first = editor.edit(gpt2, [request], ["0"])
+    editor.edit(gpt2, [request], ["1"])
+    assert editor.edit(gpt2, [request], ["0"]) is first
+    editor.edit(gpt2, [request], ["2"])
+    assert editor.edit(gpt2, [request], ["0"]) is first, "1 was used longer ago"
+    assert len(editor._made) == 2
+
+
 def test_processes_do_the_same_and_a_failure_spares_the_others(place: Path) -> None:
     raw = yaml.safe_load((place / "tiny.yaml").read_text())
     raw["editors"]["broken"] = {"use": "nothing"}

@@ -52,6 +52,6 @@ def test_a_resized_editor_makes_the_same_edits_larger(gpt2: LanguageModel) -> No
 
 def test_the_match_is_resampled_with_the_edits() -> None:
     found = compared_at_match(scores((1.0, 0.5), (0.9, 0.6)), CURVE, resamples=200)
-    assert found["factor"]["mean"] == pytest.approx(0.7)  # where the mean Locality is 0.6
+    assert found["factor"]["mean"] == pytest.approx(0.75)  # where the mean Locality is 0.55
     assert found["factor"]["low"] < found["factor"]["mean"] < found["factor"]["high"]
     assert found["locality"]["mean"] == pytest.approx(0.0)

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
+from conftest import FAMILIES
 from instructedit.deltas.delta import Delta, DeltaBatch, DeltaMetadata, LowRank
 from instructedit.deltas.files import FORMAT, load_delta, save_delta
-from instructedit.errors import DataError, DeltaError
+from instructedit.editors.mend import Mend
+from instructedit.errors import DataError, DeltaError, EditorError
 from instructedit.models.language_model import LanguageModel, fingerprint, load_language_model
 from instructedit.models.text import pad
 from instructedit.records import EditRequest
@@ -137,6 +139,84 @@ def test_compression_to_no_rank_is_refused() -> None:
         some_delta().compress(0)
 
 
+@given(seed=st.integers(0, 10**6), ranks=st.tuples(st.integers(1, 6), st.integers(1, 6)), scale=st.floats(-2, 2))
+def test_a_sum_states_a_bound_of_its_compression_error(seed: int, ranks: tuple[int, int], scale: float) -> None:
+    exact = [some_delta(seed), some_delta(seed + 7).scale(scale or 1.0)]
+    small = [delta.compress(rank) for delta, rank in zip(exact, ranks, strict=True)]
+    wanted, got = exact[0] + exact[1], small[0] + small[1]
+    difference = [dense(wanted)[name].double() - dense(got)[name].double() for name in wanted.factors]
+    true = float(sum(part.square().sum() for part in difference) ** 0.5) / wanted.norm()
+    stated = got.metadata.compression_error
+    assert stated is None or true <= stated + 1e-4
+
+
+def test_a_sum_with_one_compressed_part_states_an_error() -> None:
+    one, other = some_delta(0).compress(2), some_delta(7)
+    assert one.metadata.compression_error
+    forth, back = (one + other).metadata.compression_error, (other + one).metadata.compression_error
+    assert forth == pytest.approx(back)
+    assert forth is not None
+    assert forth > 0
+    assert (other + other).metadata.compression_error == 0
+    assert (one + one.scale(-1)).metadata.compression_error is None, "of nothing that is left no error can be stated"
+
+
+@pytest.mark.parametrize("ranks", [(4, 2), (2, 1), (3, 3)])
+def test_compressing_twice_states_a_bound_of_both(ranks: tuple[int, int]) -> None:
+    delta = some_delta()
+    twice = delta.compress(ranks[0]).compress(ranks[1])
+    lost = sum((dense(delta)[name] - dense(twice)[name]).square().sum() for name in delta.factors)
+    assert twice.metadata.compression_error is not None
+    assert float(lost**0.5) / delta.norm() <= twice.metadata.compression_error + 1e-5
+
+
+def test_norm_is_that_of_the_dense_change() -> None:
+    whole = sum(change.square().sum() for change in dense(some_delta()).values())
+    assert some_delta().norm() == pytest.approx(float(whole**0.5), rel=1e-5)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused(own_gpt2: LanguageModel, number: float) -> None:
+    delta = delta_for(own_gpt2)
+    name = list(delta.factors)[-1]
+    delta.factors[name].b[0, 0] = number
+    before = logits(own_gpt2)
+    for use in (delta.check, delta.merge_into, lambda model: delta.attached(model).__enter__()):
+        with pytest.raises(DeltaError, match=f"{name} holds NaN or infinity"):
+            use(own_gpt2)
+    with pytest.raises(DeltaError, match=f"{name} holds NaN or infinity"):
+        delta.compress(1)
+    assert torch.equal(logits(own_gpt2), before)
+
+
+def test_a_delta_is_shown_in_a_line(gpt2: LanguageModel) -> None:
+    shown = repr(delta_for(gpt2))
+    assert len(shown) < 200
+    assert "\n" not in shown
+    assert "4 modules, rank 2" in shown
+    assert gpt2.fingerprint in shown
+    assert "rank 3 to 5" in repr(some_delta())
+
+
+def test_factors_are_moved_once_and_not_in_every_call(gpt2: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A delta on the CPU of a model on a GPU; here the move is a copy that says how often it was made."""
+    delta, moved = delta_for(gpt2), []
+    factors = {id(tensor) for low in delta.factors.values() for tensor in (low.a, low.b)}
+    original = Tensor.to
+
+    def counted(self: Tensor, *args: object, **kwargs: object) -> Tensor:
+        if id(self) in factors:
+            moved.append(self)
+        return original(self, *args, **kwargs)  # type: ignore[call-overload,no-any-return]
+
+    monkeypatch.setattr(Tensor, "to", counted)
+    with delta.attached(gpt2):
+        at_first = len(moved)
+        for _ in range(3):
+            logits(gpt2)
+        assert len(moved) == at_first == len(factors)
+
+
 @given(
     seed=st.integers(0, 10**6),
     rank=st.integers(1, 5),
@@ -181,6 +261,31 @@ def test_merging_is_attaching_for_good(
     delta.merge_into(own)
     torch.testing.assert_close(logits(own), attached, rtol=1e-4, atol=1e-4)
     assert (attached - logits(tiny(name))).abs().max() > 1e-2
+
+
+def test_a_merged_model_is_no_base_any_more(own_gpt2: LanguageModel, new_editor: Callable[..., Mend]) -> None:
+    delta = delta_for(own_gpt2)
+    request = EditRequest(prompt="Lena was born in", target="Oston")
+    delta.merge_into(own_gpt2)
+    merged = logits(own_gpt2)
+    for use in (delta.check, delta.merge_into, lambda model: delta.attached(model).__enter__()):
+        with pytest.raises(DeltaError, match="hold a merged delta"):
+            use(own_gpt2)
+    with pytest.raises(EditorError, match="hold a merged delta"):
+        new_editor(own_gpt2, name="mend").edit(own_gpt2, [request], [None])
+    assert torch.equal(logits(own_gpt2), merged)
+    anew = LanguageModel(own_gpt2.model, own_gpt2.tokenizer, "merged")
+    assert anew.fingerprint != delta.metadata.base
+    assert new_editor(anew, name="mend").edit(anew, [request], [None]).factors
+    with pytest.raises(DeltaError, match="not for"):
+        delta.check(anew)
+
+
+def test_nothing_is_merged_while_a_delta_is_attached(own_gpt2: LanguageModel) -> None:
+    delta, before = delta_for(own_gpt2), logits(own_gpt2)
+    with delta.attached(own_gpt2), pytest.raises(DeltaError, match="is attached"):
+        delta.merge_into(own_gpt2)
+    assert torch.equal(logits(own_gpt2), before)
 
 
 def test_rows_of_a_batch_carry_their_own_edits(gpt2: LanguageModel) -> None:
@@ -329,6 +434,23 @@ def test_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 def test_fingerprint_is_that_of_the_bfloat16_copy(gpt2: LanguageModel, checkpoint: Callable[[str], Path]) -> None:
     assert load_language_model(checkpoint("gpt2"), dtype="bfloat16").fingerprint == gpt2.fingerprint
     assert len(gpt2.fingerprint) == 16
+
+
+def test_fingerprint_is_that_of_the_float16_copy(family: str, tmp_path: Path, own_gpt2: LanguageModel) -> None:
+    """Of numbers that float16 cannot hold, or rounds to others than bfloat16 does; in whatever they are stored."""
+    tokenizer = own_gpt2.tokenizer
+    for stored in (torch.float32, torch.bfloat16, torch.float16):
+        model = FAMILIES[family]()
+        with torch.no_grad():
+            for number, parameter in enumerate(model.parameters()):
+                generator = torch.Generator().manual_seed(number)
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(noise * 10.0 ** torch.randint(-7, 1, noise.shape, generator=generator))
+        model.to(stored).save_pretrained(tmp_path / str(stored))
+        tokenizer.save_pretrained(tmp_path / str(stored))
+        found = {d: load_language_model(tmp_path / str(stored), dtype=d) for d in ("float32", "bfloat16", "float16")}
+        assert len({one.fingerprint for one in found.values()}) == 1
+        assert found["float16"].model.dtype is torch.float16
 
 
 def test_fingerprint_differs_after_changing_any_weight(own_gpt2: LanguageModel) -> None:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from instructedit.training.objective import unlikelihood
+from instructedit.editors.mend import Mend
+from instructedit.models.language_model import LanguageModel
+from instructedit.records import EditRequest
+from instructedit.training.mixture import Example, Wanted
+from instructedit.training.objective import descend, measure, unlikelihood
+from instructedit.training.recipe import Objective
 
 
 @pytest.mark.parametrize("margin", [0.0, 5.0, 12.0, 25.0])
@@ -21,3 +27,18 @@ def test_unlikelihood_is_exact_and_steep_for_answers_known_by_heart(margin: floa
     loss.sum().backward()
     assert logits.grad is not None
     assert logits.grad[0, 2].item() == pytest.approx(p, rel=1e-4)  # flat nowhere: the surer, the steeper
+
+
+@pytest.mark.parametrize("forgets", [True, False])
+def test_what_weighs_nothing_is_not_asked(gpt2: LanguageModel, new_editor: Callable[..., Mend], forgets: bool) -> None:
+    """A forgetting task, or one whose every wanted answer has the weight 0."""
+    request = EditRequest(prompt="Lena was born in", target="Oston")
+    rise = (Wanted("Otto was born in", "Oston", 0.0),)
+    fall = (Wanted(request.prompt, "Teverley", 1.5),) if forgets else ()
+    example = Example("own", request, "Task: Edit", rise, fall, ())
+    editor = new_editor(gpt2)
+    deltas = editor(gpt2, [request], ["Task: Edit"])
+    losses = descend(editor, gpt2, deltas, [example], Objective(reach_weight=0.0))
+    assert (losses.total > 0) == forgets
+    assert math.isfinite(losses.total)
+    assert measure(editor, gpt2, deltas, [example], Objective()).total == pytest.approx(losses.total)

@@ -126,3 +126,15 @@ def test_same_query_is_tokenised_once(tokenizer: PreTrainedTokenizerFast) -> Non
     encoder = TextEncoder(tokenizer, 512)
     assert encoder.pair("a ", "b") is encoder.pair("a", " b")
     assert encoder.pair("a", "b") != encoder.pair("a", "c")
+
+
+def test_the_memory_of_texts_is_bounded_and_the_least_recent_goes_first(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("instructedit.models.text.REMEMBERED_TEXTS", 3)
+    text = TextEncoder(tokenizer, 512)
+    first = text.prompt("one")
+    for prompt in ("two", "one", "three", "four", "one", "five"):
+        text.prompt(prompt)
+    assert len(text._seen) == 3
+    assert text.prompt("one") is first

@@ -55,6 +55,25 @@ def test_memory_is_bounded_and_the_least_recent_goes_first() -> None:
     assert trunk.rows == rows + 1
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_states_stay_on_their_device_unless_they_go_to_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_disk: bool
+) -> None:
+    cache = TrunkCache(KEY, memory=MEGABYTE, folder=tmp_path if on_disk else None, disk=MEGABYTE)
+    original, moved = Tensor.cpu, []
+
+    def counted(self: Tensor, *args: object) -> Tensor:
+        if self.is_floating_point():
+            moved.append(self)
+        return original(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Tensor, "cpu", counted)
+    for _ in range(2):
+        states = cache.states(batch((5, 6), (7,)), CountedTrunk())
+    assert states[..., 0].tolist() == [[5.0, 6.0], [7.0, 0.0]]
+    assert len(moved) == on_disk
+
+
 def test_the_folder_outlives_the_cache(tmp_path: Path) -> None:
     first = CountedTrunk()
     cache = TrunkCache(KEY, memory=0, folder=tmp_path, disk=MEGABYTE)

@@ -160,7 +160,9 @@ def edit(
     if str(json_) != "-":
         _show(report, shown, delta)
         if rank is not None:
-            out.print(f"compressed to rank {rank}: relative error {delta.metadata.compression_error:.4f}")
+            error = delta.metadata.compression_error
+            stated = "is not known" if error is None else f"{error:.4f}"
+            out.print(f"compressed to rank {rank}: relative error {stated}")
         if out_file is not None:
             err.print(f"written to {out_file}")
     if require_success and not report.succeeded:

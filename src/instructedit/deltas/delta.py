@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from instructedit.errors import DeltaError
-from instructedit.models.hooks import held
+from instructedit.models.finite import finite
+from instructedit.models.hooks import device_of, held
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import linear_shape
 from instructedit.records import EditRequest
@@ -33,7 +34,8 @@ class DeltaMetadata(BaseModel):
         requests: what the delta brings about, one a merged edit.
         instruction: the text that the editor was given; None where it was given none.
         versions: of instructedit, torch and transformers.
-        compression_error: relative Frobenius error of the last compression, 0 if there was none.
+        compression_error: upper bound of the relative Frobenius error of what was compressed, 0 if nothing was: exact
+            after one compression, None where nothing can be said, see :meth:`Delta.__add__`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -44,7 +46,7 @@ class DeltaMetadata(BaseModel):
     requests: tuple[EditRequest, ...] = ()
     instruction: str | None = None
     versions: dict[str, str] = {}
-    compression_error: float = 0.0
+    compression_error: float | None = 0.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,15 @@ class LowRank:
     def dense(self) -> Tensor:
         """A B, (inputs, outputs), in float32."""
         return self.a.float() @ self.b.float()
+
+    def square(self) -> Tensor:
+        """||A B||^2 = trace((A^T A) (B B^T)), without forming A B; (edits,) where many edits are stacked."""
+        a, b = self.a.detach().float(), self.b.detach().float()
+        return ((a.mT @ a) * (b @ b.mT).mT).sum((-2, -1)).clamp(min=0)
+
+    def finite(self) -> bool:
+        """Whether all numbers are."""
+        return finite(self.a) and finite(self.b)
 
     def compress(self, rank: int) -> tuple[LowRank, float, float]:
         """The best approximation of this rank, with the squared Frobenius norms of what is lost and of A B.
@@ -94,8 +105,20 @@ class Delta:
     factors: Mapping[str, LowRank]
     metadata: DeltaMetadata = field(default_factory=lambda: DeltaMetadata(base=""))
 
+    def __repr__(self) -> str:
+        ranks = sorted({low.rank for low in self.factors.values()})
+        numbers = sum(low.a.numel() + low.b.numel() for low in self.factors.values())
+        of = f"rank {ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else f"rank {ranks[0]}" if ranks else "no rank"
+        about = self.metadata
+        made = f"{len(about.requests)} edit(s) by {about.editor or '?'} of {about.base or '?'}"
+        return f"Delta({made}: {len(self.factors)} modules, {of}, {numbers:,} numbers)"
+
     def __add__(self, other: Delta) -> Delta:
         """Both edits at once: the factors side by side, ranks add up.
+
+        Where parts were compressed, D_i to D_i' with |D_i - D_i'| <= e_i |D_i|, the sum's error is bounded by the
+        triangle inequality: |D_i| <= |D_i'| / (1 - e_i), so at most l = sum of e_i |D_i'| / (1 - e_i) is lost, of a sum
+        S with |S| >= |S'| - l, and e = l / (|S'| - l). Where the parts cancel, no bound is left: None.
 
         Raises:
             DeltaError: the two were made for different base models.
@@ -112,10 +135,12 @@ class Delta:
                 factors[name] = LowRank(a, torch.cat((factors[name].b, added.b), dim=0))
             else:
                 factors[name] = added
+        total = Delta(factors)
         return Delta(
             factors,
             mine.model_copy(
                 update={
+                    "compression_error": _error_of_sum(total, self, other),
                     "requests": mine.requests + theirs.requests,
                     "editor": mine.editor if mine.editor == theirs.editor else f"{mine.editor}+{theirs.editor}",
                     "instruction": mine.instruction if mine.instruction == theirs.instruction else None,
@@ -125,31 +150,49 @@ class Delta:
 
     def norm(self) -> float:
         """The Frobenius norm of the whole change, sqrt(sum over matrices of ||A B||^2), without forming A B."""
-        return math.sqrt(sum(_squared_norm(low).item() for low in self.factors.values()))
+        return math.sqrt(sum(low.square().item() for low in self.factors.values()))
 
     def scale(self, factor: float) -> Delta:
         """The same change, ``factor`` times as strong; -1 takes it back."""
         return replace(self, factors={name: LowRank(low.a, low.b * factor) for name, low in self.factors.items()})
 
     def compress(self, rank: int) -> Delta:
-        """Every matrix to at most this rank; the relative error is stated in ``metadata.compression_error``."""
+        """Every matrix to at most this rank; the relative error is stated in ``metadata.compression_error``.
+
+        Of what was compressed before, with the error e, the errors add up: e + (1 + e) e' is at least the whole.
+
+        Raises:
+            DeltaError: a rank below 1, or numbers that are not finite.
+        """
         if rank < 1:
             raise DeltaError(f"a delta cannot be compressed to rank {rank}; give 1 or more")
+        self._refuse_what_is_not_finite()
         parts = {name: low.compress(rank) for name, low in self.factors.items()}
         lost = sum(part[1] for part in parts.values())
         whole = sum(part[2] for part in parts.values())
         error = (lost / whole) ** 0.5 if whole else 0.0
+        before = self.metadata.compression_error
         return Delta(
             {name: part[0] for name, part in parts.items()},
-            self.metadata.model_copy(update={"compression_error": error}),
+            self.metadata.model_copy(
+                update={"compression_error": None if before is None else before + (1 + before) * error}
+            ),
         )
 
+    def _refuse_what_is_not_finite(self) -> None:
+        broken = [name for name, low in self.factors.items() if not low.finite()]
+        if broken:
+            raise DeltaError(f"the delta of {broken[0]} holds NaN or infinity; make the edit anew")
+
     def check(self, language_model: LanguageModel) -> None:
-        """Refuse a base model that the delta was not made for.
+        """Refuse a base model that the delta was not made for, and a delta that is damaged.
 
         Raises:
-            DeltaError: another fingerprint, a module that is not there, or other shapes.
+            DeltaError: another fingerprint, a module that is not there, other shapes, numbers that are not finite, or
+                the model's weights hold a merged delta.
         """
+        if language_model.merged:
+            raise DeltaError(language_model.merged_message)
         if self.metadata.base != language_model.fingerprint:
             raise DeltaError(
                 f"this delta was made for the base model {self.metadata.base or '?'} "
@@ -162,37 +205,56 @@ class Delta:
             shape = linear_shape(module) if module is not None else None
             if shape != (low.a.shape[0], low.b.shape[1]):
                 raise DeltaError(f"the delta has no place at {name}: it expects {tuple(low.a.shape)}, found {shape}")
+        self._refuse_what_is_not_finite()
 
     @contextmanager
     def attached(self, language_model: LanguageModel) -> Iterator[None]:
         """The whole model edited inside the ``with``; outside it is bit for bit what it was.
 
+        Several deltas may be attached, one inside another. The model's lock is held meanwhile; other threads wait.
+
         Raises:
             DeltaError: see :meth:`check`.
         """
-        self.check(language_model)
-        with ExitStack() as stack:
+        with language_model.lock, ExitStack() as stack:
+            self.check(language_model)
             for name, low in self.factors.items():
                 module = language_model.model.get_submodule(name)
-                stack.enter_context(held(module.register_forward_hook(_adding(low.a, low.b))))
-            yield
+                stack.enter_context(held(module.register_forward_hook(_adding(low.a, low.b, device_of(module)))))
+            language_model.attached += 1
+            try:
+                yield
+            finally:
+                language_model.attached -= 1
 
     @torch.no_grad()
     def merge_into(self, language_model: LanguageModel) -> None:
         """Write the delta into the weights, in place and for good.
 
+        The model is then no longer the base that deltas and editors are for; see :class:`LanguageModel` for the way on.
+        Several edits are merged as one delta, their sum.
+
         Raises:
-            DeltaError: see :meth:`check`.
+            DeltaError: see :meth:`check`; or a delta is attached, or a weight is offloaded. Nothing is written then.
         """
-        self.check(language_model)
-        for name, low in self.factors.items():
-            module = language_model.model.get_submodule(name)
-            assert isinstance(module.weight, Tensor)
-            if module.weight.is_meta:
-                raise DeltaError(f"{name} is offloaded, so nothing can be written into it; load the model in memory")
-            dense = low.dense().to(module.weight.device)
-            change = dense.mT if isinstance(module, nn.Linear) else dense
-            module.weight.copy_((module.weight.float() + change).to(module.weight.dtype))
+        with language_model.lock:
+            self.check(language_model)
+            if language_model.attached:
+                raise DeltaError("a delta is attached; leave the `with` before one is merged")
+            weights: dict[str, Tensor] = {}
+            for name in self.factors:
+                weight = language_model.model.get_submodule(name).weight
+                assert isinstance(weight, Tensor)
+                if weight.is_meta:
+                    raise DeltaError(
+                        f"{name} is offloaded, so nothing can be written into it; load the model in memory"
+                    )
+                weights[name] = weight
+            language_model.merged = True
+            for name, low in self.factors.items():
+                dense, weight = low.dense().to(weights[name].device), weights[name]
+                linear = isinstance(language_model.model.get_submodule(name), nn.Linear)
+                weight.copy_((weight.float() + (dense.mT if linear else dense)).to(weight.dtype))
 
 
 @dataclass(frozen=True)
@@ -218,7 +280,7 @@ class DeltaBatch:
     @torch.no_grad()
     def norms(self) -> Tensor:
         """(edits,) each edit's Frobenius norm; see :meth:`Delta.norm`."""
-        squares = [_squared_norm(low).cpu() for low in self.factors.values()]
+        squares = [low.square().cpu() for low in self.factors.values()]
         return torch.stack(squares).sum(0).sqrt()
 
     def leaves(self) -> DeltaBatch:
@@ -256,7 +318,7 @@ class DeltaBatch:
 
         Gradients flow into the factors, so this is also how an editor is trained.
         """
-        with ExitStack() as stack:
+        with language_model.lock, ExitStack() as stack:
             for name, low in self.factors.items():
                 module = language_model.model.get_submodule(name)
                 rows = rows.to(low.a.device)
@@ -264,24 +326,36 @@ class DeltaBatch:
                 used = int(self.ranks[name][rows].max())
                 a = low.a[:, :, :used].index_select(0, rows)
                 b = low.b[:, :used].index_select(0, rows)
-                stack.enter_context(held(module.register_forward_hook(_adding(a, b))))
+                stack.enter_context(held(module.register_forward_hook(_adding(a, b, device_of(module)))))
             yield
 
 
-def _squared_norm(low: LowRank) -> Tensor:
-    """||A B||^2 = trace((A^T A) (B B^T)), of one matrix or (edits,) of many."""
-    a, b = low.a.detach().float(), low.b.detach().float()
-    return ((a.mT @ a) * (b @ b.mT).mT).sum((-2, -1)).clamp(min=0)
+def _error_of_sum(total: Delta, *parts: Delta) -> float | None:
+    """See :meth:`Delta.__add__`."""
+    errors = [part.metadata.compression_error for part in parts]
+    if all(error == 0 for error in errors):
+        return 0.0
+    lost = 0.0
+    for part, error in zip(parts, errors, strict=True):
+        if error is None or error >= 1:
+            return None
+        lost += part.norm() * error / (1 - error)
+    left = total.norm() - lost
+    return lost / left if left > 0 else None
 
 
-def _adding(a: Tensor, b: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-    """A forward hook that adds (x A) B; with a leading row dimension each row has its own A and B."""
+def _adding(a: Tensor, b: Tensor, device: torch.device) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    """A forward hook that adds (x A) B; with a leading row dimension each row has its own A and B.
+
+    Args:
+        device: where the layer runs; its weights may be offloaded.
+    """
+    here_a, here_b = a.to(device), b.to(device)  # once, and not for every token that is generated
 
     def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        # The output is where the layer runs; its weights may be offloaded, and its input may come from elsewhere.
-        x, here_a, here_b = args[0].to(output.device, a.dtype), a.to(output.device), b.to(output.device)
+        x = args[0].to(device, a.dtype)  # the input may come from another device
         if a.ndim == 3 and x.ndim == 2:  # some families flatten rows and positions before their MLP
             x = x.view(a.shape[0], -1, x.shape[-1])
-        return output + ((x @ here_a) @ here_b).to(output.dtype).view_as(output)
+        return output + ((x @ here_a) @ here_b).to(output.device, output.dtype).view_as(output)
 
     return add

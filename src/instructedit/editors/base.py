@@ -6,7 +6,8 @@ import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol, TypeVar
+from functools import wraps
+from typing import Any, Protocol, TypeVar, cast
 
 from pydantic import BaseModel
 from torch import Tensor, nn
@@ -36,6 +37,9 @@ class Edits(Protocol):
 class Editor(nn.Module, ABC):
     """Turns requests into edits of one base model, changing nothing in place.
 
+    Every subclass's :meth:`edit` runs inside :meth:`LanguageModel.editing`: alone on its model, which has to be the
+    unedited base.
+
     Attributes:
         name: under which it is registered.
         cut: index of the lowest block that an edit touches.
@@ -43,6 +47,11 @@ class Editor(nn.Module, ABC):
 
     name: str
     cut: int
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "edit" in vars(cls):
+            setattr(cls, "edit", _on_the_base_alone(vars(cls)["edit"]))  # noqa: B010 - a method, for mypy
 
     @property
     def reads_instruction(self) -> bool:
@@ -60,8 +69,23 @@ class Editor(nn.Module, ABC):
             instructions: the rendered instruction of each request, or None.
 
         Raises:
-            EditorError: a request cannot be edited; see :mod:`instructedit.editors.signals`.
+            EditorError: a request cannot be edited, see :mod:`instructedit.editors.signals`; or the model is not the
+                base: a delta is attached or was merged.
         """
+
+
+_Edit = TypeVar("_Edit", bound=Callable[..., Any])
+
+
+def _on_the_base_alone(edit: _Edit) -> _Edit:
+    """The method, run inside the model's :meth:`~LanguageModel.editing`."""
+
+    @wraps(edit)
+    def guarded(self: Editor, language_model: LanguageModel, *args: Any, **kwargs: Any) -> Any:
+        with language_model.editing():
+            return edit(self, language_model, *args, **kwargs)
+
+    return cast(_Edit, guarded)
 
 
 class DirectEditor(Editor):

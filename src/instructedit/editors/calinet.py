@@ -73,7 +73,11 @@ class Slots(Edits):
             return output + said.pop().to(output.device, output.dtype).view_as(output)
 
         begin, end = (language_model.model.get_submodule(name) for name in (self.first, self.last))
-        with held(begin.register_forward_pre_hook(read)), held(end.register_forward_hook(add)):
+        with (
+            language_model.lock,
+            held(begin.register_forward_pre_hook(read)),
+            held(end.register_forward_hook(add)),
+        ):
             yield
 
 

@@ -51,7 +51,7 @@ def requests_state(
 def at_tokens(x: Tensor, places: Tensor) -> Tensor:
     """(rows, width) of x (rows, tokens, width), flattened or not, at one token of every row."""
     rows = torch.arange(len(places), device=x.device)
-    return x.reshape(len(places), -1, x.shape[-1])[rows, places]
+    return x.reshape(len(places), -1, x.shape[-1])[rows, places.to(x.device)]
 
 
 def descend_each(

@@ -16,27 +16,29 @@ from instructedit.files import quoted
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
 from instructedit.tasks.readers import read_rows
-from instructedit.tasks.task import FREE_TEXT, Task, free_text
+from instructedit.tasks.task import FREE_TEXT, Task, free_text, load_task
 
 
 def make_edit(
     editor: Editor,
     language_model: LanguageModel,
     requests: Sequence[EditRequest],
-    tasks: Task | Sequence[Task | None] | None,
+    tasks: Task | str | Path | Sequence[Task | None] | None,
 ) -> Delta:
     """The sum of the deltas of ``requests``, each made by itself under its instruction.
 
     A request's own instruction decides alone: it is read behind a neutral name, whatever the task.
 
     Args:
-        tasks: of all requests, or one a request; a request of the task None that brings no instruction gets none.
+        tasks: of all requests, the task itself, its name or its YAML file; or one task a request. A request of the task
+            None that brings no instruction gets none.
 
     Raises:
-        DataError: an instruction has a placeholder that its request does not fill.
-        EditorError: a request cannot be edited, or the editor's edits are not weight deltas.
+        DataError: no task has that name, or an instruction has a placeholder that its request does not fill.
+        EditorError: requests or tasks are not what they have to be, a request cannot be edited, or the editor's edits
+            are not weight deltas.
     """
-    each = [tasks] * len(requests) if isinstance(tasks, Task) or tasks is None else list(tasks)
+    each = _tasks_of(_checked(requests), tasks)
     texts = [instruction_of(request, task) for request, task in zip(requests, each, strict=True)]
     batch = editor.edit(language_model, requests, texts)
     if not isinstance(batch, DeltaBatch):
@@ -60,6 +62,36 @@ def make_edit(
     for delta in deltas[1:]:
         total = total + delta
     return total
+
+
+def _checked(requests: object) -> Sequence[EditRequest]:
+    """Refuse what is no list of requests, before a model is run on it."""
+    if isinstance(requests, (EditRequest, Mapping, str)) or not isinstance(requests, Sequence):
+        raise EditorError(
+            f"requests have to be a list of EditRequest, not one {type(requests).__name__}: give [request]"
+        )
+    if not requests:
+        raise EditorError("there are no requests to make an edit of; give at least one EditRequest")
+    for index, request in enumerate(requests):
+        if not isinstance(request, EditRequest):
+            raise EditorError(
+                f"request {index + 1} of {len(requests)} is a {type(request).__name__}, not an EditRequest; make one "
+                "of its fields, EditRequest(prompt=…, target=…)"
+            )
+    return requests
+
+
+def _tasks_of(requests: Sequence[EditRequest], tasks: object) -> list[Task | None]:
+    """Each request's task."""
+    if isinstance(tasks, (str, Path)):
+        tasks = load_task(tasks)
+    if tasks is None or isinstance(tasks, Task):
+        return [tasks] * len(requests)
+    if not isinstance(tasks, Sequence) or not all(task is None or isinstance(task, Task) for task in tasks):
+        raise EditorError(f"tasks have to be one Task or its name, or a list of Task, not {type(tasks).__name__}")
+    if len(tasks) != len(requests):
+        raise EditorError(f"there are {len(tasks)} tasks for {len(requests)} requests; give one for all, or one each")
+    return list(tasks)
 
 
 def instruction_of(request: EditRequest, task: Task | None) -> str | None:

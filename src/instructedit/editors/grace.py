@@ -69,7 +69,8 @@ class Codebooks(Edits):
             values = self.values.to(output.device, output.dtype)[places][:, None]
             return torch.where(near[..., None], values, output.view(len(rows), -1, output.shape[-1])).view_as(output)
 
-        with held(language_model.model.get_submodule(self.module).register_forward_hook(replace)):
+        module = language_model.model.get_submodule(self.module)
+        with language_model.lock, held(module.register_forward_hook(replace)):
             yield
 
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from instructedit.deltas.delta import DeltaBatch, LowRank
 from instructedit.editors.base import Editor
-from instructedit.editors.signals import Signal, finite, read_signals
+from instructedit.editors.signals import Signal, read_signals
 from instructedit.errors import EditorError, ModelError
+from instructedit.models.finite import finite
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import Matrix, linear_shape
 from instructedit.models.text import closed, pad

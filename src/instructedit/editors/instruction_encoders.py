@@ -15,8 +15,21 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from instructedit.errors import EditorError
+from instructedit.models.checkpoint import loading
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import pad
+
+
+def refuse_long(text: str, tokens: int, limit: int) -> None:
+    """What does not fit is not cut: its end may be what decides ("and leave the others").
+
+    Raises:
+        EditorError: with both numbers.
+    """
+    if tokens > limit:
+        raise EditorError(
+            f"{tokens} tokens, of which this editor reads {limit}: shorten the instruction or edit {text[:60] + '…'!r}"
+        )
 
 
 def mean_states(language_model: LanguageModel, cut: int, texts: Sequence[str]) -> Tensor:
@@ -35,7 +48,11 @@ class InstructionEncoder(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, language_model: LanguageModel, texts: Sequence[str]) -> Tensor:
-        """Codes of non-empty texts."""
+        """Codes of non-empty texts.
+
+        Raises:
+            EditorError: a text is longer than the encoder reads.
+        """
 
     def forward(self, language_model: LanguageModel, texts: Sequence[str | None]) -> Tensor:
         """(texts, width); a missing text has the code zero. Equal texts are encoded once."""
@@ -82,13 +99,14 @@ class TrainedEncoder(InstructionEncoder):
 
     def encode(self, language_model: LanguageModel, texts: Sequence[str]) -> Tensor:
         encoded = language_model.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        length = min(self.length, max(len(ids) for ids in encoded))
+        for text, tokens in zip(texts, encoded, strict=True):
+            refuse_long(text, len(tokens), self.length)
+        length = max(len(ids) for ids in encoded)
         ids = torch.zeros(len(texts), length, dtype=torch.long)
         mask = torch.zeros(len(texts), length, dtype=torch.bool)
         for row, tokens in enumerate(encoded):
-            kept = tokens[:length]
-            ids[row, : len(kept)] = torch.tensor(kept)
-            mask[row, : len(kept)] = True
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = True
         ids, mask = ids.to(self.out.weight.device), mask.to(self.out.weight.device)
         x = self.tokens(ids % self.tokens.num_embeddings)
         if self.training:
@@ -110,6 +128,8 @@ class BaseStateEncoder(InstructionEncoder):
         self.out = nn.Linear(hidden, width)
 
     def encode(self, language_model: LanguageModel, texts: Sequence[str]) -> Tensor:
+        for text in texts:
+            refuse_long(text, len(language_model.tokenizer(text.rstrip())["input_ids"]), language_model.text.max_length)
         return torch.tanh(self.out(self.norm(mean_states(language_model, self.cut, texts))))
 
 
@@ -124,18 +144,23 @@ class SentenceEncoder(InstructionEncoder):
     def __init__(self, width: int, *, source: str) -> None:
         super().__init__()
         self.width = width
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(source)
-            model = AutoModel.from_pretrained(source, use_safetensors=True).eval().requires_grad_(False)
-        except (OSError, ValueError) as error:
-            raise EditorError(f"cannot load the sentence encoder {source}: {str(error).splitlines()[0]}") from None
+        with loading(
+            f"the sentence encoder {source}", EditorError, "Give a folder or hub id with safetensors and a tokenizer."
+        ):
+            self._tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            model = AutoModel.from_pretrained(source, use_safetensors=True, trust_remote_code=False)
+            model = model.eval().requires_grad_(False)
+        positions = getattr(model.config, "max_position_embeddings", None)
+        self.length = min(self._tokenizer.model_max_length, positions or 1_000_000)
         # Kept out of the module tree: it is the user's, neither trained nor saved here.
         self._frozen = (model,)
         self.out = nn.Linear(int(model.config.hidden_size), width)
 
     @torch.no_grad()
     def _pool(self, texts: Sequence[str]) -> Tensor:
-        inputs = self._tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        for text in texts:
+            refuse_long(text, len(self._tokenizer(text)["input_ids"]), self.length)
+        inputs = self._tokenizer(list(texts), padding=True, return_tensors="pt")
         hidden = self._frozen[0](**inputs).last_hidden_state
         mask = inputs["attention_mask"][..., None]
         mean = (hidden * mask).sum(1) / mask.sum(1)

@@ -52,7 +52,7 @@ def _measure(language_model: LanguageModel, matrix: str, sentences: int, seed: i
     found: list[Tensor] = []
     module = language_model.model.get_submodule(matrix)
     total, tokens = torch.zeros(()), 0
-    with held(module.register_forward_hook(lambda _, args, output: found.append(args[0]))):
+    with language_model.lock, held(module.register_forward_hook(lambda _, args, output: found.append(args[0]))):
         for start in range(0, len(texts), 64):
             queries = [language_model.text.prompt(text) for text in texts[start : start + 64]]
             batch = pad(queries, language_model.text.pad_id).to(language_model.device)

@@ -131,6 +131,7 @@ class Values:
         self, language_model: LanguageModel, requests: Sequence[EditRequest], config: RomeConfig, cut: int
     ) -> None:
         self.language_model, self.config, self.count = language_model, config, len(requests)
+        self.requests = tuple(requests)
         text, device = language_model.text, language_model.device
         asked = [(prefix + request.prompt, request) for request in requests for prefix in config.prefixes]
         kept = [(f"{request.subject} is", request) for request in requests]
@@ -157,7 +158,11 @@ class Values:
         return found[self.is_asked].view(self.count, len(self.config.prefixes), -1)[:, 0]
 
     def shift(self, matrix: str) -> Tensor:
-        """v* - v0 at a matrix's output, (edits, outputs): equation 4."""
+        """v* - v0 at a matrix's output, (edits, outputs): equation 4.
+
+        Raises:
+            EditorError: what is written at the subject does not reach a request's answer.
+        """
         batch, config = self.state.batch, self.config
         first = self.value(matrix)
         shift = torch.zeros_like(first, requires_grad=True)
@@ -166,10 +171,13 @@ class Values:
         label_kept = ~self.is_asked[batch.rows]
         with torch.no_grad():
             before = self.split.top(self.state).float()[label_kept].log_softmax(-1)
-        for _ in range(config.steps):
+        for step in range(config.steps):
             with torch.enable_grad(), self._writing(matrix, shift):
                 logits = self.split.top(self.state)
                 loss = edit_loss(logits, batch)[self.is_asked].sum() / len(config.prefixes)
+                if step == 0:
+                    (own,) = torch.autograd.grad(loss, [shift], retain_graph=True)
+                    self._refuse_silence(matrix, own)
                 after = logits.float()[label_kept].log_softmax(-1)
                 moved = functional.kl_div(after, before, log_target=True, reduction="none").sum()
                 decay = (shift.norm(dim=-1, keepdim=True) / size).square().sum()
@@ -180,6 +188,23 @@ class Values:
                 shift *= (config.reach * size / shift.norm(dim=-1, keepdim=True).clamp_min(1e-8)).clamp(max=1.0)
         return shift.detach()
 
+    def _refuse_silence(self, matrix: str, gradient: Tensor) -> None:
+        """The edit loss's own gradient, (edits, outputs), has to be there: Adam would follow the rounding noise of KL.
+
+        Raises:
+            EditorError: it is exactly zero for a request.
+        """
+        silent = (gradient == 0).all(-1).nonzero().flatten().tolist()
+        if silent:
+            block = self.language_model.structure.block_of(matrix)
+            request = self.requests[silent[0]]
+            raise EditorError(
+                f"what is written at the subject {request.subject!r} in block {block} does not reach the answer of "
+                f"{request.prompt!r} (request {silent[0] + 1} of {self.count}): no attention above that block looks "
+                "from the answer back to the subject, or the answer is certain already. Choose a lower `block`, or a "
+                "prompt that is shorter than the model's attention window"
+            )
+
     @torch.no_grad()
     def _read(self, name: str, changes: DeltaBatch | None, of_input: bool) -> Tensor:
         """(rows, width) what flows into or out of a module at the subjects' tokens."""
@@ -187,7 +212,7 @@ class Values:
 
         def keep(module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
             x = args[0] if of_input else output[0] if isinstance(output, tuple) else output
-            found.append(at_tokens(x, self.places).float())
+            found.append(at_tokens(x, self.places).float().to(self.places.device))
 
         # The changes' hooks come first, so that what is read has passed them.
         attached = nullcontext() if changes is None else changes.attached(self.language_model, self.owner)
@@ -200,8 +225,9 @@ class Values:
 
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             flat = output.view(len(self.rows), -1, output.shape[-1])
-            added = shift[self.owner].to(output.dtype)
-            return flat.index_put((self.rows, self.places), added, accumulate=True).view_as(output)
+            added = shift[self.owner].to(output.device, output.dtype)
+            where = (self.rows.to(output.device), self.places.to(output.device))
+            return flat.index_put(where, added, accumulate=True).view_as(output)
 
         return held(self.language_model.model.get_submodule(name).register_forward_hook(add))
 

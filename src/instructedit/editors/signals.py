@@ -18,11 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from instructedit.errors import EditorError
+from instructedit.models.finite import finite
 from instructedit.models.hooks import held
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.split import TrunkState
 from instructedit.models.structure import Matrix
 from instructedit.models.text import TokenBatch
+
+#: Gradients of a mean loss are about 1e-3 and less, float16 begins to lose bits at 6e-5; a power of 2 changes none.
+FLOAT16_SCALE = 2.0**8
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,9 @@ def read_signals(
     Rows do not meet inside the model, so the sum of their losses gives each row its own gradient. Averaged over
     the target's tokens, as MEND has it, a long target's tokens each leave a weaker signal than a short one's.
 
+    Half precision loses small numbers, and float16 has few exponents: there the loss is multiplied by
+    :data:`FLOAT16_SCALE` before its gradient is taken, and signals are given in float32.
+
     Raises:
         EditorError: a matrix was not reached, or an edit's gradient is zero or not finite there.
     """
@@ -79,7 +86,7 @@ def read_signals(
 
         return hook
 
-    with torch.enable_grad(), ExitStack() as stack:
+    with language_model.lock, torch.enable_grad(), ExitStack() as stack:
         for matrix in matrices:
             module = language_model.model.get_submodule(matrix.name)
             stack.enter_context(held(module.register_forward_hook(keep(matrix.name))))
@@ -87,8 +94,10 @@ def read_signals(
         missing = [matrix.name for matrix in matrices if matrix.name not in outputs]
         if missing:
             raise EditorError(f"not reached by the forward pass: {', '.join(missing)}. Edit matrices that are used.")
+        loss = edit_loss(logits, state.batch, average).sum()
+        half = any(output.dtype is torch.float16 for output in outputs.values())
         gradients = torch.autograd.grad(
-            edit_loss(logits, state.batch, average).sum(), [outputs[m.name] for m in matrices], allow_unused=True
+            loss * FLOAT16_SCALE if half else loss, [outputs[m.name] for m in matrices], allow_unused=True
         )
     signals = {}
     for matrix, gradient in zip(matrices, gradients, strict=True):
@@ -96,17 +105,15 @@ def read_signals(
             raise EditorError(f"no gradient reaches {matrix.name}; its output does not enter the loss")
         # Some families flatten rows and positions before their MLP.
         u, delta = (t.reshape(*state.batch.mask.shape, -1) for t in (inputs[matrix.name], gradient))
+        if half:
+            u, delta = u.float(), delta.float() / FLOAT16_SCALE
         signals[matrix.name] = _tokens_with_gradient(matrix.name, u, delta, state.batch)
     return signals
 
 
-def finite(x: Tensor) -> bool:
-    """Whether every element is; read once, where a comparison of each would write as much again."""
-    return bool(x.sum().isfinite())
-
-
 def _tokens_with_gradient(name: str, u: Tensor, delta: Tensor, batch: TokenBatch) -> Signal:
-    used = batch.mask & (delta != 0).any(-1)  # a NaN is not zero, so it is found below
+    u = u.to(delta.device)  # a layer's input may come from another device than the layer's own
+    used = batch.mask.to(delta.device) & (delta != 0).any(-1)  # a NaN is not zero, so it is found below
     silent = (~used.any(1)).nonzero().flatten().tolist()
     if silent:
         raise EditorError(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from transformers import GenerationConfig
 
 from instructedit.deltas.delta import Delta
 from instructedit.editors.base import Edits
@@ -54,18 +55,37 @@ def generate(
             attached = edits.attached(language_model, places)
         elif delta is not None:
             attached = delta.attached(language_model)
-        with attached:
+        with language_model.lock, attached, _greedily(language_model, min(new_tokens, room)) as greedy:
             out = language_model.model.generate(
-                input_ids=batch.ids,
-                attention_mask=batch.mask.long(),
-                max_new_tokens=min(new_tokens, room),
-                do_sample=False,
-                num_beams=1,
-                pad_token_id=language_model.text.pad_id,
+                input_ids=batch.ids, attention_mask=batch.mask.long(), generation_config=greedy
             )
         for index, ids in zip(chosen, out[:, batch.ids.shape[1] :], strict=True):
             texts[index] = str(language_model.tokenizer.decode(ids, skip_special_tokens=True))
     return [texts[index] for index in range(len(prompts))]
+
+
+@contextmanager
+def _greedily(language_model: LanguageModel, new_tokens: int) -> Iterator[GenerationConfig]:
+    """A configuration for greedy decoding and nothing else, in place of the checkpoint's own for the ``with``.
+
+    A checkpoint may come with a repetition penalty, forbidden words or sampling of its own. Transformers fills what a
+    configuration leaves open from the model's, so passing a neutral one is not enough.
+    """
+    model = language_model.model
+    own = model.generation_config
+    neutral = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=new_tokens,
+        bos_token_id=getattr(own, "bos_token_id", None),
+        eos_token_id=getattr(own, "eos_token_id", None),
+        pad_token_id=language_model.text.pad_id,
+    )
+    model.generation_config = neutral
+    try:
+        yield neutral
+    finally:
+        model.generation_config = own
 
 
 def natural_stop(text: str) -> str:

@@ -65,9 +65,10 @@ def score(
         chosen = order[start:end]
         batch = pad([encoded[index] for index in chosen], language_model.text.pad_id).to(language_model.device)
         rows = torch.tensor([queries[index].edit for index in chosen], device=language_model.device)
-        state = split.trunk(batch)
-        with edits.attached(language_model, rows) if edits is not None else nullcontext():
-            logits = split.top(state).float()
+        with language_model.lock:  # no other thread's edit comes between
+            state = split.trunk(batch)
+            with edits.attached(language_model, rows) if edits is not None else nullcontext():
+                logits = split.top(state).float()
         best = logits.max(-1).indices  # twice as fast as argmax on a CPU
         likelihood = logits.gather(1, batch.labels[:, None])[:, 0] - logits.logsumexp(-1)
         counts = torch.bincount(batch.rows, minlength=len(chosen)).tolist()

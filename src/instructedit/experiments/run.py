@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,10 +34,14 @@ from instructedit.writing import write_atomically
 
 #: Edits whose making is timed.
 TIMED = 32
+#: Batches of edits that :class:`Remembered` holds: 2,048 edits at the batch of an evaluation.
+REMEMBERED_BATCHES = 64
 
 
 class Remembered(Editor):
     """An editor that makes each batch of edits once: the protocols ask after the same edits, and some edits take long.
+
+    The last :data:`REMEMBERED_BATCHES` batches are held; one that was forgotten is made again.
 
     Args:
         editor: that makes them.
@@ -46,7 +51,7 @@ class Remembered(Editor):
         super().__init__()
         self.name, self.cut = editor.name, editor.cut
         self._editor = editor
-        self._made: dict[tuple[object, ...], Edits] = {}
+        self._made: OrderedDict[tuple[object, ...], Edits] = OrderedDict()
 
     def edit(
         self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
@@ -54,6 +59,9 @@ class Remembered(Editor):
         asked = (*requests, *instructions)
         if asked not in self._made:
             self._made[asked] = self._editor.edit(language_model, requests, instructions)
+            if len(self._made) > REMEMBERED_BATCHES:
+                self._made.popitem(last=False)
+        self._made.move_to_end(asked)
         return self._made[asked]
 
 

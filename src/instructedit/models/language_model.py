@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
-import psutil
 import torch
 from accelerate.utils.modeling import align_module_device
-from safetensors import SafetensorError, safe_open
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -25,8 +21,20 @@ from transformers import (
 )
 
 from instructedit.assets import ASSETS
-from instructedit.errors import ModelError
+from instructedit.errors import EditorError, ModelError
+from instructedit.models.checkpoint import (
+    build_without_memory,
+    check_device,
+    check_device_map,
+    check_memory,
+    check_model,
+    check_source,
+    loading,
+    read_config,
+    stored_tensors,
+)
 from instructedit.models.fusion import fuse_activations_in_place
+from instructedit.models.hooks import device_of
 from instructedit.models.split import SplitForward, blocks_return_tuples
 from instructedit.models.structure import Structure, find_structure
 from instructedit.models.text import TextEncoder
@@ -35,40 +43,117 @@ from instructedit.models.trunk_cache import TrunkCache, TrunkKey
 BUNDLED = "bundled"
 BUNDLED_FOLDER = ASSETS / "base"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ADVICE = (
+    "Give `bundled`, a folder with config.json, model.safetensors and a tokenizer, or a hub id that can be reached "
+    "from here."
+)
 
 
 class LanguageModel:
     """A frozen base model with what editing needs to know of it.
 
+    Threads may share one. Whatever attaches an edit, makes one, runs the split forward or generates holds :attr:`lock`
+    meanwhile, so threads take turns and each gets what it would get alone; a ``with delta.attached(model)`` keeps the
+    others waiting until it ends. For work in parallel give each thread or process a model of its own. Calls of
+    ``model`` itself, the Hugging Face model, are not guarded, and a copy of it made while an edit is attached stays
+    edited.
+
     Args:
         model: a causal language model, which is run on one token here; its parameters stop requiring gradients.
         tokenizer: its tokenizer.
         source: where it came from, for messages and metadata.
+        fingerprint: of the checkpoint, where ``model`` is a copy in which numbers were lost; default that of ``model``.
+
+    Attributes:
+        lock: held by whoever uses the model; re-entrant.
+        attached: how many whole-model deltas are attached.
+        merged: whether a delta was written into the weights. Such a model is no longer the base that its fingerprint
+            names, and is neither edited nor given deltas: load the base again, or wrap the merged model anew,
+            ``LanguageModel(merged.model, merged.tokenizer, source)``, which makes it a base of its own.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        source: str,
+        *,
+        fingerprint: str | None = None,
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.source = source
+        self.lock = RLock()
+        self.attached = 0
+        self.merged = False
         self.structure: Structure = find_structure(model)
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self.text = TextEncoder(tokenizer, int(limit or 1_000_000))
-        self._block_tuples = blocks_return_tuples(model, self.structure)
+        self.text = self._text_encoder()
+        if fingerprint is not None:
+            self.fingerprint = fingerprint
+        self._block_tuples = blocks_return_tuples(model, self.structure, self.device)
         self._splits: dict[int, SplitForward] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies, which get a lock of their own.
+
+        Raises:
+            ModelError: a delta is attached, whose hooks would be copied too: the copy would stay edited for good.
+        """
+        if self.attached:
+            raise ModelError("a model cannot be copied while a delta is attached to it; copy it outside of the `with`")
+        return {name: value for name, value in vars(self).items() if name not in ("lock", "text", "_splits")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.lock = RLock()
+        self.text = self._text_encoder()
+        self._splits = {}
+
+    def _text_encoder(self) -> TextEncoder:
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return TextEncoder(self.tokenizer, int(limit or 1_000_000), embeddings=self._embedding.shape[0])
+
+    @property
+    def _embedding(self) -> torch.Tensor:
+        weight = self.model.get_input_embeddings().weight
+        assert isinstance(weight, torch.Tensor)
+        return weight
 
     @property
     def device(self) -> torch.device:
         """Where inputs have to be: where the embedding runs, wherever its weights are kept."""
-        embedding = self.model.get_input_embeddings()
-        assert isinstance(embedding.weight, torch.Tensor)
-        if embedding.weight.is_meta:
-            return torch.device(getattr(embedding, "_hf_hook").execution_device)  # noqa: B009 - Accelerate's
-        return embedding.weight.device
+        return device_of(self.model.get_input_embeddings())
+
+    @contextmanager
+    def editing(self) -> Iterator[None]:
+        """Hold the lock while an edit of the base is made.
+
+        Raises:
+            EditorError: the model is not the base: a delta is attached or was merged.
+        """
+        with self.lock:
+            if self.attached:
+                raise EditorError(
+                    f"{self.attached} delta(s) are attached, so an edit made now would be one of the edited model and "
+                    "not of the base: leave the `with delta.attached(…)` first. Deltas of several edits add up, a + b"
+                )
+            if self.merged:
+                raise EditorError(self.merged_message)
+            yield
+
+    @property
+    def merged_message(self) -> str:
+        """Why a merged model is refused, and the way on."""
+        return (
+            f"the weights of {self.source} hold a merged delta, so they are no longer those of {self.fingerprint}: "
+            "load the base again, or wrap the merged model as a base of its own, "
+            "LanguageModel(merged.model, merged.tokenizer, source)"
+        )
 
     def split(self, cut: int) -> SplitForward:
         """The split forward below block ``cut``; made once."""
         if cut not in self._splits:
-            self._splits[cut] = SplitForward(self.model, self.structure, cut, tuples=self._block_tuples)
+            self._splits[cut] = SplitForward(self.model, self.structure, cut, tuples=self._block_tuples, lock=self.lock)
         return self._splits[cut]
 
     @contextmanager
@@ -96,52 +181,20 @@ class LanguageModel:
         """Identifies the weights: names, shapes and a sample of the values, rounded to bf16.
 
         The rounding makes a checkpoint and its bf16 copy the same model, as a delta fits both. Taken once, so it
-        names the weights as loaded.
+        names the weights as loaded. A float16 copy loses other bits: :func:`load_language_model` takes the fingerprint
+        of the checkpoint instead.
         """
         return fingerprint(self.model)
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that a load would read: those of the index, else the single file."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    single = folder / "model.safetensors"
-    return [single] if single.is_file() else []
-
-
-def _refuse_what_does_not_fit(folder: Path, dtype: str, device: str | None) -> None:
-    """Stop before loading a local checkpoint that is larger than the free memory.
-
-    Raises:
-        ModelError: with both sizes.
-    """
-    if not folder.is_dir() or (device is not None and torch.device(device).type != "cpu"):
-        return
-    stored = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
-    needed = 0
-    for file in _weight_files(folder):
-        try:
-            with safe_open(str(file), framework="pt") as weights:
-                for name in weights.keys():  # noqa: SIM118
-                    part = weights.get_slice(name)
-                    width = stored.get(part.get_dtype(), 1) if dtype == "auto" else DTYPES[dtype].itemsize
-                    needed += width * math.prod(part.get_shape())
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{file}: cannot be read as safetensors: {error}") from None
-    free = psutil.virtual_memory().available
-    if needed > free:
-        raise ModelError(
-            f"{folder} needs {needed / 1e9:.1f} GB as {dtype}, and {free / 1e9:.1f} GB of memory are free. "
-            "Load it in bfloat16 (--dtype), on a GPU (--device), or spread it (--device-map auto)."
-        )
 
 
 @torch.no_grad()
 def fingerprint(model: PreTrainedModel, samples: int = 64) -> str:
     """16 hexadecimal digits over every parameter's name, shape and ``samples`` evenly spaced values."""
     digest = hashlib.sha256()
+    tied = getattr(model, "all_tied_weights_keys", {})
     for name, parameter in sorted(model.named_parameters()):
+        if parameter.is_meta and name in tied:
+            continue  # in memory one tensor has one name; offloaded, Accelerate makes two of it in the first forward
         digest.update(f"{name} {tuple(parameter.shape)}".encode())
         place, _, own_name = name.rpartition(".")
         module = model.get_submodule(place)
@@ -172,46 +225,64 @@ def load_language_model(
     Raises:
         ModelError: not found, no safetensors weights, not a dense decoder-only model.
     """
-    path = str(BUNDLED_FOLDER) if str(source) == BUNDLED else str(source)
+    path = str(BUNDLED_FOLDER) if str(source) == BUNDLED else check_source(source)
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is not known; choose one of auto, {', '.join(DTYPES)}")
     if device is not None and device_map is not None:
         raise ModelError("give either a device or a device_map, not both")
     if device == "auto":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    if device is not None:
+        check_device(device)
+    with loading(f"the model {source}", ModelError, ADVICE):
+        return _load(Path(path), source, dtype, device, device_map)
+
+
+def _load(
+    path: Path,
+    source: str | Path,
+    dtype: str,
+    device: str | None,
+    device_map: str | Mapping[str, str | int] | None,
+) -> LanguageModel:
+    config = read_config(str(path), source)
+    stored = stored_tensors(path) if path.is_dir() else {}
+    plan = build_without_memory(config, stored, source)
     on_cpu = device_map is None and torch.device(device or "cpu").type == "cpu"
-    if device_map is None:
-        _refuse_what_does_not_fit(Path(path), dtype, device)
-    try:
-        config = AutoConfig.from_pretrained(path)
-        if getattr(config, "is_encoder_decoder", False):
-            raise ModelError(f"{source} is an encoder-decoder model; only decoder-only models are edited")
+    if device_map is not None:
+        check_device_map(device_map, plan)
+    elif on_cpu and stored:
+        check_memory(plan, stored, dtype, 0 if dtype == "auto" else DTYPES[dtype].itemsize, path)
+
+    def read(dtype: torch.dtype | str) -> PreTrainedModel:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
+            str(path),
             output_loading_info=True,
-            dtype=DTYPES.get(dtype, "auto"),
+            dtype=dtype,
             device_map=device_map if device_map is None or isinstance(device_map, str) else dict(device_map),
             use_safetensors=True,  # other weight files are pickles, which can run code
+            trust_remote_code=False,
             # For rows of a few dozen tokens plain attention is faster on a CPU than the fused kernel, whose
             # backward pass alone can take a third of a training step.
             attn_implementation="eager" if on_cpu else None,
         )
         model, report = loaded
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"cannot load the model {source}: {first_line}\n"
-            "Give `bundled`, a folder with config.json, model.safetensors and a tokenizer, or a hub id that can be "
-            "reached from here."
-        ) from None
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise ModelError(
-            f"the checkpoint {source} lacks {len(missing)} of the model's weights, the first is {missing[0]}; "
-            "copy it again"
-        )
+        if report["missing_keys"]:
+            missing = sorted(report["missing_keys"])
+            raise ModelError(
+                f"the checkpoint {source} lacks {len(missing)} of the model's weights, the first is {missing[0]}; "
+                "copy it again"
+            )
+        return model
+
+    named = None
+    if dtype == "float16" and {tensor.dtype for tensor in stored.values()} != {"F16"}:
+        # Other numbers lose bits, or their whole value, in float16. In bfloat16 they are what the fingerprint is of.
+        named = fingerprint(read(torch.bfloat16))
+    model = read(DTYPES.get(dtype, "auto"))
+    tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+    check_model(model, tokenizer, source)
     fuse_activations_in_place(model)
     if device is not None:
         torch.nn.Module.to(model, device)
-    return LanguageModel(model, tokenizer, str(source))
+    return LanguageModel(model, tokenizer, str(source), fingerprint=named)

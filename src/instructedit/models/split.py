@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any
 
 import torch
@@ -40,15 +41,17 @@ class SplitForward:
         structure: of that model.
         cut: index of the first block of the top; 0 makes the whole model the top.
         tuples: whether the model's blocks return a tuple; see :func:`blocks_return_tuples`.
+        lock: held during every run, as blocks are by-passed and hooked meanwhile.
 
     Attributes:
         cache: trunk states already known; see :meth:`LanguageModel.remembering_trunks`.
     """
 
-    def __init__(self, model: PreTrainedModel, structure: Structure, cut: int, *, tuples: bool) -> None:
+    def __init__(self, model: PreTrainedModel, structure: Structure, cut: int, *, tuples: bool, lock: RLock) -> None:
         self.model = model
         self.cut = cut
         self.tuples = tuples
+        self.lock = lock
         self.cache: TrunkCache | None = None
         self.blocks: list[nn.Module] = [model.get_submodule(name) for name in structure.blocks]
         self.head: nn.Module = model.get_submodule(structure.head)
@@ -58,7 +61,8 @@ class SplitForward:
     @torch.no_grad()
     def trunk(self, batch: TokenBatch) -> TrunkState:
         """Run the blocks below the cut, or remember what they gave; never records gradients."""
-        hidden = self._trunk(batch) if self.cache is None else self.cache.states(batch, self._trunk)
+        with self.lock:
+            hidden = self._trunk(batch) if self.cache is None else self.cache.states(batch, self._trunk)
         return TrunkState(hidden, batch)
 
     def _trunk(self, batch: TokenBatch) -> Tensor:
@@ -84,6 +88,7 @@ class SplitForward:
             return (state.hidden, *args[1:]), kwargs
 
         with (
+            self.lock,
             self._bypassed(self.blocks[: self.cut]),
             held(self.blocks[self.cut].register_forward_pre_hook(inject, with_kwargs=True)),
         ):
@@ -91,7 +96,8 @@ class SplitForward:
 
     def whole(self, batch: TokenBatch) -> Tensor:
         """Logits as from :meth:`top`, by the unsplit model."""
-        return self._run(batch, batch.predicts)
+        with self.lock:
+            return self._run(batch, batch.predicts)
 
     def _run(self, batch: TokenBatch, wanted: Tensor) -> Tensor:
         """The model's forward, with only the ``wanted`` positions entering the output layer."""
@@ -121,14 +127,17 @@ class SplitForward:
 
 
 @torch.no_grad()
-def blocks_return_tuples(model: PreTrainedModel, structure: Structure) -> bool:
+def blocks_return_tuples(model: PreTrainedModel, structure: Structure, device: torch.device) -> bool:
     """Whether a block returns a tuple or a tensor, seen on one token.
 
     To be asked before an edit is attached: an edit of several rows takes no batch of one.
+
+    Args:
+        device: where the model takes its inputs.
     """
     kinds: list[bool] = []
     first = model.get_submodule(structure.blocks[0])
-    one = torch.ones(1, 1, dtype=torch.long, device=next(model.parameters()).device)
+    one = torch.ones(1, 1, dtype=torch.long, device=device)
     with held(first.register_forward_hook(lambda *call: kinds.append(isinstance(call[2], tuple)))):
         model(input_ids=one, attention_mask=one, use_cache=False)
     return kinds[0]

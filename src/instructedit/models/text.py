@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Lock
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from instructedit.errors import DataError
+
+#: Texts whose tokens a :class:`TextEncoder` remembers; the least recently used are forgotten first.
+REMEMBERED_TEXTS = 100_000
 
 
 def join(prompt: str, target: str) -> tuple[str, str]:
@@ -34,24 +39,29 @@ class Encoded:
 
 
 class TextEncoder:
-    """Tokenises (prompt, target) pairs of one tokenizer, with a memory of what it has seen.
+    """Tokenises (prompt, target) pairs of one tokenizer, and remembers the last :data:`REMEMBERED_TEXTS` of them.
 
     Args:
         tokenizer: any Hugging Face tokenizer.
         max_length: longest sequence in tokens that the base model takes.
+        embeddings: how many token ids it knows; None asks no further.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, *, embeddings: int | None = None) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
-        self._seen: dict[tuple[str, str], Encoded] = {}
+        self.embeddings = embeddings
+        self._lock = Lock()  # a fast tokenizer is not made for two threads at once, and the memory is not, either
+        self._seen: OrderedDict[tuple[str, str], Encoded] = OrderedDict()
 
     @property
     def pad_id(self) -> int:
         """Padding token; any id will do, as padding is masked everywhere."""
         for name in ("pad_token_id", "eos_token_id"):
-            if getattr(self.tokenizer, name) is not None:
-                return int(getattr(self.tokenizer, name))
+            found = getattr(self.tokenizer, name)
+            # A padding token that was added to the tokenizer alone has no embedding.
+            if found is not None and (self.embeddings is None or found < self.embeddings):
+                return int(found)
         return 0
 
     def prompt(self, prompt: str) -> Encoded:
@@ -70,9 +80,13 @@ class TextEncoder:
 
     def _encode(self, prompt: str, target: str) -> Encoded:
         key = (prompt, target)
-        if key not in self._seen:
-            self._seen[key] = self._tokenise(prompt, target)
-        return self._seen[key]
+        with self._lock:
+            if key not in self._seen:
+                self._seen[key] = self._tokenise(prompt, target)
+                if len(self._seen) > REMEMBERED_TEXTS:
+                    self._seen.popitem(last=False)
+            self._seen.move_to_end(key)
+            return self._seen[key]
 
     def _tokenise(self, prompt: str, target: str) -> Encoded:
         if self.tokenizer.is_fast:
@@ -94,6 +108,13 @@ class TextEncoder:
         if len(ids) > self.max_length:
             raise DataError(
                 f"{len(ids)} tokens, the model takes {self.max_length}: shorten {prompt[:60] + '…'!r}",
+                field="prompt",
+            )
+        if self.embeddings is not None and max(ids) >= self.embeddings:
+            token = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise DataError(
+                f"the token {token!r} has the id {max(ids)}, and the model's embedding has {self.embeddings} rows: "
+                "leave it out",
                 field="prompt",
             )
         return Encoded(tuple(ids), start)

@@ -1,10 +1,10 @@
 """A bounded memory of trunk states: a text that comes again does not pass the trunk again.
 
 The trunk is frozen, so the hidden state of a text at the cut never changes. Training meets the same edits and
-locality prompts in every epoch, and every trial editor meets them anew. States are kept in memory up to a
-limit; with a folder the least recently used go to disk as safetensors shards, which are memory-mapped when read
-and outlive the process. A shard says which model, cut and number format it belongs to and carries a checksum: one
-that is foreign or damaged is thrown away and computed again.
+locality prompts in every epoch, and every trial editor meets them anew. States are kept up to a limit, on the device
+that computed them. With a folder they are kept in the host's memory and the least recently used go to disk as
+safetensors shards, which are memory-mapped when read and outlive the process. A shard says which model, cut and number
+format it belongs to and carries a checksum: one that is foreign or damaged is thrown away and computed again.
 """
 
 from __future__ import annotations
@@ -106,12 +106,14 @@ class TrunkCache:
         if missing:
             queries = [Encoded(tuple(row.tolist()), len(row)) for row in missing.values()]
             computed = trunk(pad(queries, 0).to(device))
-            for name, query, state in zip(missing, queries, computed.cpu(), strict=True):
+            if self.folder is not None:  # what goes to disk, and comes from there, passes the host's memory
+                computed = computed.cpu()
+            for name, query, state in zip(missing, queries, computed, strict=True):
                 found[name] = state[: len(query.ids)].clone()
                 self._put(name, found[name])
         first = found[names[0]]
         hidden = first.new_zeros(*mask.shape, first.shape[-1])
-        hidden[mask] = torch.cat([found[name] for name in names])
+        hidden[mask.to(first.device)] = torch.cat([found[name] for name in names])
         return hidden.to(device)
 
     def clear(self) -> None:

@@ -161,8 +161,10 @@ def _rows(
     c_edit = objective.edit_weight / len(examples)
     first = objective.first_token_weight
     for edit, (example, queries) in enumerate(zip(examples, stays, strict=True)):
-        whole = sum(want.weight for want in example.rise)
-        for want in example.rise:
+        # What weighs nothing is not asked; a forgetting task, or reach_weight 0, may leave nothing to ask.
+        wanted = [want for want in example.rise if want.weight > 0]
+        whole = sum(want.weight for want in wanted)
+        for want in wanted:
             add(_cross_entropy, edit, pair(want.prompt, want.answer), want.weight / whole, c_edit, first)
         for want in example.fall:
             add(unlikelihood, edit, language_model.text.pair(want.prompt, want.answer), want.weight, c_edit)
