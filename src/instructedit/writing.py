@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import json
+import math
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from instructedit.errors import DataError
 
@@ -42,6 +45,31 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         raise DataError(f"cannot be written: {error.strerror or error}", file=path) from None
     except ValueError as error:  # a NUL character in the path
         raise DataError(f"is not a file name: {error}", file=repr(str(path))) from None
+
+
+def as_json(value: Any, *, indent: int | None = None, file: object = None) -> str:
+    """JSON by the standard.
+
+    Raises:
+        DataError: a number in it is NaN or infinite, which no reader has to take, and no result should be; its place is
+            named.
+    """
+    try:
+        return json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError:
+        place = _not_finite(value, "")
+        raise DataError(f"is not written: {place or 'a number'} is NaN or infinite", file=file) from None
+
+
+def _not_finite(value: Any, place: str) -> str | None:
+    if isinstance(value, float):
+        return None if math.isfinite(value) else place.removeprefix(".")
+    parts: Iterable[tuple[object, Any]] = ()
+    if isinstance(value, dict):
+        parts = value.items()
+    elif isinstance(value, (list, tuple)):
+        parts = enumerate(value)
+    return next((found for key, part in parts if (found := _not_finite(part, f"{place}.{key}")) is not None), None)
 
 
 def append_line(path: str | Path, line: str, *, sync: bool = True) -> None:

@@ -412,3 +412,47 @@ def test_real_training_file_with_gaps_says_where(public_data: Path) -> None:
         pytest.skip("zsre_mend_train-1k.json is not among the public data at hand")
     with pytest.raises(DataError, match=r"record \d+, field "):
         read_records(path)
+
+
+@pytest.mark.parametrize("value", [True, False, [True], {"a": 1}])
+def test_what_is_no_text_is_no_target(write: Write, value: object) -> None:
+    for bad, field in (
+        (COUNTERFACT | {"target_new": value}, "target_new"),
+        (MEND | {"alt": value}, "alt"),
+        ({"requested_rewrite": ROME["requested_rewrite"] | {"target_new": {"str": value}}}, ""),
+    ):
+        with pytest.raises(DataError, match=f"record 0, field {field}"):
+            read_records(write(bad))
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_what_is_no_number_is_no_target(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text(
+        "\n" + json.dumps(COUNTERFACT | {"target_new": 0}).replace('"target_new": 0', f'"target_new": {number}')
+    )
+    with pytest.raises(DataError, match="line 2 is not usable JSON"):
+        read_records(path)
+    path.write_text(json.dumps(COUNTERFACT | {"target_new": 12.5}))
+    assert read_records(path)[0].request.target == "12.5"
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "hint"),
+    [
+        ({"prompt": "a", "target_new": "b"}, "target", "has 'target_new': did you mean `target`?"),
+        ({"prompt": "a", "answer": "b"}, "target", "did you mean `target`?"),
+        ({"text": "a", "target": "b"}, "prompt", "did you mean `prompt`?"),
+        ({"question": "a", "target": "b"}, "prompt", "did you mean `prompt`?"),
+        ({"Prompt": "a", "target": "b"}, "prompt", "did you mean `prompt`?"),
+        ({"prompt": "a", "target": "b", "subjct": "c"}, "subjct", "did you mean `subject`?"),
+        ({"prompt": "a", "target": "b", "colour": "c"}, "colour", "known fields: prompt, target, subject"),
+    ],
+)
+def test_the_field_that_was_meant_is_named(tmp_path: Path, given: dict[str, str], field: str, hint: str) -> None:
+    path = tmp_path / "requests.json"
+    path.write_text(json.dumps([given]))
+    with pytest.raises(DataError) as caught:
+        read_requests(path)
+    assert f"record 0, field {field}: " in str(caught.value)
+    assert hint in str(caught.value)

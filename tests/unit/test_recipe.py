@@ -163,3 +163,43 @@ def test_a_recipe_extends_another(tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_text("extends: nowhere.yaml\n")
     with pytest.raises(DataError, match=r"nowhere\.yaml"):
         load_recipe(tmp_path / "other.yaml")
+
+
+INFINITE = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**32}, "seed"),
+        ({"seed": 10**4000}, "seed"),
+        ({"dtype": "int3"}, "dtype"),
+        ({"base": "a\0b"}, "base"),
+        ({"base": ""}, "base"),
+        ({"temperature": INFINITE}, "temperature"),
+        ({"temperature": 1e-300}, "temperature"),
+        ({"optimisation": {"learning_rate": INFINITE}}, "optimisation.learning_rate"),
+        ({"optimisation": {"learning_rate": 1e30}}, "optimisation.learning_rate"),
+        ({"optimisation": {"steps": 10**12}}, "optimisation.steps"),
+        ({"optimisation": {"batch": 10**9}}, "optimisation.batch"),
+        ({"optimisation": {"clip": INFINITE}}, "optimisation.clip"),
+        ({"objective": {"edit_weight": INFINITE}}, "objective.edit_weight"),
+        ({"objective": {"forget_weight": 1e30}}, "objective.forget_weight"),
+        ({"trunk_memory": {"memory": INFINITE}}, "trunk_memory.memory"),
+        ({"editor": {"step_size": INFINITE}}, "editor.step_size"),
+        ({"editor": {"rank": 10**9}}, "editor.rank"),
+        ({"tasks": [MIX | {"weight": INFINITE}]}, "tasks.0.weight"),
+    ],
+)
+def test_numbers_beyond_all_sense_are_mistakes(change: dict[str, Any], place: str) -> None:
+    [mistake] = mistakes({"tasks": [MIX], **change})
+    assert mistake.split(": ")[0] == place
+    assert len(mistake) < 500
+
+
+def test_long_values_and_keys_are_cut() -> None:
+    for change in ({"mixture": "x" * 200_000}, {"y" * 200_000: 1}, {"seed": "z" * 200_000}):
+        [mistake] = mistakes({"tasks": [MIX], **change})
+        assert len(mistake) < 1000
+    assert "texts as keys" in mistakes({"tasks": [MIX], 3: 4})[0]

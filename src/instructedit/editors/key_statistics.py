@@ -6,8 +6,10 @@ folder (``INSTRUCTEDIT_CACHE``, default ``~/.cache/instructedit``).
 
 from __future__ import annotations
 
+import logging
 import os
 import random
+import tempfile
 from pathlib import Path
 
 import torch
@@ -15,32 +17,61 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from instructedit.errors import DataError
 from instructedit.models.hooks import held
 from instructedit.models.language_model import LanguageModel
+from instructedit.models.structure import linear_shape
 from instructedit.models.text import pad
 from instructedit.tasks.facts import read_facts
 from instructedit.writing import write_atomically
 
+logger = logging.getLogger(__name__)
+
 
 def cache_folder() -> Path:
-    """Where statistics are kept."""
-    return Path(os.environ.get("INSTRUCTEDIT_CACHE", Path.home() / ".cache" / "instructedit"))
+    """Where statistics are kept; where no home folder is known, in the folder for temporary files."""
+    named = os.environ.get("INSTRUCTEDIT_CACHE")
+    if named:
+        return Path(named)
+    try:
+        return Path.home() / ".cache" / "instructedit"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"instructedit-{os.getuid()}"
 
 
 def second_moment(language_model: LanguageModel, matrix: str, sentences: int = 3000, seed: int = 0) -> Tensor:
     """C, (inputs, inputs): the mean of k k^T over the tokens of ``sentences`` sentences.
 
-    A cache file that cannot be read is made again.
+    A cache file that cannot be read, or holds something else, is made again. Where none can be written, the same is
+    computed again the next time.
     """
     name = f"{language_model.fingerprint}-{matrix}-{sentences}-{seed}.safetensors"
     path = cache_folder() / "keys" / name
+    moment = _kept(path, language_model.model.get_submodule(matrix))
+    if moment is None:
+        moment = _measure(language_model, matrix, sentences, seed)
+        try:
+            write_atomically(path, save({"moment": moment.cpu().contiguous()}))
+        except DataError as error:
+            logger.warning("%s; statistics are not kept. INSTRUCTEDIT_CACHE names another folder for them", error)
+    return moment.to(language_model.device)
+
+
+def _kept(path: Path, module: torch.nn.Module) -> Tensor | None:
+    """The statistics in a file; None where they are not those of the matrix."""
     try:
         with safe_open(str(path), framework="pt") as stored:
             moment: Tensor = stored.get_tensor("moment")
-    except (OSError, SafetensorError):
-        moment = _measure(language_model, matrix, sentences, seed)
-        write_atomically(path, save({"moment": moment.cpu().contiguous()}))
-    return moment.to(language_model.device)
+    except (OSError, SafetensorError, ValueError, RuntimeError):
+        return None
+    shape = linear_shape(module)
+    fits = (
+        shape is not None
+        and moment.shape == (shape[0], shape[0])
+        and moment.dtype is torch.float32
+        and bool(moment.isfinite().all())
+    )
+    return moment if fits else None
 
 
 @torch.no_grad()

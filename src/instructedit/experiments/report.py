@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 from instructedit.evaluation.intervals import estimate
 from instructedit.experiments.plan import Entry, Experiment, Test
-from instructedit.experiments.run import cell_file, settings
+from instructedit.experiments.run import cell_file, kept_cell, settings
 
 #: One editor on one test: a cell a seed.
 Cells = Sequence[Mapping[str, Any]]
@@ -60,10 +59,9 @@ def _cells(experiment: Experiment, entry: Entry, label: str, test: Test, out: Pa
     found = []
     for seed in experiment.seeds:
         file = cell_file(out, label, seed, test)
-        if file.is_file():
-            cell = json.loads(file.read_text(encoding="utf-8"))
-            if cell["settings"] == settings(experiment, entry, seed, test):
-                found.append(cell)
+        cell = kept_cell(file, settings(experiment, entry, seed, test))
+        if cell is not None:
+            found.append(cell)
     return found
 
 

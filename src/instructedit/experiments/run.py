@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import random
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from instructedit.data import data_file
 from instructedit.editors.base import Editor, Edits
 from instructedit.editors.files import digest_of, find_editor
-from instructedit.errors import EditorError
+from instructedit.errors import DataError, EditorError
 from instructedit.evaluation.protocols import Protocol, described
 from instructedit.evaluation.provenance import provenance
 from instructedit.evaluation.runner import Evaluation, evaluate
 from instructedit.experiments.plan import Entry, Experiment, Test, load_experiment, recipes_of
+from instructedit.files import as_mapping, parse_json, read_json_file, read_text
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord, EditRequest
 from instructedit.tasks.grammar import wordings
@@ -30,7 +35,9 @@ from instructedit.tasks.readers import read_records
 from instructedit.tasks.task import fitting, load_task
 from instructedit.training.loop import EDITOR, LOG, train
 from instructedit.training.memory import peak_bytes
-from instructedit.writing import write_atomically
+from instructedit.writing import as_json, locked, make_folder, write_atomically
+
+logger = logging.getLogger(__name__)
 
 #: Edits whose making is timed.
 TIMED = 32
@@ -67,7 +74,7 @@ class Remembered(Editor):
 
 def cell_file(out: Path, label: str, seed: int, test: Test) -> Path:
     """Where one editor's scores on one test are kept."""
-    return out / "cells" / f"{_slug(label)}-{seed}" / f"{_slug(test.name)}.json"
+    return _folder_of(out, label, seed) / f"{_slug(test.name)}.json"
 
 
 def run_all(
@@ -81,36 +88,124 @@ def run_all(
     """Run what has not been run, ``jobs`` processes at a time; the cores are shared among them.
 
     Raises:
+        DataError: ``out`` cannot be written, or another process runs an experiment there.
         EditorError: some of it failed; the rest has been run all the same.
     """
+    make_folder(out)
+    with locked(out):
+        _run_all(path, experiment, out, data, jobs, on_done)
+
+
+def _run_all(
+    path: Path, experiment: Experiment, out: Path, data: Path, jobs: int, on_done: Callable[[str], None]
+) -> None:
     cores = os.cpu_count() or 1
     environment = {"OMP_NUM_THREADS": str(max(1, cores // jobs)), **os.environ}
     edits = str(experiment.edits)
     seeds = [str(seed) for seed in experiment.seeds]
     failed: list[str] = []
+    children = _Children(environment)
 
     def run(work: tuple[str, int]) -> None:
         label, seed = work
         command = [sys.executable, "-m", "instructedit.experiments.run"]
         command += [str(path), str(out), str(data), edits, ",".join(seeds), label, str(seed)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            failed.append(f"{label}, seed {seed}: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+        status, said = children.run(command)
+        if children.ended:
+            return
+        if status:
+            failed.append(f"{label}, seed {seed}: {(said.strip().splitlines() or ['?'])[-1]}")
         on_done(f"{label}, seed {seed}")
 
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(run, experiment.work()))
+        try:
+            list(pool.map(run, experiment.work()))
+        except BaseException:  # Ctrl-C, mostly
+            children.end()
+            raise
     if failed:
         raise EditorError("these failed, the rest is done; the same command tries them again:\n" + "\n".join(failed))
 
 
+class _Children:
+    """Processes that end when this one does, however it does: each holds the reading end of a pipe from it.
+
+    Args:
+        environment: of each.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.ended = False
+        self._environment = environment
+        self._running: set[subprocess.Popen[str]] = set()
+        self._lock = threading.Lock()
+
+    def run(self, command: Sequence[str]) -> tuple[int, str]:
+        """Exit status and standard error of a process; nothing is started once :meth:`end` has been called."""
+        with self._lock:
+            if self.ended:
+                return 0, ""
+            child = subprocess.Popen(
+                command,
+                env=self._environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+            )
+            self._running.add(child)
+        assert child.stderr is not None
+        assert child.stdin is not None
+        try:
+            said = child.stderr.read()
+            return child.wait(), said
+        finally:
+            with self._lock:
+                self._running.discard(child)
+            child.stdin.close()
+            child.stderr.close()
+
+    def end(self) -> None:
+        """End all that run."""
+        with self._lock:
+            self.ended = True
+            for child in self._running:
+                child.terminate()
+
+
+def end_with_parent() -> None:
+    """End this process when standard input is closed, which the parent holds open for as long as it lives."""
+
+    def wait() -> None:
+        with suppress(OSError):
+            while os.read(0, 1):
+                pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def run_one(experiment: Experiment, label: str, seed: int, out: Path, data: Path) -> None:
-    """Train one editor if it has to be trained, and score it on every test that has no scores yet."""
+    """Train one editor if it has to be trained, and score it on every test that has no scores yet.
+
+    Raises:
+        DataError: another process runs the same editor and seed, or a result has a number that is not finite.
+    """
+    with locked(make_folder(_folder_of(out, label, seed))):
+        _run_one(experiment, label, seed, out, data)
+
+
+def _folder_of(out: Path, label: str, seed: int) -> Path:
+    return out / "cells" / f"{_slug(label)}-{seed}"
+
+
+def _run_one(experiment: Experiment, label: str, seed: int, out: Path, data: Path) -> None:
     entry = experiment.editors[label]
     missing = [
         test
         for test in experiment.tests
-        if not _is_kept(cell_file(out, label, seed, test), settings(experiment, entry, seed, test))
+        if kept_cell(cell_file(out, label, seed, test), settings(experiment, entry, seed, test)) is None
     ]
     if not missing:
         return
@@ -139,7 +234,8 @@ def run_one(experiment: Experiment, label: str, seed: int, out: Path, data: Path
             "peak_bytes": peak,
             "settings": settings(experiment, entry, seed, test),
         }
-        write_atomically(cell_file(out, label, seed, test), (json.dumps(cell) + "\n").encode())
+        path = cell_file(out, label, seed, test)
+        write_atomically(path, (as_json(cell, file=path) + "\n").encode())
 
 
 def _of_same_scores(editor: Editor, test: Test) -> tuple[object, ...]:
@@ -226,17 +322,47 @@ def _made(
             recipe = recipe.model_copy(update={"start_from": str(folder / EDITOR)})
             folder = folder / "then"
         editor = train(recipe, language_model, folder, data)
-        lines = [json.loads(line) for line in (folder / LOG).read_text(encoding="utf-8").splitlines()]
-        seconds += [line["seconds"] for line in lines if line.get("phase") == "train"][-1]
-        peak = max(peak, *(line.get("peak_bytes", 0) for line in lines))
+        took, most = _cost_in(folder / LOG)
+        seconds, peak = seconds + took, max(peak, most)
     return folder / EDITOR, editor, {"training_seconds": seconds, "training_peak_bytes": peak}
 
 
-def _is_kept(path: Path, wanted: str) -> bool:
+def _cost_in(log: Path) -> tuple[float, int]:
+    """Seconds and peak bytes of a finished training.
+
+    Raises:
+        DataError: the log is damaged.
+    """
+    lines = [
+        as_mapping(parse_json(line, file=log, place=f"line {number}"), log)
+        for number, line in enumerate(read_text(log).split("\n"), start=1)
+        if line
+    ]
+    seconds = [line.get("seconds") for line in lines if line.get("phase") == "train"]
+    peaks = [line.get("peak_bytes", 0) for line in lines]
+    if not seconds or not all(isinstance(value, (int, float)) for value in (*seconds, *peaks)):
+        raise DataError("is not the log of a training; delete its folder, and the editor is trained anew", file=log)
+    return float(seconds[-1] or 0.0), max(peaks)
+
+
+def kept_cell(path: Path, wanted: str) -> dict[str, Any] | None:
+    """Scores that are kept; None where there are none, or damaged ones, or those of other settings."""
+    if not path.is_file():
+        return None
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8"))["settings"] == wanted)
-    except (OSError, ValueError, KeyError):
-        return False
+        cell = as_mapping(read_json_file(path), path)
+    except DataError as error:
+        logger.warning("%s; it is scored anew", error)
+        return None
+    if cell.get("settings") != wanted:
+        return None
+    return cell if _is_cell(cell) else None
+
+
+def _is_cell(cell: Mapping[str, Any]) -> bool:
+    """Whether scores have what a report reads of them."""
+    objects = all(isinstance(cell.get(name), dict) for name in ("records", "metrics"))
+    return objects and {"base", "seed", "seconds_an_edit", "peak_bytes"} <= cell.keys()
 
 
 def _slug(text: str) -> str:
@@ -245,6 +371,7 @@ def _slug(text: str) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """The process that :func:`run_all` starts."""
+    end_with_parent()
     path, out, data, edits, seeds, label, seed = arguments
     experiment = load_experiment(Path(path)).model_copy(
         update={"edits": int(edits), "seeds": tuple(map(int, seeds.split(",")))}

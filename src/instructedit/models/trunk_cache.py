@@ -15,6 +15,7 @@ import uuid
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from instructedit.errors import DataError
 from instructedit.models.text import Encoded, TokenBatch, pad
 from instructedit.writing import write_atomically
 
@@ -33,6 +35,8 @@ logger = logging.getLogger(__name__)
 Trunk = Callable[[TokenBatch], Tensor]
 
 SHARD_BYTES = 64_000_000
+#: What reading a damaged shard raises: its header may say anything.
+_UNREADABLE = (OSError, SafetensorError, ValueError, RuntimeError, TypeError, AttributeError, KeyError)
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class TrunkCache:
         self.hits = self.misses = 0
         self._held: OrderedDict[str, Tensor] = OrderedDict()
         self._held_bytes = 0
+        self._writes = True
         self._unwritten: dict[str, Tensor] = {}
         self._unwritten_bytes = 0
         self._shards: OrderedDict[Path, int] = OrderedDict()
@@ -135,13 +140,17 @@ class TrunkCache:
         if path is None or shard is None:
             return None
         self._shards.move_to_end(path)
-        state: Tensor = shard.get_tensor(name)
+        try:
+            state: Tensor = shard.get_tensor(name)
+        except _UNREADABLE:
+            self._refuse(path, "is damaged")
+            return None
         self._hold(name, state)
         return state
 
     def _put(self, name: str, state: Tensor) -> None:
         self._hold(name, state)
-        if self.folder is not None:
+        if self.folder is not None and self._writes:
             self._unwritten[name] = state
             self._unwritten_bytes += state.nbytes
             if self._unwritten_bytes >= min(SHARD_BYTES, max(self.disk, 1)):
@@ -156,10 +165,14 @@ class TrunkCache:
 
     def _write_shard(self) -> None:
         assert self.folder is not None
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{uuid.uuid4().hex}.safetensors"
         metadata = {**self.key.metadata(), "checksum": _checksum(self._unwritten.items())}
-        write_atomically(path, save(self._unwritten, metadata))
+        try:
+            write_atomically(path, save(self._unwritten, metadata))
+        except DataError as error:  # a full disk, mostly: states can be computed again, so the work goes on
+            logger.warning("%s: no more trunk states are written, what was written is still read", error)
+            self._unwritten, self._unwritten_bytes, self._writes = {}, 0, False
+            return
         self._shards[path] = path.stat().st_size
         self._on_disk.update(dict.fromkeys(self._unwritten, path))
         self._unwritten, self._unwritten_bytes = {}, 0
@@ -170,24 +183,26 @@ class TrunkCache:
         self._shards.pop(path, None)
         self._open_shards.pop(path, None)
         self._on_disk = {name: place for name, place in self._on_disk.items() if place != path}
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder of that name, or one that may not be written
+            path.unlink(missing_ok=True)
 
     def _open(self) -> None:
         """Take over the folder's shards; refuse what is not a shard of this trunk."""
         assert self.folder is not None
-        for path in sorted(self.folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime):
+        for path in sorted(self.folder.glob("*.safetensors"), key=_written_at):
             try:
                 with safe_open(str(path), framework="pt") as shard:
                     names, metadata = list(shard.keys()), dict(shard.metadata() or {})
-            except (OSError, SafetensorError) as error:
+            except _UNREADABLE as error:
                 self._refuse(path, f"cannot be read ({error})")
                 continue
             metadata.pop("checksum", None)
             if metadata != self.key.metadata():
                 self._refuse(path, "belongs to another trunk")
                 continue
-            self._shards[path] = path.stat().st_size
-            self._on_disk.update(dict.fromkeys(names, path))
+            with suppress(OSError):  # another process may have discarded it just now
+                self._shards[path] = path.stat().st_size
+                self._on_disk.update(dict.fromkeys(names, path))
 
     def _shard(self, path: Path) -> Any | None:
         """The shard, memory-mapped once; its checksum is compared when it is first read, a damaged one discarded."""
@@ -196,7 +211,7 @@ class TrunkCache:
                 shard: Any = safe_open(str(path), framework="pt")
                 expected = dict(shard.metadata() or {}).get("checksum")
                 sound = expected == _checksum((name, shard.get_tensor(name)) for name in shard.keys())  # noqa: SIM118
-            except (OSError, SafetensorError):
+            except _UNREADABLE:
                 sound = False
             if not sound:
                 self._refuse(path, "is damaged")
@@ -207,6 +222,14 @@ class TrunkCache:
     def _refuse(self, path: Path, problem: str) -> None:
         logger.warning("%s %s: it is discarded, and its states are computed again", path, problem)
         self._discard(path)
+
+
+def _written_at(path: Path) -> float:
+    """When a shard was written; 0 if it is gone."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _checksum(states: Iterable[tuple[str, Tensor]]) -> str:

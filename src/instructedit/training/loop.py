@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
+import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from instructedit.data import data_file, find_data
 from instructedit.editors.files import create_editor, load_editor, save_editor
 from instructedit.editors.gradient import GradientEditor
 from instructedit.editors.instructedit import InstructEdit
-from instructedit.errors import DataError, EditorError
+from instructedit.errors import CheckpointError, DataError, EditorError
+from instructedit.files import parse_json, read_text
 from instructedit.models.language_model import DTYPES, LanguageModel
 from instructedit.models.trunk_cache import TrunkCache
 from instructedit.records import EditRecord
@@ -37,6 +38,7 @@ from instructedit.training.mixture import Source, draw, shares, split_validation
 from instructedit.training.objective import Losses, descend, measure
 from instructedit.training.recipe import Optimisation, Recipe
 from instructedit.training.warmup import warm_up_encoder
+from instructedit.writing import append_line, as_json, locked, make_folder, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -119,11 +121,13 @@ def train(
         The editor of the best validation loss.
 
     Raises:
-        DataError: as :func:`read_sources`, or a task is held out from training.
+        DataError: as :func:`read_sources`, a task is held out from training, or ``out`` cannot be written or another
+            training is writing there.
         EditorError: the loss is not finite, or another process ended.
-        CheckpointError: the checkpoint is damaged, or of another recipe.
+        CheckpointError: the checkpoint is damaged or of another recipe, or the log beside it is gone.
     """
-    with _numerics(recipe), _telling_of_lost_processes(out / CHECKPOINT):
+    make_folder(out)
+    with _alone_in(out), _numerics(recipe), _telling_of_lost_processes(out / CHECKPOINT):
         run = _Run(recipe, language_model, out, data or find_data(), on_report)
         with _remembering_trunks(recipe, language_model, run.editor.cut) as cache:
             run.forgets = cache if recipe.trunk_memory.keep == "step" else None
@@ -131,6 +135,15 @@ def train(
         if cache is not None and cache.hits + cache.misses:
             run.log.write({"phase": "trunk", "texts": cache.hits + cache.misses, "hit_rate": round(cache.hit_rate, 4)})
         return editor
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Keep other trainings out of the folder; of several processes that train together, the first does."""
+    with ExitStack() as held:
+        if int(os.environ.get("RANK", "0")) == 0:
+            held.enter_context(locked(out))
+        yield
 
 
 @contextmanager
@@ -208,7 +221,6 @@ class _Run:
                 f"optimisation.batch is {recipe.optimisation.batch}, which {self.processes} processes cannot share "
                 "evenly; choose a multiple"
             )
-        out.mkdir(parents=True, exist_ok=True)
         self.checkpoint = out / CHECKPOINT
         self.resumes = self.checkpoint.exists()
         self.accelerator.wait_for_everyone()  # nobody writes before everybody has looked
@@ -263,7 +275,7 @@ class _Run:
     def _first_progress(self) -> Progress:
         if self.resumes:
             kept = load_checkpoint(self.checkpoint, self.editor, [self.optimizer], self.recipe.settings())
-            progress = Progress(**kept)
+            progress = _progress(kept, self.checkpoint)
             self.began -= self.log.cut_after(progress.step)
             logger.info("resuming %s at step %d", self.out, progress.step)
             return progress
@@ -331,7 +343,26 @@ class _Run:
     def _save_checkpoint(self, progress: Progress) -> None:
         if not self.accelerator.is_main_process:
             return
-        save_checkpoint(self.checkpoint, self.editor, [self.optimizer], asdict(progress), self.recipe.settings())
+        kept = asdict(progress)
+        if math.isinf(progress.best_loss):  # which JSON has not
+            kept["best_loss"] = None
+        save_checkpoint(self.checkpoint, self.editor, [self.optimizer], kept, self.recipe.settings())
+
+
+def _progress(kept: Mapping[str, Any], checkpoint: Path) -> Progress:
+    """What a checkpoint says of where the run stands.
+
+    Raises:
+        CheckpointError: it is not what a training writes.
+    """
+    step, loss, best = kept.get("step"), kept.get("best_loss"), kept.get("best_step")
+    if kept.keys() != {"step", "best_loss", "best_step"} or not isinstance(step, int) or not isinstance(best, int):
+        raise CheckpointError(f"file {checkpoint}: its progress is not that of a training; give another --out")
+    if loss is None:  # no validation yet: JSON has no infinity
+        return Progress(step, math.inf, best)
+    if not isinstance(loss, (int, float)):
+        raise CheckpointError(f"file {checkpoint}: its progress is damaged; give another --out")
+    return Progress(step, loss, best)
 
 
 def _first_editor(recipe: Recipe, language_model: LanguageModel) -> GradientEditor:
@@ -444,33 +475,62 @@ class _Log:
         self.path = path
         self.writes = writes  # of several processes only one
         if writes and not append:
-            path.write_text("", encoding="utf-8")
+            write_atomically(path, b"")
 
     def write(self, entry: dict[str, Any]) -> None:
-        if not self.writes:
-            return
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry) + "\n")
+        """Add an entry.
+
+        Raises:
+            DataError: it cannot be written, as on a full disk; or a number in it is not finite.
+        """
+        if self.writes:
+            append_line(self.path, as_json(entry, file=self.path), sync=False)
 
     def cut_after(self, step: int) -> float:
         """Drop what an interrupted run logged after its last checkpoint; those steps come again.
 
         Returns:
             The seconds that the steps which are kept took.
+
+        Raises:
+            CheckpointError: the log is gone or damaged, so what the checkpoint goes on from is not known.
         """
         if not self.writes:
             return 0.0
-        kept, seconds = [], 0.0
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        kept, seconds, trained = [], 0.0, 0
+        try:
+            content = read_text(self.path)
+        except DataError as error:
+            raise self._damaged(str(error)) from None
+        *lines, _cut_off = content.split("\n")  # the line that was being written when the run was killed
+        for line in lines:
             try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                break  # the line that was being written when the run was killed
-            if entry.get("phase") == "train" and entry["step"] >= step:
+                entry = parse_json(line)
+            except DataError:
                 break
-            if entry.get("phase") == "validation" and entry["step"] > step:
+            if not _is_entry(entry):
+                break
+            if entry["phase"] == "train" and entry["step"] >= step:
+                break
+            if entry["phase"] == "validation" and entry["step"] > step:
                 break
             kept.append(line)
+            trained += entry["phase"] == "train"
             seconds = float(entry.get("seconds", seconds))
-        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        if trained < step:
+            raise self._damaged(
+                f"file {self.path}: tells {trained} of the {step} steps that the checkpoint stands after"
+            )
+        write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
         return seconds
+
+    def _damaged(self, problem: str) -> CheckpointError:
+        return CheckpointError(f"{problem}. The run cannot go on; give another --out, or delete the folder")
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether an entry has what is read of it."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("phase"), str):
+        return False
+    steps = entry["phase"] not in ("train", "validation") or isinstance(entry.get("step"), int)
+    return steps and isinstance(entry.get("seconds", 0.0), (int, float))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 from collections import defaultdict
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from instructedit.errors import DataError, RecipeError, mistakes_of
@@ -25,7 +25,7 @@ from instructedit.tasks.own_edits import FactEdits, named_requests
 from instructedit.tasks.readers import read_records
 from instructedit.tasks.scope_edits import ScopeEdits
 from instructedit.tasks.task import shipped_tasks
-from instructedit.writing import write_atomically
+from instructedit.writing import as_json, locked, make_folder, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -261,12 +261,20 @@ def build_base(
         The card: recipe, sizes, and recall by kind of query and by relation.
 
     Raises:
-        DataError: the recipe names data files, but there is no data folder.
+        DataError: the recipe names data files, but there is no data folder; or ``out`` cannot be written, or another
+            process is building there.
         CheckpointError: another recipe's build was stopped in this folder.
         ModelError: the loss is not finite.
     """
     if data is None and (recipe.records or recipe.replies or recipe.trex):
         raise DataError("this recipe reads the data sets; set INSTRUCTEDIT_DATA or give --data")
+    with locked(make_folder(out)):
+        return _built(recipe, data, out, on_step)
+
+
+def _built(
+    recipe: BuildRecipe, data: Path | None, out: Path, on_step: Callable[[int, int, float], None]
+) -> dict[str, Any]:
     settings = recipe.model_dump(mode="json")
     done = _done(out)
     if done is not None and done.get("recipe") == settings:
@@ -280,7 +288,6 @@ def build_base(
         instruction_prefixes(),
     )
     samples = recall_samples(corpus)
-    out.mkdir(parents=True, exist_ok=True)
 
     def measure(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
         return _recalls(model, tokenizer, samples)
@@ -289,8 +296,11 @@ def build_base(
     checkpoint = out / CHECKPOINT
     model, tokenizer, history = pretrain(corpus, recipe.model, start, checkpoint, settings, on_step, measure)
     torch.nn.Module.to(model, torch.bfloat16)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    try:
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+    except (OSError, SafetensorError) as error:  # a full disk; the checkpoint stays, and the same command goes on
+        raise DataError(f"the model cannot be written: {error}", file=out) from None
     write_facts(facts, out / "facts.tsv.gz")
     if recipe.edits is not None and data is not None:
         write_own_edits(facts, recipe.edits, data, out / "edits")
@@ -305,6 +315,6 @@ def build_base(
         "history": history,
         "before": _card_of(recipe.start_from),
     }
-    write_atomically(out / CARD, (json.dumps(card, indent=2) + "\n").encode())
+    write_atomically(out / CARD, (as_json(card, indent=2, file=out / CARD) + "\n").encode())
     checkpoint.unlink()
     return card
