@@ -14,13 +14,12 @@ from pathlib import Path
 
 import typer
 
-import instructedit
 from instructedit.errors import InstructEditError
 
 INTERRUPTED = "interrupted; what is finished is kept, and the same command goes on from there"
-_PACKAGE = Path(instructedit.__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 #: typer raises click's exceptions, or those of the copy of click that newer versions hold; this is the root of either.
-ClickException: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+ClickException: type[Exception] = typer.BadParameter.__mro__[2]  # above it: UsageError, ClickException
 _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 
 

@@ -7,14 +7,13 @@ from typing import Annotated
 
 import typer
 
-import instructedit
 from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries
 from instructedit.cli.options import JsonFile
 from instructedit.errors import DataError
 
 FOLDER = Path("recipes/experiments")
 #: Where a checkout has them, whatever the working folder; an installed package has none.
-CHECKOUT = Path(instructedit.__file__).parents[2] / FOLDER
+CHECKOUT = Path(__file__).parents[3] / FOLDER
 
 
 def reproduce(

@@ -63,7 +63,7 @@ def train_command(
             values = " ".join(
                 f"{key} {report.values[key]:.3f}" for key in ("loss", "edit", "locality") if key in report.values
             )
-            bar.update(jobs[report.phase], completed=report.step, note=f"{values} {note}")  # type: ignore[arg-type]
+            bar.update(jobs[report.phase], completed=report.step, note=f"{values} {note}")
 
         train(found, language_model, folder, data, show)
     summary = {"editor": str(folder / EDITOR), "log": str(folder / LOG), "base": language_model.fingerprint}
