@@ -162,7 +162,6 @@ def use_yaml(path: Path) -> Ran | None:
         json.dumps([task.model_dump(mode="json"), text], ensure_ascii=False).encode()
         task.deciding(load_task("rename"))
     elif kind == "bank":
-        command("instructions", "show", "--task", "counterfact", "--bank", str(path), "--json", "out/bank.json")
         return command("instructions", "show", "--task", "counterfact", "--bank", str(path))
     else:
         find_editor(path, material.language_model())
