@@ -54,8 +54,9 @@ def load_checkpoint(
     """
     header, tensors = unpack(path, FORMAT, "a checkpoint", CheckpointError)
     try:
-        written_under, progress = parse_json(header["recipe"]), parse_json(header["progress"])
-    except (KeyError, DataError) as error:
+        # The best loss is infinite before the first validation, so the progress is not JSON by the standard.
+        written_under, progress = parse_json(header["recipe"]), json.loads(header["progress"])
+    except (KeyError, DataError, ValueError, RecursionError) as error:
         raise CheckpointError(f"file {path}: its header is damaged: {error}") from None
     if written_under != json.loads(json.dumps(recipe)):
         raise CheckpointError(
