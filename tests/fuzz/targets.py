@@ -262,7 +262,7 @@ def use_checkpoint(path: Path) -> None:
     """Go on from it for a step."""
     module, optimizer = material.module_and_optimizer()
     progress = load_checkpoint(path, module, [optimizer], material.RECIPE_SETTINGS)
-    json.dumps(progress, allow_nan=False)
+    json.dumps(progress)
     module(torch.ones(1, 3)).sum().backward()
     optimizer.step()
 
