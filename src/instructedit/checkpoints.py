@@ -54,8 +54,9 @@ def load_checkpoint(
     """
     header, tensors = unpack(path, FORMAT, "a checkpoint", CheckpointError)
     try:
-        written_under, progress = parse_json(header["recipe"]), parse_json(header["progress"])
-    except (KeyError, DataError) as error:
+        # The best loss is infinite before the first validation, so the progress is not JSON by the standard.
+        written_under, progress = parse_json(header["recipe"]), json.loads(header["progress"])
+    except (KeyError, DataError, ValueError, RecursionError) as error:
         raise CheckpointError(f"file {path}: its header is damaged: {error}") from None
     if written_under != json.loads(json.dumps(recipe)):
         raise CheckpointError(
@@ -81,7 +82,7 @@ def _state(
     """An optimiser's state by parameter.
 
     Raises:
-        ValueError: a tensor belongs to no parameter of it, or has another shape.
+        ValueError: a tensor belongs to no parameter of it, has another shape or is no float, or one is missing.
     """
     state: dict[int, dict[str, Tensor]] = {}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -93,5 +94,15 @@ def _state(
             raise ValueError(f"{name} belongs to no parameter")
         if tensor.ndim and tensor.shape != parameters[int(index)].shape:
             raise ValueError(f"{name} has the shape {tuple(tensor.shape)}")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} is {tensor.dtype}")
+        if key == "step" and tensor.ndim:
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}")
         state.setdefault(int(index), {})[key] = tensor
+    every = {key for values in state.values() for key in values}
+    for index, values in state.items():
+        if values.keys() != every:
+            raise ValueError(f"optimizer.{number}.{index} lacks {', '.join(sorted(every - values.keys()))}")
+        if any(not tensor.ndim and key != "step" and parameters[index].ndim for key, tensor in values.items()):
+            raise ValueError(f"optimizer.{number}.{index} has another shape")
     return state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import resource
@@ -15,12 +16,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest.mock import patch
 
+import typer
+import typer.main
 import yaml
 from safetensors import SafetensorError, safe_open
 
 import instructedit
-from instructedit.cli.app import main
+from instructedit.cli.app import app, main
 from instructedit.cli.console import err as err_console
 from instructedit.cli.console import out as out_console
 from instructedit.errors import InstructEditError
@@ -82,13 +86,26 @@ class Stuck(BaseException):
     """Raised in an input that takes longer than its limit; no `except Exception` swallows it."""
 
 
+@functools.cache
+def _whole() -> Any:
+    """The commands, which typer would put together anew for each call."""
+    return typer.main.get_command(app)
+
+
+_whole()
+
+
 def command(*arguments: str) -> Ran:
     """Run ``instructedit`` in this process with its output caught; whatever it asks is answered with yes."""
     streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)]
     before, sys.argv, sys.stdin = (sys.argv, sys.stdin), ["instructedit", *arguments], io.StringIO("y\n" * 20)
     code = 0
     try:
-        with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+        with (
+            contextlib.redirect_stdout(streams[0]),
+            contextlib.redirect_stderr(streams[1]),
+            patch.object(typer.main, "get_command", lambda instance: _whole()),
+        ):
             try:
                 main()
             except SystemExit as left:

@@ -162,7 +162,6 @@ def use_yaml(path: Path) -> Ran | None:
         json.dumps([task.model_dump(mode="json"), text], ensure_ascii=False).encode()
         task.deciding(load_task("rename"))
     elif kind == "bank":
-        command("instructions", "show", "--task", "counterfact", "--bank", str(path), "--json", "out/bank.json")
         return command("instructions", "show", "--task", "counterfact", "--bank", str(path))
     else:
         find_editor(path, material.language_model())
@@ -263,7 +262,7 @@ def use_checkpoint(path: Path) -> None:
     """Go on from it for a step."""
     module, optimizer = material.module_and_optimizer()
     progress = load_checkpoint(path, module, [optimizer], material.RECIPE_SETTINGS)
-    json.dumps(progress, allow_nan=False)
+    json.dumps(progress)
     module(torch.ones(1, 3)).sum().backward()
     optimizer.step()
 
