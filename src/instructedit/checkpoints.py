@@ -100,9 +100,9 @@ def _state(
             raise ValueError(f"{name} has the shape {tuple(tensor.shape)}")
         state.setdefault(int(index), {})[key] = tensor
     every = {key for values in state.values() for key in values}
-    for index, values in state.items():
+    for place, values in state.items():
         if values.keys() != every:
-            raise ValueError(f"optimizer.{number}.{index} lacks {', '.join(sorted(every - values.keys()))}")
-        if any(not tensor.ndim and key != "step" and parameters[index].ndim for key, tensor in values.items()):
-            raise ValueError(f"optimizer.{number}.{index} has another shape")
+            raise ValueError(f"optimizer.{number}.{place} lacks {', '.join(sorted(every - values.keys()))}")
+        if any(not tensor.ndim and key != "step" and parameters[place].ndim for key, tensor in values.items()):
+            raise ValueError(f"optimizer.{number}.{place} has another shape")
     return state

@@ -24,7 +24,7 @@ from instructedit.evaluation.scoring import Query, Scored, score
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import pad
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
-from instructedit.tasks.grammar import wordings
+from instructedit.tasks.grammar import unrelated_texts, wordings
 from instructedit.tasks.task import load_task
 
 TASK_OF = {"counterfact": "records", "rename": "records", "this-fact": "records", "convsent": "opinions"}
@@ -283,10 +283,35 @@ def test_each_control_gives_its_own_text() -> None:
     assert f"Task: {task.name}\n" not in (chosen("this-fact", Control.OTHER_TASK) or "")
 
 
+def test_name_and_text_are_swapped_apart() -> None:
+    task, opposite = load_task("this-fact").instructions, load_task("rename").instructions
+    own, other = task.descriptions[-1], opposite.descriptions[-1]
+    assert chosen("this-fact", Control.TEXT_SWAPPED) == f"Task: {task.name}\nDescription: {other}"
+    assert chosen("this-fact", Control.NAME_SWAPPED) == f"Task: {opposite.name}\nDescription: {own}"
+    assert chosen("this-fact", Control.TEXT_ALONE) == f"Task: Edit\nDescription: {own}"
+    texts = wordings("test")
+    assert chosen("this-fact", Control.TEXT_SWAPPED, wording="test") == (
+        f"Task: {task.name}\nDescription: {texts['rename'][0]}"
+    )
+    assert (
+        chosen("this-fact", Control.SWAPPED_SCOPE, wording="test") == f"Task: Edit\nDescription: {texts['rename'][0]}"
+    )
+
+
+def test_an_unrelated_text_stands_behind_a_neutral_name() -> None:
+    assert chosen("this-fact", Control.UNRELATED) == f"Task: Edit\nDescription: {unrelated_texts()[0]}"
+
+
+def test_descriptions_may_be_given_one_a_request() -> None:
+    chooser = InstructionChooser(load_task("rename"), Control.UNSEEN, descriptions=["First.", "Second."])
+    name = load_task("rename").instructions.name
+    assert [chooser(REQUEST), chooser(REQUEST)] == [f"Task: {name}\nDescription: {t}" for t in ("First.", "Second.")]
+
+
 def test_a_requests_own_instruction_goes_first_but_not_before_a_control() -> None:
     own = REQUEST.model_copy(update={"instruction": "Do it for [TOPIC]."})
-    assert (chosen("this-fact", Control.UNSEEN, own) or "").endswith("Description: Do it for Lena.")
-    for control in (Control.NONE, Control.OTHER_TASK, Control.SWAPPED_SCOPE):
+    assert chosen("this-fact", Control.UNSEEN, own) == "Task: Edit\nDescription: Do it for Lena."
+    for control in set(Control) - {Control.SEEN, Control.UNSEEN}:
         assert chosen("this-fact", control, own) == chosen("this-fact", control)
 
 

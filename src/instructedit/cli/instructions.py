@@ -112,11 +112,20 @@ def show(task: TaskName, bank: BankFile = None, json_: JsonFile = None) -> None:
         emit_json({**found.instructions.model_dump(mode="json"), "provenance": raw.get("provenance", {})}, json_)
         return
     out.print(styled((found.name, "bold"), f": {found.summary}"))
-    origins = {text["text"]: text for text in raw.get("provenance", {}).get("texts", [])}
+    origins = _origins(raw)
     for number, text in enumerate(found.instructions.descriptions, start=1):
-        origin = origins.get(text, {})
-        note = f"  ({origin['proposer']}, round {origin['round']})" if origin else ""
-        out.print(f"{number:>3}. {text}{note}")
+        out.print(f"{number:>3}. {text}{origins.get(text, '')}")
+
+
+def _origins(bank: Any) -> dict[str, str]:
+    """Who proposed each text of a bank file, in words; what people have written into it themselves says nothing."""
+    provenance = bank.get("provenance") if isinstance(bank, dict) else None
+    texts = provenance.get("texts") if isinstance(provenance, dict) else None
+    return {
+        entry["text"]: f"  ({entry.get('proposer', '?')}, round {entry.get('round', '?')})"
+        for entry in (texts if isinstance(texts, list) else ())
+        if isinstance(entry, dict) and isinstance(entry.get("text"), str)
+    }
 
 
 @app.command()

@@ -266,6 +266,7 @@ def _load(
             # backward pass alone can take a third of a training step.
             attn_implementation="eager" if on_cpu else None,
         )
+        model: PreTrainedModel
         model, report = loaded
         if report["missing_keys"]:
             missing = sorted(report["missing_keys"])
