@@ -127,8 +127,8 @@ def _remarks(
         )
     remarks.append(
         "Every description is the tenth of its task, which no training has seen, behind the task's name, which "
-        "training has: the name alone decides most of the scope (README). The base model was taught the true answers of "
-        "these edits; ZsRE is held out from the editor only."
+        "training has: the name alone decides most of the scope (README). The base model was taught the true answers "
+        "of these edits; ZsRE is held out from the editor only."
     )
     ahead = [
         f"{task} {metric.replace('_', ' ')}"
