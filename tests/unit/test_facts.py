@@ -33,6 +33,18 @@ def test_facts_survive_writing_and_reading(tmp_path: Path) -> None:
         (gzip.compress(f"{HEAD}a\tb\t\td\n".encode()), "line 2: expected 4 columns"),
         (gzip.compress(f"{HEAD}a\tb\tc\t{'d' * 200_000}\n".encode()), "line 2: field larger"),
     ],
+    ids=[
+        "no gzip",
+        "cut",
+        "garbled",
+        "no text",
+        "other columns",
+        "empty",
+        "three columns",
+        "five columns",
+        "blank column",
+        "long",
+    ],  # compressed bytes hold the time, and so would ids made from them
 )
 def test_a_table_that_is_none_is_told(tmp_path: Path, content: bytes, problem: str) -> None:
     path = tmp_path / "facts.tsv.gz"
