@@ -96,8 +96,13 @@ def edit(
     making = requests is not None or prompt is not None or target is not None
     if bool(apply) == making:
         raise DataError("give either an edit (--prompt and --target, or --requests) or --apply with a delta file")
-    one = {"--prompt": prompt, "--target": target, "--subject": subject, "--label": label}
-    texts = {"--task": task, "--instruction": instruction, "--bank": bank, "--no-instruction": no_instruction or None}
+    one: dict[str, object] = {"--prompt": prompt, "--target": target, "--subject": subject, "--label": label}
+    texts: dict[str, object] = {
+        "--task": task,
+        "--instruction": instruction,
+        "--bank": bank,
+        "--no-instruction": no_instruction or None,
+    }
     if apply:
         _refuse("--apply", one | texts)
     if instruction is not None and not instruction.strip():
