@@ -140,8 +140,8 @@ def edit(
         out.print(delta.metadata.instruction, style="dim", markup=False)
     if rank is not None:
         error = delta.metadata.compression_error
-        said = "is not known" if error is None else f"{error:.4f}"
-        out.print(f"compressed to rank {rank}: relative error {said}")
+        of = "is not known" if error is None else f"{error:.4f}"
+        out.print(f"compressed to rank {rank}: relative error {of}")
     if out_file is not None:
         err.print(f"written to {out_file}")
 

@@ -265,7 +265,9 @@ def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sour
     for name, parameter in model.named_parameters():
         if not parameter.is_meta and not finite(parameter.detach()):
             raise ModelError(f"{source}: the weights hold NaN or infinity, first in {name}; copy the checkpoint again")
-    rows = model.get_input_embeddings().weight.shape[0]
+    embedding = model.get_input_embeddings().weight
+    assert isinstance(embedding, torch.Tensor)
+    rows = embedding.shape[0]
     # Special tokens may lie beyond the embedding where a text never holds them; the vocabulary may not.
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     last = max(((id_, token) for token, id_ in tokenizer.get_vocab().items() if id_ not in special), default=(0, ""))

@@ -266,7 +266,8 @@ def _load(
             # backward pass alone can take a third of a training step.
             attn_implementation="eager" if on_cpu else None,
         )
-        model, report = loaded
+        model: PreTrainedModel = loaded[0]
+        report = loaded[1]
         if report["missing_keys"]:
             missing = sorted(report["missing_keys"])
             raise ModelError(
