@@ -35,22 +35,20 @@ def short_encoder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTraine
 
 
 @pytest.mark.parametrize(("encoder", "limit"), [("trained", LENGTH), ("sentence", 24), ("base", 512)])
-@pytest.mark.parametrize("training", [False, True])
 def test_an_instruction_that_does_not_fit_is_refused(
     gpt2: LanguageModel,
     new_editor: Callable[..., Mend],
     short_encoder: Path,
     encoder: str,
     limit: int,
-    training: bool,
 ) -> None:
     own = {"sentence_encoder": str(short_encoder)} if encoder == "sentence" else {}
-    editor = new_editor(gpt2, encoder=encoder, **own).train(training)
+    editor = new_editor(gpt2, encoder=encoder, **own)
     one = len(gpt2.tokenizer("&")["input_ids"])
     fits = "&" * (limit // one)
-    assert editor(gpt2, [REQUEST], [fits]).factors
+    assert editor.edit(gpt2, [REQUEST], [fits]).factors
     with pytest.raises(EditorError, match=rf"{limit + 5 * one} tokens, of which this editor reads {limit}"):
-        editor(gpt2, [REQUEST], [fits + "&" * 5])
+        editor.edit(gpt2, [REQUEST], [fits + "&" * 5])
 
 
 def slots_longest(text: str, grammar: Grammar, length: Callable[[str], int]) -> str:

@@ -127,7 +127,7 @@ def test_finished_run_is_not_trained_again(gpt2: LanguageModel, data: Path) -> N
 def never_better(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every validation after the first be worse than it."""
     losses = itertools.count(1)
-    monkeypatch.setattr(loop, "validate", lambda *args: {"loss": float(next(losses)), "tasks": {}})
+    monkeypatch.setattr(loop, "validate", lambda *args: {"loss": float(next(losses)), "tasks": {}, "norms": None})
 
 
 @pytest.mark.usefixtures("never_better")

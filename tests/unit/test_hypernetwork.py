@@ -320,7 +320,8 @@ def test_edits_add_up_each_under_its_own_instruction(
     editor = new_editor(gpt2)
     task = load_task("counterfact")
     own = requests_[1].model_copy(update={"instruction": "Rename it for all."})
-    texts = [task.instructions.render(text) for text in (task.instructions.descriptions[0], "Rename it for all.")]
+    first = task.instructions.render(task.instructions.descriptions[0])
+    texts = [first, "Task: Edit\nDescription: Rename it for all."]
     total = make_edit(editor, gpt2, [requests_[0], own], task)
     batch = editor.edit(gpt2, [requests_[0], own], texts)
     for name, low in batch.factors.items():

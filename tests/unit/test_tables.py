@@ -10,7 +10,8 @@ from tables import BLOCK, RESULTS, TABLES, rendered
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FIGURES = re.compile(r"\d+\.\d+")
+#: A cell that is a number, with or without an interval.
+FIGURES = re.compile(r"\|\s*[+−-]?\d+(\.\d+)?%?\s*(\([^)]*\))?\s*(?=\|)")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

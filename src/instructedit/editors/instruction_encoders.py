@@ -21,12 +21,15 @@ from instructedit.models.text import pad
 
 
 def refuse_long(text: str, tokens: int, limit: int) -> None:
-    """What does not fit is not cut: its end may be what decides ("and leave the others").
+    """What does not fit is not cut where an edit is made: its end may be what decides ("and leave the others").
+
+    Where gradients are recorded the editor is being trained, on texts of which another tokenizer may make more tokens
+    than ours; there the rest is left out.
 
     Raises:
         EditorError: with both numbers.
     """
-    if tokens > limit:
+    if tokens > limit and not torch.is_grad_enabled():
         raise EditorError(
             f"{tokens} tokens, of which this editor reads {limit}: shorten the instruction or edit {text[:60] + '…'!r}"
         )
@@ -101,10 +104,11 @@ class TrainedEncoder(InstructionEncoder):
         encoded = language_model.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         for text, tokens in zip(texts, encoded, strict=True):
             refuse_long(text, len(tokens), self.length)
-        length = max(len(ids) for ids in encoded)
+        length = min(self.length, max(len(ids) for ids in encoded))
         ids = torch.zeros(len(texts), length, dtype=torch.long)
         mask = torch.zeros(len(texts), length, dtype=torch.bool)
-        for row, tokens in enumerate(encoded):
+        for row, whole in enumerate(encoded):
+            tokens = whole[:length]
             ids[row, : len(tokens)] = torch.tensor(tokens)
             mask[row, : len(tokens)] = True
         ids, mask = ids.to(self.out.weight.device), mask.to(self.out.weight.device)
@@ -160,7 +164,7 @@ class SentenceEncoder(InstructionEncoder):
     def _pool(self, texts: Sequence[str]) -> Tensor:
         for text in texts:
             refuse_long(text, len(self._tokenizer(text)["input_ids"]), self.length)
-        inputs = self._tokenizer(list(texts), padding=True, return_tensors="pt")
+        inputs = self._tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
         hidden = self._frozen[0](**inputs).last_hidden_state
         mask = inputs["attention_mask"][..., None]
         mean = (hidden * mask).sum(1) / mask.sum(1)

@@ -120,9 +120,8 @@ def _run_all(
     with ThreadPoolExecutor(jobs) as pool:
         try:
             list(pool.map(run, experiment.work()))
-        except BaseException:  # Ctrl-C, mostly
-            children.end()
-            raise
+        finally:
+            children.end()  # none is left, but after Ctrl-C
     if failed:
         raise EditorError("these failed, the rest is done; the same command tries them again:\n" + "\n".join(failed))
 

@@ -51,8 +51,8 @@ class Trace:
         check_writable(path)
         if not path.exists():
             _make(path)
-        self._held.enter_context(locked(path))
-        try:
+        with ExitStack() as held:
+            held.enter_context(locked(path))
             self._read()
             if not self.events:
                 self.add("start", settings=settings)
@@ -63,9 +63,7 @@ class Trace:
                     "delete it",
                     file=path,
                 )
-        except BaseException:
-            self.close()
-            raise
+            self._held = held.pop_all()
 
     def __enter__(self) -> Self:
         return self

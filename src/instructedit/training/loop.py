@@ -126,6 +126,9 @@ def train(
         EditorError: the loss is not finite, or another process ended.
         CheckpointError: the checkpoint is damaged or of another recipe, or the log beside it is gone.
     """
+    for mix in recipe.tasks:
+        if load_task(mix.task).held_out:
+            raise DataError(f"task {mix.task} is held out: no editor is trained on it", field="tasks")
     make_folder(out)
     with _alone_in(out), _numerics(recipe), _telling_of_lost_processes(out / CHECKPOINT):
         run = _Run(recipe, language_model, out, data or find_data(), on_report)
@@ -200,9 +203,6 @@ class _Run:
         on_report: Callable[[Report], None],
     ) -> None:
         self.recipe, self.language_model, self.out, self.on_report = recipe, language_model, out, on_report
-        for mix in recipe.tasks:
-            if load_task(mix.task).held_out:
-                raise DataError(f"task {mix.task} is held out: no editor is trained on it", field="tasks")
         self.sources, self.validation = read_sources(recipe, data)
         self.shares = shares(self.sources, recipe.mixture, recipe.temperature)
         torch.manual_seed(recipe.seed)
