@@ -13,7 +13,6 @@ from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokeniz
 from instructedit.assets import ASSETS, read_yaml
 from instructedit.editors.instruction_encoders import TrainedEncoder
 from instructedit.editors.mend import Mend
-from instructedit.errors import EditorError
 from instructedit.models.language_model import BUNDLED_FOLDER, LanguageModel
 from instructedit.records import EditRequest
 from instructedit.tasks.grammar import Grammar, parts_of, scope_grammar, wordings
@@ -34,21 +33,23 @@ def short_encoder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTraine
     return folder
 
 
-@pytest.mark.parametrize(("encoder", "limit"), [("trained", LENGTH), ("sentence", 24), ("base", 512)])
-def test_an_instruction_that_does_not_fit_is_refused(
+@pytest.mark.parametrize(("encoder", "limit"), [("trained", LENGTH), ("sentence", 24)])
+def test_an_instruction_that_does_not_fit_is_cut_with_a_warning(
     gpt2: LanguageModel,
     new_editor: Callable[..., Mend],
     short_encoder: Path,
     encoder: str,
     limit: int,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     own = {"sentence_encoder": str(short_encoder)} if encoder == "sentence" else {}
     editor = new_editor(gpt2, encoder=encoder, **own)
     one = len(gpt2.tokenizer("&")["input_ids"])
     fits = "&" * (limit // one)
     assert editor.edit(gpt2, [REQUEST], [fits]).factors
-    with pytest.raises(EditorError, match=rf"{limit + 5 * one} tokens, of which this editor reads {limit}"):
-        editor.edit(gpt2, [REQUEST], [fits + "&" * 5])
+    assert not caplog.records
+    assert editor.edit(gpt2, [REQUEST], [fits + "&" * 5]).factors
+    assert f"{limit + 5 * one} tokens, of which this editor reads the first {limit}" in caplog.text
 
 
 def slots_longest(text: str, grammar: Grammar, length: Callable[[str], int]) -> str:

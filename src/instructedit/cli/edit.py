@@ -141,7 +141,7 @@ def edit(
         delta = delta.compress(rank)
     delta.check(language_model)
     report = report_edit(language_model, delta, method, new_tokens=new_tokens)
-    asked = list(ask or ())
+    asked = [text for text in ask or () if text not in {each.answer.prompt for each in report.requests}]
     before = generate(language_model, asked, new_tokens=new_tokens)
     after = generate(language_model, asked, delta=delta, new_tokens=new_tokens)
     shown = list(zip(asked, map(natural_stop, before), map(natural_stop, after), strict=True))

@@ -7,6 +7,7 @@ hypernetwork as it is without conditioning.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -17,31 +18,23 @@ from transformers import AutoModel, AutoTokenizer
 from instructedit.errors import EditorError
 from instructedit.models.checkpoint import loading
 from instructedit.models.language_model import LanguageModel
-from instructedit.models.text import pad
+
+logger = logging.getLogger(__name__)
 
 
-def refuse_long(text: str, tokens: int, limit: int) -> None:
-    """What does not fit is not cut where an edit is made: its end may be what decides ("and leave the others").
+def warn_of_long(text: str, tokens: int, limit: int) -> None:
+    """Say that an instruction is cut where an edit is made: its end may be what decides ("and leave the others").
 
     Where gradients are recorded the editor is being trained, on texts of which another tokenizer may make more tokens
-    than ours; there the rest is left out.
-
-    Raises:
-        EditorError: with both numbers.
+    than ours; there the rest is left out without a word.
     """
     if tokens > limit and not torch.is_grad_enabled():
-        raise EditorError(
-            f"{tokens} tokens, of which this editor reads {limit}: shorten the instruction or edit {text[:60] + '…'!r}"
+        logger.warning(
+            "the instruction has %d tokens, of which this editor reads the first %d: shorten %r",
+            tokens,
+            limit,
+            text[:60] + "…",
         )
-
-
-def mean_states(language_model: LanguageModel, cut: int, texts: Sequence[str]) -> Tensor:
-    """(texts, hidden) means over the tokens of the base model's states before block ``cut``."""
-    batch = pad([language_model.text.prompt(text) for text in texts], language_model.text.pad_id)
-    state = language_model.split(cut).trunk(batch.to(language_model.device))
-    hidden, mask = state.hidden.float(), state.batch.mask[..., None]
-    mean: Tensor = (hidden * mask).sum(1) / mask.sum(1)
-    return mean
 
 
 class InstructionEncoder(nn.Module, ABC):
@@ -103,7 +96,7 @@ class TrainedEncoder(InstructionEncoder):
     def encode(self, language_model: LanguageModel, texts: Sequence[str]) -> Tensor:
         encoded = language_model.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         for text, tokens in zip(texts, encoded, strict=True):
-            refuse_long(text, len(tokens), self.length)
+            warn_of_long(text, len(tokens), self.length)
         length = min(self.length, max(len(ids) for ids in encoded))
         ids = torch.zeros(len(texts), length, dtype=torch.long)
         mask = torch.zeros(len(texts), length, dtype=torch.bool)
@@ -133,7 +126,9 @@ class BaseStateEncoder(InstructionEncoder):
 
     def encode(self, language_model: LanguageModel, texts: Sequence[str]) -> Tensor:
         for text in texts:
-            refuse_long(text, len(language_model.tokenizer(text.rstrip())["input_ids"]), language_model.text.max_length)
+            warn_of_long(
+                text, len(language_model.tokenizer(text.rstrip())["input_ids"]), language_model.text.max_length
+            )
         return torch.tanh(self.out(self.norm(mean_states(language_model, self.cut, texts))))
 
 
@@ -163,7 +158,7 @@ class SentenceEncoder(InstructionEncoder):
     @torch.no_grad()
     def _pool(self, texts: Sequence[str]) -> Tensor:
         for text in texts:
-            refuse_long(text, len(self._tokenizer(text)["input_ids"]), self.length)
+            warn_of_long(text, len(self._tokenizer(text)["input_ids"]), self.length)
         inputs = self._tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
         hidden = self._frozen[0](**inputs).last_hidden_state
         mask = inputs["attention_mask"][..., None]
