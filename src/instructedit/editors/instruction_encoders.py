@@ -37,6 +37,15 @@ def warn_of_long(text: str, tokens: int, limit: int) -> None:
         )
 
 
+def mean_states(language_model: LanguageModel, cut: int, texts: Sequence[str]) -> Tensor:
+    """(texts, hidden) means over the tokens of the base model's states before block ``cut``."""
+    batch = pad([language_model.text.prompt(text) for text in texts], language_model.text.pad_id)
+    state = language_model.split(cut).trunk(batch.to(language_model.device))
+    hidden, mask = state.hidden.float(), state.batch.mask[..., None]
+    mean: Tensor = (hidden * mask).sum(1) / mask.sum(1)
+    return mean
+
+
 class InstructionEncoder(nn.Module, ABC):
     """Instruction texts to codes (texts, width)."""
 
