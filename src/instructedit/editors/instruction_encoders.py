@@ -18,6 +18,7 @@ from transformers import AutoModel, AutoTokenizer
 from instructedit.errors import EditorError
 from instructedit.models.checkpoint import loading
 from instructedit.models.language_model import LanguageModel
+from instructedit.models.text import pad
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +169,9 @@ class SentenceEncoder(InstructionEncoder):
     def _pool(self, texts: Sequence[str]) -> Tensor:
         for text in texts:
             warn_of_long(text, len(self._tokenizer(text)["input_ids"]), self.length)
-        inputs = self._tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        inputs = self._tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.length, return_tensors="pt"
+        )
         hidden = self._frozen[0](**inputs).last_hidden_state
         mask = inputs["attention_mask"][..., None]
         mean = (hidden * mask).sum(1) / mask.sum(1)
