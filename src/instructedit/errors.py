@@ -24,6 +24,10 @@ if TYPE_CHECKING:  # the command line imports this room first, and --help is to 
 class InstructEditError(Exception):
     """Root of the tree."""
 
+    def __str__(self) -> str:
+        """The message; halves of surrogate pairs in a quoted value are escaped, so that it can always be printed."""
+        return super().__str__().encode("utf-8", "backslashreplace").decode()
+
 
 class DataError(InstructEditError):
     """A data file, record or field is wrong.

@@ -265,6 +265,12 @@ def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sour
     for name, parameter in model.named_parameters():
         if not parameter.is_meta and not finite(parameter.detach()):
             raise ModelError(f"{source}: the weights hold NaN or infinity, first in {name}; copy the checkpoint again")
+    if not isinstance(tokenizer.model_max_length, (int, float)):
+        raise ModelError(f"{source}: tokenizer_config.json: model_max_length is no number")
+    for name in ("pad_token_id", "eos_token_id", "bos_token_id"):
+        ids = getattr(model.generation_config, name, None)
+        if not all(isinstance(each, int) for each in (ids if isinstance(ids, list) else [ids or 0])):
+            raise ModelError(f"{source}: generation_config.json: {name} is no token id")
     embedding = model.get_input_embeddings().weight
     assert isinstance(embedding, Tensor)
     rows = embedding.shape[0]
