@@ -92,22 +92,20 @@ CONTROLS = (
     (", none", "no instruction"),
     (", unrelated", "a text about something else"),
 )
-EDITORS = (("InstructEdit (bundled)", "InstructEdit"), ("MEND (bundled)", "MEND"))
+INSTRUCTEDIT, MEND = "InstructEdit (bundled)", "MEND (bundled)"
 
 
-def _of_scope(tests: list[tuple[str, str]], metric: str) -> list[list[str]]:
-    rows = read("scope")["rows"]
-    return [
-        [label, *(cell(find(rows, test=test, editor=editor), metric) for editor, _ in EDITORS)] for test, label in tests
-    ]
+def following(test: str, editor: str = INSTRUCTEDIT) -> str:
+    """The share of deciding probes that do what the test's task asks."""
+    return cell(find(read("scope")["rows"], test=test, editor=editor), "following")
 
 
 def instruction_table() -> str:
     """this-fact and rename under every control."""
-    lines = []
-    for suffix, label in CONTROLS:
-        first, second = (_of_scope([(task + suffix, "")], "following")[0][1:] for task in ("this-fact", "rename"))
-        lines.append([label, *first, *second])
+    lines = [
+        [label, *(following(task + suffix, who) for task in ("this-fact", "rename") for who in (INSTRUCTEDIT, MEND))]
+        for suffix, label in CONTROLS
+    ]
     heads = ["the edit is given", "`this-fact`: kept", "MEND", "`rename`: changed", "MEND"]
     return markdown(heads, lines)
 
@@ -120,33 +118,17 @@ def scopes_table() -> str:
         ("aliases", "other names of the subject change"),
         ("implications", "other names and two-hop facts change"),
     )
-    rows = read("scope")["rows"]
-
-    def one(test: str, editor: str = "InstructEdit (bundled)") -> str:
-        return cell(find(rows, test=test, editor=editor), "following")
-
+    suffixes = ("", ", text-swapped", ", name-swapped", ", test wordings", ", swapped-scope, test wordings")
     lines = [
-        [
-            f"`{task}`: {what}",
-            one(task),
-            one(f"{task}, text-swapped"),
-            one(f"{task}, name-swapped"),
-            one(f"{task}, test wordings"),
-            one(f"{task}, swapped-scope, test wordings"),
-            one(task, "MEND (bundled)"),
-        ]
+        [f"`{task}`: {what}", *(following(task + suffix) for suffix in suffixes), following(task, MEND)]
         for task, what in names
     ]
     pair = "rename-and-on"
     lines.append(
         [
             "rename and two-hop facts, a pair that no training text named",
-            "–",
-            "–",
-            "–",
-            one(f"{pair}, test wordings"),
-            one(f"{pair}, swapped-scope, test wordings"),
-            one(f"{pair}, test wordings", "MEND (bundled)"),
+            *(following(pair + suffix) for suffix in suffixes),
+            following(f"{pair}, test wordings", MEND),
         ]
     )
     return markdown(

@@ -28,12 +28,8 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     Raises:
         DataError: the folder cannot be made or written, or the path is a folder.
     """
-    try:
-        target = Path(os.path.realpath(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        mode = _mode(target)
-        if mode is not None and stat.S_ISDIR(mode):
-            raise DataError("cannot be written: it is a folder", file=path)
+    with _failing_as_data_error(path):
+        target, mode = _target(path)
         if mode is not None and not stat.S_ISREG(mode):
             with target.open("wb") as stream:
                 stream.write(content)
@@ -41,10 +37,6 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         if mode is not None and not os.access(target, os.W_OK):
             raise PermissionError(0, "it is read-only")
         _replace(target, content, None if mode is None else stat.S_IMODE(mode))
-    except OSError as error:
-        raise DataError(f"cannot be written: {error.strerror or error}", file=path) from None
-    except ValueError as error:  # a NUL character in the path
-        raise DataError(f"is not a file name: {error}", file=repr(str(path))) from None
 
 
 def as_json(value: Any, *, indent: int | None = None, file: object = None) -> str:
@@ -82,7 +74,7 @@ def append_line(path: str | Path, line: str, *, sync: bool = True) -> None:
     Raises:
         DataError: the file cannot be written, or the disk is full.
     """
-    try:
+    with _failing_as_data_error(path):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("a", encoding="utf-8", newline="\n") as stream:
@@ -90,10 +82,6 @@ def append_line(path: str | Path, line: str, *, sync: bool = True) -> None:
             stream.flush()
             if sync:
                 os.fsync(stream.fileno())
-    except OSError as error:
-        raise DataError(f"cannot be written: {error.strerror or error}", file=path) from None
-    except ValueError as error:
-        raise DataError(f"is not a file name: {error}", file=repr(str(path))) from None
 
 
 def check_writable(path: str | Path) -> None:
@@ -102,12 +90,8 @@ def check_writable(path: str | Path) -> None:
     Raises:
         DataError: as :func:`write_atomically`.
     """
-    try:
-        target = Path(os.path.realpath(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        mode = _mode(target)
-        if mode is not None and stat.S_ISDIR(mode):
-            raise DataError("cannot be written: it is a folder", file=path)
+    with _failing_as_data_error(path):
+        target, mode = _target(path)
         if mode is not None and not os.access(target, os.W_OK):
             raise PermissionError(0, "no permission")
         if mode is None or stat.S_ISREG(mode):
@@ -117,10 +101,6 @@ def check_writable(path: str | Path) -> None:
             probe = _temporary(target.parent)
             os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
             probe.unlink()
-    except OSError as error:
-        raise DataError(f"cannot be written: {error.strerror or error}", file=path) from None
-    except ValueError as error:
-        raise DataError(f"is not a file name: {error}", file=repr(str(path))) from None
 
 
 def make_folder(path: str | Path) -> Path:
@@ -129,12 +109,8 @@ def make_folder(path: str | Path) -> Path:
     Raises:
         DataError: it cannot be made or written.
     """
-    try:
+    with _failing_as_data_error(path, "the folder cannot be made", "folder"):
         Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"the folder cannot be made: {error.strerror}", file=path) from None
-    except ValueError as error:
-        raise DataError(f"is not a folder name: {error}", file=repr(str(path))) from None
     check_writable(Path(path) / ".probe")
     return Path(path)
 
@@ -168,6 +144,31 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def _failing_as_data_error(path: str | Path, what: str = "cannot be written", kind: str = "file") -> Iterator[None]:
+    """What the system refuses inside the ``with`` becomes a :class:`DataError` that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{what}: {error.strerror or error}", file=path) from None
+    except ValueError as error:  # a NUL character in the path
+        raise DataError(f"is not a {kind} name: {error}", file=repr(str(path))) from None
+
+
+def _target(path: str | Path) -> tuple[Path, int | None]:
+    """The file that a path leads to through links, its folder made, and its mode; None where there is no file.
+
+    Raises:
+        DataError: it is a folder.
+    """
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    mode = _mode(target)
+    if mode is not None and stat.S_ISDIR(mode):
+        raise DataError("cannot be written: it is a folder", file=path)
+    return target, mode
 
 
 def _mode(path: Path) -> int | None:

@@ -34,8 +34,8 @@ app.command("doctor")(doctor.doctor)
 app.command("build-base")(build_base.build_base_command)
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         out.print(f"instructedit {version('instructedit')}")
@@ -69,7 +69,7 @@ def _run(arguments: list[str]) -> int:
         # Not standalone: typer's own error messages would read users' text as markup.
         result: Any = app(arguments, prog_name="instructedit", standalone_mode=False)
         if sys.stdout is not None:
-            sys.stdout.flush()  # a full disk shows now, where it can still be told
+            sys.stdout.flush()  # a full disk shows now, where it can still be reported
     except ClickException as error:
         return _usage(error)
     except (KeyboardInterrupt, typer.Abort):
@@ -78,9 +78,9 @@ def _run(arguments: list[str]) -> int:
         if os.environ.get("INSTRUCTEDIT_DEBUG"):
             traceback.print_exc()
         _leave_unwritable()
-        found = failure_of(error)
-        fail(found.kind, found.message)
-        return found.code
+        failure = failure_of(error)
+        fail(failure.kind, failure.message)
+        return failure.code
     if result == 130:  # newer versions of typer return it instead of raising
         err.print(INTERRUPTED)
     return result if isinstance(result, int) else 0

@@ -72,9 +72,9 @@ def _factors(path: str | Path, tensors: Mapping[str, Tensor]) -> dict[str, LowRa
             raise DeltaError(
                 f"file {path}: the factors of {name} are {a.dtype} and {b.dtype}, not two of one float type"
             )
-        if not (a.isfinite().all() and b.isfinite().all()):
-            raise DeltaError(f"file {path}: the factors of {name} hold NaN or infinity; make the edit anew")
         factors[name] = LowRank(a, b)
+        if not factors[name].finite():
+            raise DeltaError(f"file {path}: the factors of {name} hold NaN or infinity; make the edit anew")
     if len(tensors) != 2 * len(factors):
         raise DeltaError(f"file {path}: holds tensors that are no factors: {', '.join(sorted(tensors))[:200]}")
     return factors

@@ -129,8 +129,9 @@ def report_edit(
         DeltaError: the delta was made for another base model.
     """
     requests = delta.metadata.requests
+    paraphrases = [paraphrases_of(request) for request in requests]
     asked = [(request.prompt, request) for request in requests]
-    asked += [(prompt, request) for request in requests for prompt in paraphrases_of(request)]
+    asked += [(prompt, request) for request, own in zip(requests, paraphrases, strict=True) for prompt in own]
     unrelated = [
         prompt for prompt in unrelated_prompts() if not any(r.subject and r.subject in prompt for r in requests)
     ]
@@ -149,8 +150,8 @@ def report_edit(
     first, others = answers[: len(requests)], iter(answers[len(requests) :])
     probabilities = _probabilities(language_model, delta, requests, [answer.before for answer in first])
     reports = []
-    for request, answer, (target, past) in zip(requests, first, probabilities, strict=True):
-        own = tuple(next(others) for _ in paraphrases_of(request))
+    for request, prompts_of, answer, (target, past) in zip(requests, paraphrases, first, probabilities, strict=True):
+        own = tuple(next(others) for _ in prompts_of)
         warnings = (*_about_request(language_model, request), *_about_answer(answer, request, target))
         reports.append(RequestReport(request, answer, target, past, own, warnings))
     moved = tuple(answer for answer in beside if normalised(answer.before) != normalised(answer.after))
