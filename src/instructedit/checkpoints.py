@@ -54,9 +54,8 @@ def load_checkpoint(
     """
     header, tensors = unpack(path, FORMAT, "a checkpoint", CheckpointError)
     try:
-        # The best loss is infinite before the first validation, so the progress is not JSON by the standard.
-        written_under, progress = parse_json(header["recipe"]), json.loads(header["progress"])
-    except (KeyError, DataError, ValueError, RecursionError) as error:
+        written_under, progress = parse_json(header["recipe"]), parse_json(header["progress"])
+    except (KeyError, DataError) as error:
         raise CheckpointError(f"file {path}: its header is damaged: {error}") from None
     if written_under != json.loads(json.dumps(recipe)):
         raise CheckpointError(

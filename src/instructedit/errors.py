@@ -75,6 +75,16 @@ class CheckpointError(InstructEditError):
     """A run's checkpoint cannot be gone on from."""
 
 
+_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory is used up: Python's own, or a library's by its words."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and any(words in str(error).lower() for words in _NO_MEMORY)
+
+
 #: Of a place or of what pydantic says about it, that many characters are repeated: either may hold a user's value.
 _LONGEST_PART = 300
 

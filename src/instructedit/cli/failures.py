@@ -14,13 +14,12 @@ from pathlib import Path
 
 import typer
 
-from instructedit.errors import InstructEditError
+from instructedit.errors import InstructEditError, out_of_memory
 
 INTERRUPTED = "interrupted; what is finished is kept, and the same command goes on from there"
 _PACKAGE = Path(__file__).parents[1]
 #: typer raises click's exceptions, or those of the copy of click that newer versions hold; this is the root of either.
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]  # above it: UsageError, ClickException
-_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,7 @@ def failure_of(error: BaseException) -> Failure:
     kind, said = type(error).__name__, str(error)
     if isinstance(error, InstructEditError):
         return Failure(kind, said)
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in said.lower() for words in _NO_MEMORY)
-    ):
+    if out_of_memory(error):
         return Failure(
             "EditorError",
             "the memory is not enough. Take a smaller --batch, a smaller model, or --dtype bfloat16; "

@@ -16,7 +16,7 @@ from instructedit.files import quoted
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
 from instructedit.tasks.readers import read_rows
-from instructedit.tasks.task import FREE_TEXT, Task, free_text, load_task
+from instructedit.tasks.task import FREE_TEXT, NEUTRAL_NAME, Task, free_text, load_task
 
 
 def make_edit(
@@ -101,7 +101,7 @@ def instruction_of(request: EditRequest, task: Task | None) -> str | None:
         DataError: the text has a placeholder that the request does not fill.
     """
     if request.instruction is not None:
-        return free_text().instructions.render(request.instruction, request)
+        return (task or free_text()).instructions.render(request.instruction, request, NEUTRAL_NAME)
     return None if task is None else task.instructions.render(task.instructions.descriptions[0], request)
 
 

@@ -26,6 +26,7 @@ from instructedit.editors.mend import Mend
 from instructedit.editors.rome import Rome
 from instructedit.errors import DataError, EditorError, mistakes_of
 from instructedit.files import parse_json, read_bytes, read_yaml_file
+from instructedit.models.finite import finite
 from instructedit.models.language_model import BUNDLED, LanguageModel
 from instructedit.tensors import TENSORS, pack, unpack
 from instructedit.writing import write_atomically
@@ -165,7 +166,7 @@ def load_editor(path: str | Path, language_model: LanguageModel, *, to_train: bo
     except (KeyError, RuntimeError, ValidationError, DataError) as error:
         raise EditorError(f"file {path}: its header or tensors are damaged: {str(error).splitlines()[0]}") from None
     editor.usual_norms = _usual_norms(header)
-    broken = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
+    broken = next((name for name, tensor in tensors.items() if not finite(tensor)), None)
     if broken is not None:
         raise EditorError(f"file {path}: {broken} holds NaN or infinity; train the editor anew")
     if language_model.model.dtype is torch.bfloat16 and not to_train:

@@ -54,11 +54,7 @@ class InstructionEncoder(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, language_model: LanguageModel, texts: Sequence[str]) -> Tensor:
-        """Codes of non-empty texts.
-
-        Raises:
-            EditorError: a text is longer than the encoder reads.
-        """
+        """Codes of non-empty texts; a text longer than the encoder reads is cut, see :func:`warn_of_long`."""
 
     def forward(self, language_model: LanguageModel, texts: Sequence[str | None]) -> Tensor:
         """(texts, width); a missing text has the code zero. Equal texts are encoded once."""
@@ -135,10 +131,6 @@ class BaseStateEncoder(InstructionEncoder):
         self.out = nn.Linear(hidden, width)
 
     def encode(self, language_model: LanguageModel, texts: Sequence[str]) -> Tensor:
-        for text in texts:
-            warn_of_long(
-                text, len(language_model.tokenizer(text.rstrip())["input_ids"]), language_model.text.max_length
-            )
         return torch.tanh(self.out(self.norm(mean_states(language_model, self.cut, texts))))
 
 
@@ -167,8 +159,8 @@ class SentenceEncoder(InstructionEncoder):
 
     @torch.no_grad()
     def _pool(self, texts: Sequence[str]) -> Tensor:
-        for text in texts:
-            warn_of_long(text, len(self._tokenizer(text)["input_ids"]), self.length)
+        for text, tokens in zip(texts, self._tokenizer(list(texts))["input_ids"], strict=True):
+            warn_of_long(text, len(tokens), self.length)
         inputs = self._tokenizer(
             list(texts), padding=True, truncation=True, max_length=self.length, return_tensors="pt"
         )

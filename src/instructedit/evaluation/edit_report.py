@@ -20,7 +20,7 @@ from instructedit.deltas.delta import Delta
 from instructedit.editors.base import Editor
 from instructedit.editors.gradient import GradientEditor
 from instructedit.evaluation.generation import generate, matches, natural_stop, normalised
-from instructedit.evaluation.scoring import Query, score
+from instructedit.evaluation.scoring import Query, Scored, score
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import join
 from instructedit.records import EditRequest
@@ -191,11 +191,12 @@ def _probabilities(
     before = score(language_model, 0, queries, None)
     with delta.attached(language_model):
         after = score(language_model, 0, queries, None)
-    pairs = [
-        tuple(math.exp(scored.log_likelihood * len(scored.predicted)) for scored in pair)
-        for pair in zip(before, after, strict=True)
-    ]
-    return [((*pairs[2 * i],), (*pairs[2 * i + 1],)) for i in range(len(requests))]  # type: ignore[misc]
+
+    def probability(scored: Scored) -> float:
+        return math.exp(scored.log_likelihood * len(scored.predicted))
+
+    pairs = [(probability(old), probability(new)) for old, new in zip(before, after, strict=True)]
+    return list(zip(pairs[::2], pairs[1::2], strict=True))  # of the target, of the old answer
 
 
 def _about_request(language_model: LanguageModel, request: EditRequest) -> list[str]:

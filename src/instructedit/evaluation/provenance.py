@@ -12,10 +12,7 @@ from instructedit.editors.base import DirectEditor, Editor
 from instructedit.editors.files import digest_of, training_of
 from instructedit.errors import DataError
 from instructedit.files import read_bytes, read_json_file
-from instructedit.models.language_model import BUNDLED, BUNDLED_FOLDER, LanguageModel
-
-#: The card that ``build-base`` writes beside a model: what it was taught.
-CARD = "card.json"
+from instructedit.models.language_model import BUNDLED, BUNDLED_FOLDER, CARD, LanguageModel
 
 
 def provenance(

@@ -6,7 +6,6 @@ both are compared before anything is allocated; code that a folder brings is nev
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +25,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from instructedit.errors import InstructEditError, ModelError
+from instructedit.errors import DataError, InstructEditError, ModelError, out_of_memory
+from instructedit.files import parse_json, read_text
 from instructedit.models.finite import finite
 
 #: Bytes of an element as safetensors names its type.
@@ -63,7 +63,7 @@ def loading(what: str, kind: type[InstructEditError], advice: str) -> Iterator[N
         line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         if "trust_remote_code" in str(error):
             line = "it needs code of its own (auto_map), and code that comes with a checkpoint is never run"
-        elif isinstance(error, MemoryError) or "out of memory" in line or "allocate memory" in line:
+        elif out_of_memory(error):
             line = f"out of memory ({line})"
             advice = "Load it in bfloat16 (--dtype), on a GPU (--device), or spread it (--device-map auto)."
         raise kind(f"cannot load {what}: {line}\n{advice}") from None
@@ -168,9 +168,9 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _json_object(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: not JSON, not UTF-8, an absurd number
-        raise ModelError(f"{file}: is not JSON: {str(error)[:200]}; copy it again") from None
+        found = parse_json(read_text(file))
+    except DataError as error:
+        raise ModelError(f"{file}: is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise ModelError(f"{file}: has to be a JSON object, not {type(found).__name__}; copy it again")
     return found

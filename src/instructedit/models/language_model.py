@@ -42,6 +42,8 @@ from instructedit.models.trunk_cache import TrunkCache, TrunkKey
 
 BUNDLED = "bundled"
 BUNDLED_FOLDER = ASSETS / "base"
+#: The file beside a model of `build-base` that says what it was taught.
+CARD = "card.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ADVICE = (
     "Give `bundled`, a folder with config.json, model.safetensors and a tokenizer, or a hub id that can be reached "

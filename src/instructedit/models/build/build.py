@@ -18,7 +18,7 @@ from instructedit.errors import DataError, RecipeError, mistakes_of
 from instructedit.files import as_mapping, read_json_file, read_yaml_file
 from instructedit.models.build.corpus import Corpus, Document, read_corpus
 from instructedit.models.build.pretrain import BaseModelRecipe, pretrain, recall
-from instructedit.models.language_model import BUNDLED, BUNDLED_FOLDER, load_language_model
+from instructedit.models.language_model import BUNDLED, BUNDLED_FOLDER, CARD, load_language_model
 from instructedit.records import EditRecord, ProbeKind
 from instructedit.tasks.facts import FACTS_FILE, Fact, named_facts, read_facts, read_trex, write_facts
 from instructedit.tasks.own_edits import FactEdits, named_requests
@@ -30,7 +30,6 @@ from instructedit.writing import as_json, locked, make_folder, write_atomically
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
-CARD = "card.json"
 RECALL_SAMPLE = 2000
 RELATION_SAMPLE = 200
 OWN_EDITS = 150
