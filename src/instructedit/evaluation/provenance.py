@@ -45,7 +45,7 @@ def provenance(
 
 def _relative(path: Path) -> str:
     """A data file by its folder and name, which is how recipes and cards name it."""
-    return f"{path.parent.name}/{path.name}"
+    return Path(*path.parts[-2:]).as_posix()
 
 
 def _met_by_base(language_model: LanguageModel, file: str) -> str:
