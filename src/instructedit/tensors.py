@@ -34,11 +34,10 @@ def pack(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
         header: texts by key; the digests of tensors and header are added to it.
     """
     whole = {**header, TENSORS: tensors_digest(tensors)}
-    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {})
+    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     (length,) = struct.unpack("<Q", content[:8])
     # The library writes its header's keys in a random order: it is written again, by offset in the data.
     entries = json.loads(content[8 : 8 + length])
-    entries.pop("__metadata__", None)
     ordered = {"__metadata__": {**dict(sorted(whole.items())), HEADER: _header_digest(whole)}}
     ordered |= dict(sorted(entries.items(), key=lambda entry: (entry[1]["data_offsets"], entry[0])))
     text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
-from instructedit.deltas.delta import Delta, DeltaMetadata
+from instructedit.deltas.delta import Delta, DeltaMetadata, LowRank
 from instructedit.deltas.files import load_delta, save_delta
 from instructedit.records import EditRecord
 
@@ -244,7 +245,8 @@ def no_target(place: Workplace) -> list[str | Path]:
 
 def foreign_delta(place: Workplace) -> list[str | Path]:
     path = place.folder / "foreign.safetensors"
-    save_delta(Delta({}, DeltaMetadata(base="fedcba9876543210", source="another model")), path)
+    factors = {"transformer.h.0.mlp.c_fc": LowRank(torch.ones(32, 1), torch.ones(1, 80))}
+    save_delta(Delta(factors, DeltaMetadata(base="fedcba9876543210", source="another model")), path)
     assert load_delta(path).metadata.base == "fedcba9876543210"
     return ["edit", "--apply", path, "--ask", PROMPT, "--model", place.model, "--out", "left.safetensors"]
 

@@ -469,3 +469,10 @@ def test_fingerprint_differs_after_changing_any_weight(own_gpt2: LanguageModel) 
 
 def test_fingerprints_of_families_differ(tiny: Callable[[str], LanguageModel]) -> None:
     assert len({tiny(name).fingerprint for name in ("gpt2", "llama", "qwen2", "phi3")}) == 4
+
+
+def test_a_file_without_factors_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "empty.safetensors"
+    save_delta(Delta({}, DeltaMetadata(base="x")), path)
+    with pytest.raises(DeltaError, match="holds no factors"):
+        load_delta(path)
