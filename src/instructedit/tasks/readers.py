@@ -89,7 +89,9 @@ def _aliases(value: Any) -> tuple[str, ...]:
 
 def _is_number(value: Any) -> bool:
     """Whether a value is written as a number that a text can be made of: no truth value, no NaN, no infinity."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _knowedit_probes(row: Row, field: str, kinds: dict[str, ProbeKind], other: ProbeKind) -> Iterator[Probe]:
