@@ -20,8 +20,8 @@ from easyedit_peer import EasyEditMend
 from speed import train_step
 from workload import SHAPES, Load, load_model, make_examples
 
-from instructedit.editors.files import create_editor
 from instructedit.editors.gradient import EditorConfig
+from instructedit.editors.saving import create_editor
 from instructedit.training.loop import make_optimizer
 from instructedit.training.recipe import Optimisation
 

@@ -29,18 +29,18 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from instructedit.data import data_file, find_data
+from instructedit.data.locations import data_file, find_data
+from instructedit.data.readers import read_records
 from instructedit.editors.base import Editor
-from instructedit.editors.files import digest_of, load_editor
+from instructedit.editors.saving import digest_of, load_editor
 from instructedit.evaluation.demonstration import TEST_FILES
 from instructedit.evaluation.intervals import estimate
 from instructedit.evaluation.protocols import Protocol
 from instructedit.evaluation.runner import evaluate
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord
-from instructedit.tasks.readers import read_records
+from instructedit.storage.writing import write_atomically
 from instructedit.tasks.task import fitting, load_task
-from instructedit.writing import write_atomically
 
 TASKS = ("counterfact", "recent", "convsent", "zsre")
 METRICS = ("reliability", "generalization", "locality")

@@ -16,15 +16,15 @@ from typing import Any
 
 from quality import write_result
 
-from instructedit.data import data_file, find_data
+from instructedit.data.locations import data_file, find_data
+from instructedit.data.readers import read_records
 from instructedit.editors.base import Editor
-from instructedit.editors.files import find_editor
+from instructedit.editors.saving import find_editor
 from instructedit.evaluation.generation import generate, matches, normalised
 from instructedit.evaluation.protocols import Control, InstructionChooser
 from instructedit.evaluation.runner import PROBES_A_KIND
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord, ProbeKind
-from instructedit.tasks.readers import read_records
 from instructedit.tasks.task import Task, fitting, load_task
 
 COUNTERFACT, SCOPES = "counterfact/counterfact-val.json", "own/scope-test.jsonl"

@@ -21,19 +21,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from instructedit.data import data_file, find_data
-from instructedit.editors.files import digest_of, find_editor
+from instructedit.data.locations import data_file, find_data
+from instructedit.data.readers import read_records
+from instructedit.editors.saving import digest_of, find_editor
 from instructedit.evaluation.demonstration import TEST_FILES
 from instructedit.evaluation.protocols import Control, Protocol
 from instructedit.evaluation.provenance import provenance
 from instructedit.evaluation.runner import evaluate
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord
-from instructedit.tasks.readers import read_records
+from instructedit.storage.writing import write_atomically
 from instructedit.tasks.task import fitting, load_task
 from instructedit.training.loop import read_sources
 from instructedit.training.recipe import load_recipe
-from instructedit.writing import write_atomically
 
 WIKI = "wiki_counterfact/test_cf.json"
 #: task, file, protocol, instruction, wording

@@ -29,8 +29,8 @@ from floor import floor
 from tqdm import tqdm
 from workload import SHAPES, Load, load_model, make_examples
 
-from instructedit.editors.files import create_editor
 from instructedit.editors.gradient import EditorConfig, GradientEditor
+from instructedit.editors.saving import create_editor
 from instructedit.evaluation.runner import evaluate
 from instructedit.models.allocator import keep_freed_memory
 from instructedit.models.fusion import fuse_activations_in_place

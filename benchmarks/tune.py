@@ -21,16 +21,16 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from instructedit.data import find_data
+from instructedit.data.locations import find_data
 from instructedit.editors.base import DirectEditor, editor_class
 from instructedit.errors import EditorError
 from instructedit.evaluation.runner import evaluate
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord
+from instructedit.storage.writing import write_atomically
 from instructedit.tasks.task import load_task
 from instructedit.training.loop import read_sources
 from instructedit.training.recipe import load_recipe
-from instructedit.writing import write_atomically
 
 TASKS = ("counterfact", "recent", "convsent")
 GRIDS: dict[str, dict[str, list[Any]]] = {

@@ -38,10 +38,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from instructedit.data import data_folder
-from instructedit.editors.files import create_editor
+from instructedit.data.locations import data_folder
 from instructedit.editors.gradient import EditorConfig
 from instructedit.editors.mend import Mend
+from instructedit.editors.saving import create_editor
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
 

@@ -9,16 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from instructedit.data.readers import read_records
     from instructedit.deltas.delta import Delta, DeltaMetadata
-    from instructedit.deltas.files import load_delta, save_delta
+    from instructedit.deltas.saving import load_delta, save_delta
     from instructedit.editors.editing import make_edit
-    from instructedit.editors.files import load_editor
+    from instructedit.editors.saving import load_editor
     from instructedit.errors import InstructEditError
     from instructedit.evaluation.edit_report import EditReport, report_edit
     from instructedit.evaluation.runner import evaluate
     from instructedit.models.language_model import LanguageModel, load_language_model
     from instructedit.records import EditRecord, EditRequest, Probe
-    from instructedit.tasks.readers import read_records
     from instructedit.tasks.task import Task, load_task
     from instructedit.training.loop import train
     from instructedit.training.recipe import Recipe, load_recipe

@@ -10,18 +10,18 @@ import sys
 import pytest
 import torch
 
-from instructedit.data import EDITS
+from instructedit.data.facts import read_facts
+from instructedit.data.locations import EDITS
+from instructedit.data.readers import read_records
 from instructedit.editors.editing import make_edit
-from instructedit.editors.files import BUNDLED_EDITOR, load_editor
 from instructedit.editors.mend import Mend
+from instructedit.editors.saving import BUNDLED_EDITOR, load_editor
 from instructedit.evaluation.generation import generate, natural_stop
 from instructedit.evaluation.protocols import Control
 from instructedit.evaluation.runner import Evaluation, evaluate
 from instructedit.evaluation.scoring import Query, score
 from instructedit.models.language_model import BUNDLED_FOLDER, LanguageModel, load_language_model
 from instructedit.records import EditRequest
-from instructedit.tasks.facts import read_facts
-from instructedit.tasks.readers import read_records
 from instructedit.tasks.task import load_task
 
 pytestmark = pytest.mark.xdist_group("bundled")

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from instructedit.deltas.delta import Delta, DeltaMetadata, LowRank
-from instructedit.deltas.files import load_delta, save_delta
+from instructedit.deltas.saving import load_delta, save_delta
 from instructedit.records import EditRecord
 
 pytestmark = pytest.mark.xdist_group("cli")  # they share a trained editor

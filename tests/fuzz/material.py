@@ -17,17 +17,17 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from instructedit.assets import ASSETS
-from instructedit.checkpoints import save_checkpoint
 from instructedit.deltas.delta import Delta, DeltaMetadata, LowRank
-from instructedit.deltas.files import save_delta
-from instructedit.editors.files import create_editor, save_editor
+from instructedit.deltas.saving import save_delta
 from instructedit.editors.gradient import EditorConfig
+from instructedit.editors.saving import create_editor, save_editor
 from instructedit.instructions.optimise import Budget, Outcome, optimise
 from instructedit.instructions.proposers import OfflineProposer
 from instructedit.instructions.trace import Trace
 from instructedit.instructions.trial import METRICS
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord, EditRequest
+from instructedit.storage.checkpoints import save_checkpoint
 from instructedit.tasks.task import load_task
 
 _END = "<|end|>"

@@ -171,7 +171,7 @@ def _refusal(message: str) -> Verdict:
 
 
 def _place(error: BaseException) -> str:
-    """``deltas/files.py:41``: the deepest line of the package; for errors outside it, of what was running."""
+    """``deltas/saving.py:41``: the deepest line of the package; for errors outside it, of what was running."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename.startswith(_SOURCE)]
     found = (own or frames)[-1:]

@@ -19,24 +19,24 @@ import yaml
 
 from fuzz import commands, material, mutate
 from fuzz.outcomes import Ran, command
-from instructedit.checkpoints import FORMAT as CHECKPOINT
-from instructedit.checkpoints import load_checkpoint
-from instructedit.deltas.files import FORMAT as DELTA
-from instructedit.deltas.files import load_delta, save_delta
+from instructedit.base_model.build import load_build_recipe
+from instructedit.data.readers import read_records
+from instructedit.deltas.saving import FORMAT as DELTA
+from instructedit.deltas.saving import load_delta, save_delta
 from instructedit.editors.editing import make_edit, read_requests
-from instructedit.editors.files import FORMAT as EDITOR
-from instructedit.editors.files import digest_of, find_editor, load_editor, training_of
+from instructedit.editors.saving import FORMAT as EDITOR
+from instructedit.editors.saving import digest_of, find_editor, load_editor, training_of
 from instructedit.evaluation.generation import generate
 from instructedit.experiments.plan import load_experiment, recipes_of
 from instructedit.instructions.bank import write_bank
 from instructedit.instructions.candidates import Candidate, fault
 from instructedit.instructions.proposers import Asked, EndpointProposer
-from instructedit.models.build.build import load_build_recipe
 from instructedit.models.language_model import load_language_model
 from instructedit.records import EditRequest
-from instructedit.tasks.readers import read_records
+from instructedit.storage.checkpoints import FORMAT as CHECKPOINT
+from instructedit.storage.checkpoints import load_checkpoint
+from instructedit.storage.tensors import pack
 from instructedit.tasks.task import load_task
-from instructedit.tensors import pack
 from instructedit.training.recipe import load_recipe
 
 REQUEST = EditRequest(prompt="Lena was born in", target="Oston", subject="Lena")

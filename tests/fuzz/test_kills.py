@@ -16,9 +16,9 @@ import torch
 from fuzz.figures import FULL, Figures
 from fuzz.outcomes import Outcome, Verdict
 from fuzz.writers import TEXTS, delta, write_for_ever
-from instructedit.deltas.files import load_delta, save_delta
+from instructedit.deltas.saving import load_delta, save_delta
 from instructedit.errors import InstructEditError
-from instructedit.writing import locked
+from instructedit.storage.writing import locked
 
 KILLS = 20 if FULL else 3
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from instructedit.deltas.delta import Delta, DeltaMetadata, LowRank
-from instructedit.deltas.files import save_delta
-from instructedit.writing import write_atomically
+from instructedit.deltas.saving import save_delta
+from instructedit.storage.writing import write_atomically
 
 TEXTS = tuple(bytes([65 + number]) * (200_000 + 50_000 * number) for number in range(3))
 

@@ -9,10 +9,10 @@ import pytest
 
 from instructedit.analysis.directions import directions, explained, separability
 from instructedit.analysis.report import Named, predicts
-from instructedit.editors.files import create_editor
 from instructedit.editors.gradient import EditorConfig
 from instructedit.editors.incontext import InContext, InContextConfig
 from instructedit.editors.mend import Mend
+from instructedit.editors.saving import create_editor
 from instructedit.errors import DataError, EditorError
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRecord, EditRequest

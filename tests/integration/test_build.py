@@ -13,13 +13,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from instructedit.base_model.build import CHECKPOINT, build_base, load_build_recipe, recall_by_relation
+from instructedit.base_model.corpus import NOTHING_LEFT, Corpus, Document, exclusions, retold
+from instructedit.base_model.pretrain import BaseModelRecipe, Rows, train_tokenizer
+from instructedit.data.facts import Fact, read_facts
 from instructedit.errors import CheckpointError, RecipeError
-from instructedit.models.build.build import CHECKPOINT, build_base, load_build_recipe, recall_by_relation
-from instructedit.models.build.corpus import NOTHING_LEFT, Corpus, Document, exclusions, retold
-from instructedit.models.build.pretrain import BaseModelRecipe, Rows, train_tokenizer
 from instructedit.models.language_model import load_language_model
 from instructedit.records import EditRecord
-from instructedit.tasks.facts import Fact, read_facts
 
 FACTS = [Fact("own", "mayor", f"Town{index}", ("Lena", "Otto", "Mira")[index % 3]) for index in range(60)]
 SHAPE = {"vocabulary": 400, "blocks": 2, "width": 32, "heads": 2, "positions": 64, "batch_tokens": 512}
@@ -99,7 +99,7 @@ def build(
 def test_building_on_keeps_the_tokenizer_and_the_card_of_what_was_before(
     build: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("instructedit.models.build.build.read_facts", lambda path: FACTS)
+    monkeypatch.setattr("instructedit.base_model.build.read_facts", lambda path: FACTS)
     first = build_base(load_build_recipe(build()), tmp_path, tmp_path / "one")
     card = build_base(load_build_recipe(build(1, start_from=str(tmp_path / "one"))), tmp_path, tmp_path / "two")
     assert card["before"] == first
@@ -116,7 +116,7 @@ def test_building_on_keeps_the_tokenizer_and_the_card_of_what_was_before(
 def test_a_stopped_build_goes_on_as_if_it_had_not_been(
     build: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("instructedit.models.build.build.read_facts", lambda path: FACTS)
+    monkeypatch.setattr("instructedit.base_model.build.read_facts", lambda path: FACTS)
     recipe = load_build_recipe(build(3, model={"exclusions": 0.5, "retold": 0.5}))
     whole = build_base(recipe, tmp_path, tmp_path / "whole")
     steps: list[int] = []
@@ -143,7 +143,7 @@ def test_a_stopped_build_goes_on_as_if_it_had_not_been(
 def test_another_recipe_does_not_go_on_from_a_stopped_build(
     build: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("instructedit.models.build.build.read_facts", lambda path: FACTS)
+    monkeypatch.setattr("instructedit.base_model.build.read_facts", lambda path: FACTS)
 
     def interrupt(step: int, of: int, loss: float) -> None:
         if step == of - 1:

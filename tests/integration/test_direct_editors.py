@@ -13,11 +13,11 @@ from instructedit.deltas.delta import DeltaBatch
 from instructedit.editors.base import DirectEditor, Editor, registered_editors
 from instructedit.editors.calinet import CaliNet, CaliNetConfig
 from instructedit.editors.editing import make_edit
-from instructedit.editors.files import find_editor
 from instructedit.editors.finetuning import BoxedConfig, BoxedFineTuning
 from instructedit.editors.grace import Codebooks, Grace, GraceConfig
 from instructedit.editors.memit import Memit, MemitConfig
 from instructedit.editors.rome import Rome, RomeConfig, Values, regular_moment, subject_token, times_weight
+from instructedit.editors.saving import find_editor
 from instructedit.editors.signals import edit_loss
 from instructedit.errors import DataError, EditorError
 from instructedit.evaluation.generation import generate

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import pytest
 
 from instructedit import EditRequest, load_editor, load_language_model, load_task, make_edit, report_edit
-from instructedit.data import EDITS
-from instructedit.editors.files import find_editor
+from instructedit.data.locations import EDITS
+from instructedit.data.readers import read_records
 from instructedit.editors.gradient import GradientEditor
+from instructedit.editors.saving import find_editor
 from instructedit.evaluation.edit_report import EditReport, paraphrases_of, unrelated_prompts, unwritable
 from instructedit.models.language_model import LanguageModel
-from instructedit.tasks.readers import read_records
 
 pytestmark = pytest.mark.xdist_group("bundled")
 

@@ -21,10 +21,10 @@ from instructedit.evaluation.generation import generate
 from instructedit.evaluation.protocols import Control, InstructionChooser, Protocol
 from instructedit.evaluation.runner import Evaluation, evaluate
 from instructedit.evaluation.scoring import Query, Scored, score
+from instructedit.instructions.grammar import unrelated_texts, wordings
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import pad
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
-from instructedit.tasks.grammar import unrelated_texts, wordings
 from instructedit.tasks.task import load_task
 
 TASK_OF = {"counterfact": "records", "rename": "records", "this-fact": "records", "convsent": "opinions"}

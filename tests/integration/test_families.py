@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from instructedit.deltas.delta import DeltaBatch
-from instructedit.deltas.files import load_delta, save_delta
+from instructedit.deltas.saving import load_delta, save_delta
 from instructedit.editors.editing import make_edit
 from instructedit.editors.mend import Mend
 from instructedit.errors import ModelError

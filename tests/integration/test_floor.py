@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from workload import SHAPES, Load, load_model, make_examples
 
-from instructedit.editors.files import create_editor
 from instructedit.editors.gradient import EditorConfig
+from instructedit.editors.saving import create_editor
 from instructedit.training.loop import make_optimizer
 from instructedit.training.recipe import Optimisation
 

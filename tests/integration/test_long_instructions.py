@@ -13,9 +13,9 @@ from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokeniz
 from instructedit.assets import ASSETS, read_yaml
 from instructedit.editors.instruction_encoders import TrainedEncoder
 from instructedit.editors.mend import Mend
+from instructedit.instructions.grammar import Grammar, parts_of, scope_grammar, wordings
 from instructedit.models.language_model import BUNDLED_FOLDER, LanguageModel
 from instructedit.records import EditRequest
-from instructedit.tasks.grammar import Grammar, parts_of, scope_grammar, wordings
 from instructedit.tasks.task import NEUTRAL_NAME, shipped_tasks
 
 REQUEST = EditRequest(prompt="Lena was born in", target="Oston")

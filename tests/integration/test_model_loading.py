@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from instructedit.cli.app import app
-from instructedit.editors.files import save_editor
 from instructedit.editors.mend import Mend
+from instructedit.editors.saving import save_editor
 from instructedit.errors import DataError, ModelError
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.models.text import TextEncoder
-from instructedit.tensors import HEADER, TENSORS, pack
+from instructedit.storage.tensors import HEADER, TENSORS, pack
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -14,25 +14,25 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from instructedit.base_model.build import BuildRecipe, build_base
 from instructedit.editors import key_statistics
 from instructedit.editors.key_statistics import cache_folder, second_moment
 from instructedit.errors import CheckpointError, DataError
 from instructedit.experiments.plan import load_experiment
 from instructedit.experiments.run import kept_cell, run_all, run_one
-from instructedit.models.build.build import BuildRecipe, build_base
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import Encoded, TokenBatch, pad
 from instructedit.models.trunk_cache import TrunkCache, TrunkKey
 from instructedit.records import EditRecord
+from instructedit.storage.writing import append_line, as_json
 from instructedit.training.loop import LOG, train
 from instructedit.training.recipe import Recipe, parse_recipe
-from instructedit.writing import append_line, as_json
 
 FILE = "own.jsonl"
 HOLDS = """
 import sys, time
 from pathlib import Path
-from instructedit.writing import locked, make_folder
+from instructedit.storage.writing import locked, make_folder
 with locked(make_folder(Path(sys.argv[1]))):
     print("locked", flush=True)
     time.sleep(100)
@@ -117,7 +117,7 @@ def test_a_folder_that_cannot_be_made_is_told_before_any_work(
     path = write_experiment(data, checkpoint("gpt2"))
     out = data / FILE / "out"
     monkeypatch.setattr("instructedit.training.loop.read_sources", lambda *args: pytest.fail("worked"))
-    monkeypatch.setattr("instructedit.models.build.build.gather_facts", lambda *args: pytest.fail("worked"))
+    monkeypatch.setattr("instructedit.base_model.build.gather_facts", lambda *args: pytest.fail("worked"))
     monkeypatch.setattr("instructedit.experiments.run.load_language_model", lambda *args: pytest.fail("worked"))
     for work in (
         lambda: train(recipe(), gpt2, out, data),

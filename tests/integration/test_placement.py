@@ -12,16 +12,16 @@ import torch
 from typer.testing import CliRunner
 
 from instructedit.cli.app import app
-from instructedit.deltas.files import load_delta, save_delta
+from instructedit.data.pool import RecordPool
+from instructedit.deltas.saving import load_delta, save_delta
 from instructedit.editors.editing import make_edit
-from instructedit.editors.files import load_editor, save_editor
 from instructedit.editors.mend import Mend
+from instructedit.editors.saving import load_editor, save_editor
 from instructedit.errors import DeltaError
 from instructedit.evaluation.protocols import Protocol
 from instructedit.evaluation.runner import evaluate
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord
-from instructedit.tasks.pool import RecordPool
 from instructedit.tasks.task import load_task
 from instructedit.training.mixture import Source, draw
 from instructedit.training.objective import descend

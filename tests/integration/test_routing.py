@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from instructedit.data.readers import read_records
 from instructedit.instructions.routing import NEAR_ENOUGH, ROUTED, Router
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRequest
-from instructedit.tasks.readers import read_records
 from instructedit.tasks.task import FREE_TEXT, NEUTRAL_TEXT, free_text
 
 FILES = {

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from instructedit.editors.files import load_editor, save_editor
 from instructedit.editors.instructedit import InstructEdit
 from instructedit.editors.mend import Mend
+from instructedit.editors.saving import load_editor, save_editor
 from instructedit.errors import EditorError
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest

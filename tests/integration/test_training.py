@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from instructedit.checkpoints import load_checkpoint
-from instructedit.editors.files import load_editor
+from instructedit.data.pool import RecordPool
 from instructedit.editors.gradient import EditorConfig
 from instructedit.editors.mend import Mend
+from instructedit.editors.saving import load_editor
 from instructedit.errors import CheckpointError, DataError, EditorError
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.models.text import pad
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
-from instructedit.tasks.pool import RecordPool
+from instructedit.storage.checkpoints import load_checkpoint
 from instructedit.tasks.task import load_task
 from instructedit.training import loop
 from instructedit.training.loop import CHECKPOINT, EDITOR, LOG, Report, read_sources, schedule, train

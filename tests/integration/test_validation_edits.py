@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from instructedit.data.readers import read_records
 from instructedit.errors import DataError
 from instructedit.evaluation.demonstration import TEST_FILES
 from instructedit.instructions.edits import HELD_OUT_FILES, validation_edits
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRecord
-from instructedit.tasks.readers import read_records
 from instructedit.tasks.task import load_task
 from instructedit.training.loop import EDITOR, read_sources, train
 from instructedit.training.recipe import parse_recipe

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from instructedit.data import VARIABLE, data_folder, find_data
+from instructedit.data.locations import VARIABLE, data_folder, find_data
 from instructedit.errors import DataError
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from conftest import FAMILIES
 from instructedit.deltas.delta import Delta, DeltaBatch, DeltaMetadata, LowRank
-from instructedit.deltas.files import FORMAT, load_delta, save_delta
+from instructedit.deltas.saving import FORMAT, load_delta, save_delta
 from instructedit.editors.mend import Mend
 from instructedit.errors import DataError, DeltaError, EditorError
 from instructedit.models.language_model import LanguageModel, fingerprint, load_language_model

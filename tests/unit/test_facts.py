@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from instructedit.data.facts import Fact, read_facts, read_trex, relation_templates, write_facts
 from instructedit.errors import DataError
-from instructedit.tasks.facts import Fact, read_facts, read_trex, relation_templates, write_facts
 
 HEAD = "source\trelation\tsubject\tobject\n"
 

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from instructedit.errors import DataError
-from instructedit.files import LONGEST_QUOTE, as_mapping, parse_json, quoted, read_json_file, read_text, read_yaml_file
+from instructedit.storage.reading import (
+    LONGEST_QUOTE,
+    as_mapping,
+    parse_json,
+    quoted,
+    read_json_file,
+    read_text,
+    read_yaml_file,
+)
 
 
 def written(folder: Path, content: bytes | str) -> Path:

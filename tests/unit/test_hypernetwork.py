@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from instructedit.editors.editing import make_edit
-from instructedit.editors.files import load_editor, save_editor
 from instructedit.editors.footprint import footprint
 from instructedit.editors.gradient import EditorConfig, chosen_matrices
 from instructedit.editors.hypernetwork import Hypernetwork, RunningNorm
 from instructedit.editors.knowledge_editor import KnowledgeEditor
 from instructedit.editors.mend import Mend
+from instructedit.editors.saving import load_editor, save_editor
 from instructedit.editors.signals import Signal, read_signals
 from instructedit.errors import EditorError, ModelError
 from instructedit.models.language_model import LanguageModel, load_language_model

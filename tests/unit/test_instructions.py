@@ -17,12 +17,12 @@ from instructedit.cli.instructions import seconds_of
 from instructedit.errors import DataError
 from instructedit.instructions.bank import with_bank, write_bank
 from instructedit.instructions.candidates import Candidate, fault
+from instructedit.instructions.grammar import scope_grammar
 from instructedit.instructions.optimise import Budget, optimise
 from instructedit.instructions.proposers import Asked, OfflineProposer, Proposal, Ranked
 from instructedit.instructions.trace import Trace
 from instructedit.instructions.trial import METRICS, Trial, by_edit, joined, means, overall
 from instructedit.records import EditRecord, EditRequest
-from instructedit.tasks.grammar import scope_grammar
 from instructedit.tasks.task import load_task, shipped_tasks
 
 ZSRE = load_task("zsre")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
+from instructedit.data.pool import RecordPool, sentence_of
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
-from instructedit.tasks.pool import RecordPool, sentence_of
 
 
 def record(prompt: str, subject: str | None, old: str, neighbour: str) -> EditRecord:

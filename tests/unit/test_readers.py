@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from instructedit.data.readers import FORMS, read_records
 from instructedit.editors.editing import read_requests
 from instructedit.errors import DataError
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
-from instructedit.tasks.readers import FORMS, read_records
 
 Raw = dict[str, Any]
 Write = Callable[..., Path]

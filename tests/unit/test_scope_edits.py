@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from instructedit.data import data_file
+from instructedit.data.facts import Fact, read_facts
+from instructedit.data.locations import data_file
+from instructedit.data.readers import read_records
+from instructedit.data.scope_edits import ScopeEdits
 from instructedit.records import EditRecord, ProbeKind
-from instructedit.tasks.facts import Fact, read_facts
-from instructedit.tasks.readers import read_records
-from instructedit.tasks.scope_edits import ScopeEdits
 
 BORN, COUNTRY, LANGUAGE, CAPITAL = "P19", "P17", "P37", "P36"
 FACTS = [

@@ -10,8 +10,8 @@ import yaml
 
 from instructedit.assets import ASSETS, read_yaml
 from instructedit.errors import DataError
+from instructedit.instructions.grammar import Grammar, parts_of, scope_grammar, wordings
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
-from instructedit.tasks.grammar import Grammar, parts_of, scope_grammar, wordings
 from instructedit.tasks.task import Task, fitting, load_task, shipped_tasks
 
 NAMES = (

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from instructedit.checkpoints import load_checkpoint, save_checkpoint
-from instructedit.deltas.files import load_delta, save_delta
+from instructedit.deltas.saving import load_delta, save_delta
 from instructedit.editors.editing import make_edit
-from instructedit.editors.files import load_editor, save_editor
 from instructedit.editors.gradient import EditorConfig
 from instructedit.editors.instructedit import InstructEdit
+from instructedit.editors.saving import load_editor, save_editor
 from instructedit.errors import CheckpointError, DeltaError, EditorError
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
+from instructedit.storage.checkpoints import load_checkpoint, save_checkpoint
+from instructedit.storage.tensors import pack, tensors_digest, unpack
 from instructedit.tasks.task import load_task
-from instructedit.tensors import pack, tensors_digest, unpack
 
 TENSORS = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(3, dtype=torch.bfloat16), "ü": torch.tensor(5)}
 HEADER = {"format": "own/1", "note": "naïve", "a": "b"}
@@ -43,7 +43,7 @@ def test_what_is_packed_comes_back(tmp_path: Path) -> None:
 
 PRINTS = """
 import hashlib, torch
-from instructedit.tensors import pack
+from instructedit.storage.tensors import pack
 tensors = {f"name{n}": torch.full((n + 1,), float(n)) for n in range(30)}
 print(hashlib.sha256(pack(tensors, {f"key{n}": str(n) for n in range(30)})).hexdigest())
 """

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from instructedit.errors import DataError
-from instructedit.writing import append_line, check_writable, locked, make_folder, write_atomically
+from instructedit.storage.writing import append_line, check_writable, locked, make_folder, write_atomically
 
 as_user = pytest.mark.skipif(os.geteuid() == 0, reason="root may write anything")
 
@@ -165,7 +165,7 @@ def python(code: str, *arguments: object) -> subprocess.Popen[str]:
 HOLDS = """
 import sys, time
 from pathlib import Path
-from instructedit.writing import locked
+from instructedit.storage.writing import locked
 with locked(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(60)
@@ -189,7 +189,7 @@ def test_a_second_process_is_kept_out_until_the_first_has_ended(tmp_path: Path) 
 
 KILLED = """
 import os, sys, time
-from instructedit import writing
+from instructedit.storage import writing
 def stuck(handle):
     print("writing", flush=True)
     time.sleep(60)

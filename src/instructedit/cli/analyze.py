@@ -10,7 +10,7 @@ import typer
 from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries
 from instructedit.cli.options import Device, Dtype, Model
 from instructedit.errors import DataError, EditorError
-from instructedit.files import read_json_file
+from instructedit.storage.reading import read_json_file
 
 app = typer.Typer(help="Look inside an editor.", no_args_is_help=True, rich_markup_mode="markdown")
 _TASKS = ("counterfact", "recent", "convsent", "zsre")
@@ -53,11 +53,11 @@ def directions_command(
         raise EditorError(
             f"the analysis needs more packages ({error.name}): pip install 'instructedit[analysis]'"
         ) from None
-    from instructedit.data import data_folder
+    from instructedit.data.locations import data_folder
     from instructedit.evaluation.demonstration import demo_records
     from instructedit.models.language_model import load_language_model
+    from instructedit.storage.writing import make_folder, write_atomically
     from instructedit.tasks.task import load_task
-    from instructedit.writing import make_folder, write_atomically
 
     named = [Named.parse(text, task) for text in editor]
     reliability = _reliability(results or [], held_out)

@@ -25,9 +25,9 @@ def build_base_command(
     """
     quiet_libraries()
     logging.getLogger("instructedit").setLevel(logging.WARNING)
-    from instructedit.data import data_folder
-    from instructedit.models.build.build import build_base, load_build_recipe
-    from instructedit.writing import make_folder
+    from instructedit.base_model.build import build_base, load_build_recipe
+    from instructedit.data.locations import data_folder
+    from instructedit.storage.writing import make_folder
 
     found = load_build_recipe(recipe)
     make_folder(out_folder)

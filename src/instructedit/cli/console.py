@@ -26,7 +26,7 @@ from rich.progress import Task as RichTask
 from rich.table import Table
 from rich.text import Text
 
-from instructedit.writing import write_atomically
+from instructedit.storage.writing import write_atomically
 
 #: Exit code when the reader of a pipe has gone (``| head``): 128 + SIGPIPE, which is what a shell expects.
 PIPE_CLOSED = 141

@@ -30,8 +30,8 @@ def demo(
     editor stands multi-task MEND, which reads no instruction.
     """
     quiet_libraries()
-    from instructedit.data import data_folder
-    from instructedit.editors.files import BUNDLED_MEND, load_editor
+    from instructedit.data.locations import data_folder
+    from instructedit.editors.saving import BUNDLED_MEND, load_editor
     from instructedit.evaluation.demonstration import HEADLINES, SWAPPED, measure, shown_edits
     from instructedit.models.language_model import BUNDLED, load_language_model
 

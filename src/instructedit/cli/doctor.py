@@ -32,9 +32,9 @@ def doctor(
     A model that cannot be edited gets a message that says what was found instead, and exit code 2.
     """
     quiet_libraries()
-    from instructedit.editors.files import load_editor
     from instructedit.editors.footprint import footprint
     from instructedit.editors.gradient import EditorConfig, chosen_matrices
+    from instructedit.editors.saving import load_editor
     from instructedit.models.language_model import load_language_model
     from instructedit.training.memory import TextLengths, predict
     from instructedit.training.recipe import load_recipe

@@ -85,9 +85,9 @@ def edit(
     answer before and after, answers to paraphrases, and which of 24 unrelated answers changed.
     """
     quiet_libraries()
-    from instructedit.deltas.files import load_delta, save_delta
+    from instructedit.deltas.saving import load_delta, save_delta
     from instructedit.editors.editing import make_edit, read_requests
-    from instructedit.editors.files import find_editor
+    from instructedit.editors.saving import find_editor
     from instructedit.evaluation.edit_report import report_edit
     from instructedit.evaluation.generation import generate, natural_stop
     from instructedit.models.language_model import load_language_model

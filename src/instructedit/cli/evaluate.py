@@ -61,14 +61,14 @@ def evaluate_command(
     decoding and exact match) and `paper` (the instruction before edit, rephrase and portability prompts).
     """
     quiet_libraries()
-    from instructedit.data import data_file
-    from instructedit.editors.files import find_editor
+    from instructedit.data.locations import data_file
+    from instructedit.data.readers import read_records
+    from instructedit.editors.saving import find_editor
     from instructedit.evaluation.provenance import provenance
     from instructedit.evaluation.runner import evaluate
     from instructedit.instructions.bank import task_with
     from instructedit.models.allocator import keep_freed_memory
     from instructedit.models.language_model import load_language_model
-    from instructedit.tasks.readers import read_records
     from instructedit.tasks.task import fitting
 
     keep_freed_memory()

@@ -76,10 +76,10 @@ def _trial(
     task: Task, language_model: LanguageModel, editor: str, edits: int, seed: int, data: Path | None
 ) -> tuple[Trial, str]:
     """The editor on validation edits, and where these come from."""
-    from instructedit.editors.files import find_editor
+    from instructedit.data.pool import RecordPool
+    from instructedit.editors.saving import find_editor
     from instructedit.instructions.edits import validation_edits
     from instructedit.instructions.trial import Trial
-    from instructedit.tasks.pool import RecordPool
 
     records, source = validation_edits(task, editor, edits, seed, data)
     if task.is_wider:  # every text is to meet the same probes, whatever else is tried along with it
@@ -103,8 +103,8 @@ def seconds_of(budget: str) -> float:
 @app.command()
 def show(task: TaskName, bank: BankFile = None, json_: JsonFile = None) -> None:
     """Print the instructions of a task, or of a bank with where each comes from."""
-    from instructedit.files import read_yaml_file
     from instructedit.instructions.bank import task_with
+    from instructedit.storage.reading import read_yaml_file
 
     found = task_with(task, bank)
     raw = read_yaml_file(bank) if bank is not None else {}
@@ -245,13 +245,13 @@ def optimize(
     and tries nothing twice.
     """
     quiet_libraries()
-    from instructedit.editors.files import digest_of
+    from instructedit.editors.saving import digest_of
     from instructedit.instructions.bank import task_with, write_bank
     from instructedit.instructions.optimise import Budget, optimise
     from instructedit.instructions.proposers import Ranked
     from instructedit.instructions.trace import Trace
     from instructedit.models.language_model import load_language_model
-    from instructedit.writing import check_writable
+    from instructedit.storage.writing import check_writable
 
     limit = Budget(seconds_of(budget), rounds, patience, candidates)
     found = task_with(task, bank)

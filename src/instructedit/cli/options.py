@@ -10,8 +10,8 @@ import typer
 
 from instructedit.cli.hub import offline_if_unreachable
 from instructedit.errors import DataError
-from instructedit.files import parse_json, quoted
-from instructedit.writing import check_writable
+from instructedit.storage.reading import parse_json, quoted
+from instructedit.storage.writing import check_writable
 
 
 def writable(context: typer.Context, path: Path | None) -> Path | None:

@@ -38,11 +38,11 @@ def reproduce(
     again after an interruption. The picture needs matplotlib (`pip install 'instructedit[plots]'`).
     """
     quiet_libraries()
-    from instructedit.data import find_data
+    from instructedit.data.locations import find_data
     from instructedit.experiments.plan import load_experiment
     from instructedit.experiments.report import as_markdown, draw, summarise
     from instructedit.experiments.run import run_all
-    from instructedit.writing import make_folder, write_atomically
+    from instructedit.storage.writing import make_folder, write_atomically
 
     path = _experiment_file(name)
     experiment = load_experiment(path)

@@ -8,7 +8,7 @@ import typer
 
 from instructedit.cli.console import emit_json, out, styled, table
 from instructedit.cli.options import JsonFile
-from instructedit.tasks.readers import FORMS
+from instructedit.data.readers import FORMS
 from instructedit.tasks.task import load_task, shipped_tasks
 
 

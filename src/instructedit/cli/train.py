@@ -36,9 +36,9 @@ def train_command(
     quiet_libraries()
     from instructedit.models.allocator import keep_freed_memory
     from instructedit.models.language_model import load_language_model
+    from instructedit.storage.writing import make_folder
     from instructedit.training.loop import EDITOR, LOG, Report, train
     from instructedit.training.recipe import load_recipe
-    from instructedit.writing import make_folder
 
     keep_freed_memory()
     found = load_recipe(recipe)

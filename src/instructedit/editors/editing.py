@@ -9,13 +9,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from instructedit.data.readers import read_rows
 from instructedit.deltas.delta import Delta, DeltaBatch, DeltaMetadata
 from instructedit.editors.base import Editor
 from instructedit.errors import EditorError, cut, place_of
-from instructedit.files import quoted
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
-from instructedit.tasks.readers import read_rows
+from instructedit.storage.reading import quoted
 from instructedit.tasks.task import FREE_TEXT, NEUTRAL_NAME, Task, free_text, load_task
 
 

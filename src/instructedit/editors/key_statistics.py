@@ -17,13 +17,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from instructedit.data.facts import read_facts
 from instructedit.errors import DataError
 from instructedit.models.hooks import held
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import linear_shape
 from instructedit.models.text import pad
-from instructedit.tasks.facts import read_facts
-from instructedit.writing import write_atomically
+from instructedit.storage.writing import write_atomically
 
 logger = logging.getLogger(__name__)
 

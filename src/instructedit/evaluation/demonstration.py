@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from instructedit.assets import read_yaml
-from instructedit.data import EDITS
+from instructedit.data.locations import EDITS
+from instructedit.data.readers import read_records
 from instructedit.editors.gradient import GradientEditor
 from instructedit.errors import DataError
 from instructedit.evaluation.generation import generate, natural_stop
@@ -17,7 +18,6 @@ from instructedit.evaluation.protocols import Control
 from instructedit.evaluation.runner import Evaluation, evaluate
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRecord, EditRequest
-from instructedit.tasks.readers import read_records
 from instructedit.tasks.task import load_task
 
 #: The real test files by task, relative to the data folder. No editor that ships has seen them.

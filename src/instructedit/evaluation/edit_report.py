@@ -16,6 +16,8 @@ from functools import cache
 from typing import Any
 
 from instructedit.assets import read_yaml
+from instructedit.data.facts import relation_templates
+from instructedit.data.readers import question_form
 from instructedit.deltas.delta import Delta
 from instructedit.editors.base import Editor
 from instructedit.editors.gradient import GradientEditor
@@ -24,8 +26,6 @@ from instructedit.evaluation.scoring import Query, Scored, score
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import join
 from instructedit.records import EditRequest
-from instructedit.tasks.facts import relation_templates
-from instructedit.tasks.readers import question_form
 
 #: Paraphrases of one request that are asked at most.
 PARAPHRASES = 3

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 from instructedit.errors import DataError
+from instructedit.instructions.grammar import parts_of, unrelated_texts, wordings
 from instructedit.records import EditRequest
-from instructedit.tasks.grammar import parts_of, unrelated_texts, wordings
 from instructedit.tasks.task import NEUTRAL_NAME, Task, load_task, shipped_tasks
 
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from instructedit.data import OWN, data_file
+from instructedit.data.locations import OWN, data_file
 from instructedit.editors.base import DirectEditor, Editor
-from instructedit.editors.files import digest_of, training_of
+from instructedit.editors.saving import digest_of, training_of
 from instructedit.errors import DataError
-from instructedit.files import read_bytes, read_json_file
 from instructedit.models.language_model import BUNDLED, BUNDLED_FOLDER, CARD, LanguageModel
+from instructedit.storage.reading import read_bytes, read_json_file
 
 
 def provenance(

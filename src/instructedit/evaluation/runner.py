@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
 
+from instructedit.data.pool import RecordPool
 from instructedit.editors.base import Editor, Edits
 from instructedit.editors.instructedit import with_instruction
 from instructedit.errors import DataError
@@ -19,7 +20,6 @@ from instructedit.evaluation.protocols import Control, InstructionChooser, Proto
 from instructedit.evaluation.scoring import Query, Scored, score
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import PORTABILITY_KINDS, EditRecord, ProbeKind
-from instructedit.tasks.pool import RecordPool
 from instructedit.tasks.task import Task, load_task
 
 #: Probes of one kind that a record contributes at most; a few records have dozens.

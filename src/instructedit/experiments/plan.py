@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from instructedit.errors import DataError, RecipeError, mistakes_of
 from instructedit.evaluation.protocols import Control, InstructionChooser, Protocol
-from instructedit.files import as_mapping, read_yaml_file
+from instructedit.storage.reading import as_mapping, read_yaml_file
 from instructedit.tasks.task import load_task
 from instructedit.training.recipe import LARGEST_SEED, Recipe, merged, parse_recipe, read_recipe
 

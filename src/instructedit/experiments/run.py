@@ -19,23 +19,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from instructedit.data import data_file
+from instructedit.data.locations import data_file
+from instructedit.data.readers import read_records
 from instructedit.editors.base import Editor, Edits
-from instructedit.editors.files import digest_of, find_editor
+from instructedit.editors.saving import digest_of, find_editor
 from instructedit.errors import DataError, EditorError
 from instructedit.evaluation.protocols import Protocol, described
 from instructedit.evaluation.provenance import provenance
 from instructedit.evaluation.runner import Evaluation, evaluate
 from instructedit.experiments.plan import Entry, Experiment, Test, load_experiment, recipes_of
-from instructedit.files import as_mapping, parse_json, read_json_file, read_text
+from instructedit.instructions.grammar import wordings
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord, EditRequest
-from instructedit.tasks.grammar import wordings
-from instructedit.tasks.readers import read_records
+from instructedit.storage.reading import as_mapping, parse_json, read_json_file, read_text
+from instructedit.storage.writing import as_json, locked, make_folder, write_atomically
 from instructedit.tasks.task import fitting, load_task
 from instructedit.training.loop import EDITOR, LOG, train
 from instructedit.training.memory import peak_bytes
-from instructedit.writing import as_json, locked, make_folder, write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ import yaml
 from pydantic import Field, ValidationError
 
 from instructedit.errors import DataError, mistakes_of
-from instructedit.files import LONGEST_QUOTE, as_mapping, read_yaml_file
 from instructedit.instructions import secrets
 from instructedit.instructions.candidates import Candidate
+from instructedit.storage.reading import LONGEST_QUOTE, as_mapping, read_yaml_file
+from instructedit.storage.writing import write_atomically
 from instructedit.tasks.task import InstructionBank, Task, load_task
-from instructedit.writing import write_atomically
 
 
 class BankFile(InstructionBank):

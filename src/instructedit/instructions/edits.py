@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from instructedit.data import EDITS, data_file, data_folder
-from instructedit.editors.files import training_of
+from instructedit.data.locations import EDITS, data_file, data_folder
+from instructedit.data.readers import read_records
+from instructedit.editors.saving import training_of
 from instructedit.errors import DataError, RecipeError
 from instructedit.evaluation.demonstration import OWN_FILES
 from instructedit.records import EditRecord
-from instructedit.tasks.readers import read_records
 from instructedit.tasks.task import Task, fitting
 from instructedit.training.loop import read_sources
 from instructedit.training.recipe import parse_recipe

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 from instructedit.errors import DataError
 from instructedit.evaluation.intervals import Estimate, estimate
-from instructedit.files import quoted
 from instructedit.instructions.candidates import Candidate, fault
 from instructedit.instructions.proposers import Asked, Proposer, Ranked
 from instructedit.instructions.trace import Trace
 from instructedit.instructions.trial import METRICS, Trial, Values, by_edit, joined, means, overall
+from instructedit.storage.reading import quoted
 from instructedit.tasks.task import Task
 
 FEWEST_EDITS = 3

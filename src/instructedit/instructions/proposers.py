@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from instructedit.errors import DataError, EditorError
-from instructedit.files import parse_json
 from instructedit.instructions import secrets
 from instructedit.instructions.candidates import MOST_CHARACTERS
+from instructedit.instructions.grammar import parts_of, scope_grammar
 from instructedit.records import EditRecord
-from instructedit.tasks.grammar import parts_of, scope_grammar
+from instructedit.storage.reading import parse_json
 from instructedit.tasks.task import Task
 
 if TYPE_CHECKING:

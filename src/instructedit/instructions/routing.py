@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from instructedit.data import EDITS
+from instructedit.data.locations import EDITS
+from instructedit.data.readers import read_records
 from instructedit.editors.instruction_encoders import mean_states
 from instructedit.evaluation.demonstration import OWN_FILES
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
-from instructedit.tasks.readers import read_records
 from instructedit.tasks.task import Task, free_text, load_task
 
 ROUTED = ("counterfact", "recent", "convsent", "zsre")

@@ -11,10 +11,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from instructedit.errors import DataError
-from instructedit.files import parse_json, read_bytes
 from instructedit.instructions import secrets
 from instructedit.instructions.trial import METRICS
-from instructedit.writing import append_line, check_writable, locked
+from instructedit.storage.reading import parse_json, read_bytes
+from instructedit.storage.writing import append_line, check_writable, locked
 
 #: What the first line begins with.
 _START = '{"event": "start"'

@@ -26,8 +26,8 @@ from transformers import (
 )
 
 from instructedit.errors import DataError, InstructEditError, ModelError, out_of_memory
-from instructedit.files import parse_json, read_text
 from instructedit.models.finite import finite
+from instructedit.storage.reading import parse_json, read_text
 
 #: Bytes of an element as safetensors names its type.
 WIDTHS = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from instructedit.errors import DataError
 from instructedit.models.text import Encoded, TokenBatch, pad
-from instructedit.writing import write_atomically
+from instructedit.storage.writing import write_atomically
 
 logger = logging.getLogger(__name__)
 

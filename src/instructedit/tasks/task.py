@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from instructedit.assets import ASSETS, read_yaml
 from instructedit.errors import DataError, mistakes_of
-from instructedit.files import as_mapping, quoted, read_yaml_file
+from instructedit.instructions.grammar import scope_grammar
 from instructedit.records import PORTABILITY_KINDS, EditRecord, EditRequest, ProbeKind
-from instructedit.tasks.grammar import scope_grammar
+from instructedit.storage.reading import as_mapping, quoted, read_yaml_file
 
 Line = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\n]*$")]
 

@@ -20,25 +20,25 @@ from accelerate.state import AcceleratorState
 from accelerate.utils.dataclasses import DistributedDataParallelKwargs
 from accelerate.utils.operations import gather_object
 
-from instructedit.checkpoints import load_checkpoint, save_checkpoint
-from instructedit.data import data_file, find_data
-from instructedit.editors.files import create_editor, load_editor, save_editor
+from instructedit.data.locations import data_file, find_data
+from instructedit.data.pool import RecordPool
+from instructedit.data.readers import read_records
 from instructedit.editors.gradient import GradientEditor
 from instructedit.editors.instructedit import InstructEdit
+from instructedit.editors.saving import create_editor, load_editor, save_editor
 from instructedit.errors import CheckpointError, DataError, EditorError
-from instructedit.files import parse_json, read_text
 from instructedit.models.language_model import DTYPES, LanguageModel
 from instructedit.models.trunk_cache import TrunkCache
 from instructedit.records import EditRecord
-from instructedit.tasks.pool import RecordPool
-from instructedit.tasks.readers import read_records
+from instructedit.storage.checkpoints import load_checkpoint, save_checkpoint
+from instructedit.storage.reading import parse_json, read_text
+from instructedit.storage.writing import append_line, as_json, locked, make_folder, write_atomically
 from instructedit.tasks.task import fitting, load_task
 from instructedit.training.memory import peak_bytes
 from instructedit.training.mixture import Source, draw, shares, split_validation
 from instructedit.training.objective import Losses, descend, measure
 from instructedit.training.recipe import Optimisation, Recipe
 from instructedit.training.warmup import warm_up_encoder
-from instructedit.writing import append_line, as_json, locked, make_folder, write_atomically
 
 logger = logging.getLogger(__name__)
 

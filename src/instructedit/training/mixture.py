@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from instructedit.data.opinions import opinion_questions
+from instructedit.data.pool import RecordPool
 from instructedit.editors.instructedit import with_instruction
 from instructedit.records import EditRecord, EditRequest, ProbeKind
-from instructedit.tasks.opinions import opinion_questions
-from instructedit.tasks.pool import RecordPool
 from instructedit.tasks.task import Task
 from instructedit.training.recipe import Objective
 from instructedit.training.recombine import Recombination

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from instructedit.editors.gradient import EditorConfig
 from instructedit.errors import DataError, RecipeError, cut, place_of
-from instructedit.files import as_mapping, quoted, read_yaml_file
+from instructedit.storage.reading import as_mapping, quoted, read_yaml_file
 
 #: Beyond these limits nothing sensible happens: they catch a slip of the keyboard before hours of work.
 MOST_STEPS = 100_000_000

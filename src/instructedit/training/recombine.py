@@ -11,9 +11,9 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 
+from instructedit.data.pool import sentence_of
+from instructedit.data.readers import negated_form, question_form
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
-from instructedit.tasks.pool import sentence_of
-from instructedit.tasks.readers import negated_form, question_form
 
 
 class Recombination:

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional
 
 from instructedit.editors.instruction_encoders import InstructionEncoder
+from instructedit.instructions.grammar import parts_of
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
-from instructedit.tasks.grammar import parts_of
 from instructedit.tasks.task import Task
 from instructedit.training.recipe import EncoderWarmup
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from instructedit.errors import CheckpointError, DataError
-from instructedit.files import parse_json
-from instructedit.tensors import pack, unpack
-from instructedit.writing import write_atomically
+from instructedit.storage.reading import parse_json
+from instructedit.storage.tensors import pack, unpack
+from instructedit.storage.writing import write_atomically
 
 FORMAT = "instructedit-checkpoint/3"
 

@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from instructedit.checkpoints import load_checkpoint, save_checkpoint
+from instructedit.base_model.corpus import Corpus, Document
 from instructedit.errors import ModelError
-from instructedit.models.build.corpus import Corpus, Document
 from instructedit.models.text import TextEncoder, closed, join, pad
+from instructedit.storage.checkpoints import load_checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -14,18 +14,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from instructedit.base_model.corpus import Corpus, Document, read_corpus
+from instructedit.base_model.pretrain import BaseModelRecipe, pretrain, recall
+from instructedit.data.bundled_edits import FactEdits, named_requests
+from instructedit.data.facts import FACTS_FILE, Fact, named_facts, read_facts, read_trex, write_facts
+from instructedit.data.readers import read_records
+from instructedit.data.scope_edits import ScopeEdits
 from instructedit.errors import DataError, RecipeError, mistakes_of
-from instructedit.files import as_mapping, read_json_file, read_yaml_file
-from instructedit.models.build.corpus import Corpus, Document, read_corpus
-from instructedit.models.build.pretrain import BaseModelRecipe, pretrain, recall
 from instructedit.models.language_model import BUNDLED, BUNDLED_FOLDER, CARD, load_language_model
 from instructedit.records import EditRecord, ProbeKind
-from instructedit.tasks.facts import FACTS_FILE, Fact, named_facts, read_facts, read_trex, write_facts
-from instructedit.tasks.own_edits import FactEdits, named_requests
-from instructedit.tasks.readers import read_records
-from instructedit.tasks.scope_edits import ScopeEdits
+from instructedit.storage.reading import as_mapping, read_json_file, read_yaml_file
+from instructedit.storage.writing import as_json, locked, make_folder, write_atomically
 from instructedit.tasks.task import shipped_tasks
-from instructedit.writing import as_json, locked, make_folder, write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from collections.abc import Collection, Sequence
 from itertools import pairwise
 
 from instructedit.assets import read_yaml
+from instructedit.data.facts import Fact
+from instructedit.data.opinions import opinion_questions
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
-from instructedit.tasks.facts import Fact
-from instructedit.tasks.opinions import opinion_questions
 
 
 class FactEdits:

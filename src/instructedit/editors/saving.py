@@ -25,11 +25,11 @@ from instructedit.editors.memit import Memit
 from instructedit.editors.mend import Mend
 from instructedit.editors.rome import Rome
 from instructedit.errors import DataError, EditorError, mistakes_of
-from instructedit.files import parse_json, read_bytes, read_yaml_file
 from instructedit.models.finite import finite
 from instructedit.models.language_model import BUNDLED, LanguageModel
-from instructedit.tensors import TENSORS, pack, unpack
-from instructedit.writing import write_atomically
+from instructedit.storage.reading import parse_json, read_bytes, read_yaml_file
+from instructedit.storage.tensors import TENSORS, pack, unpack
+from instructedit.storage.writing import write_atomically
 
 #: Importing them is what makes them known by name.
 TRAINED = (InstructEdit, KnowledgeEditor, Mend)

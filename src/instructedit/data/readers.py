@@ -15,10 +15,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from instructedit.data.opinions import opinion_questions
 from instructedit.errors import DataError, cut, place_of
-from instructedit.files import parse_json, read_text
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
-from instructedit.tasks.opinions import opinion_questions
+from instructedit.storage.reading import parse_json, read_text
 
 KNOWEDIT_LOCALITY = {
     "Relation_Specificity": ProbeKind.SAME_SUBJECT,

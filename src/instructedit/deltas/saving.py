@@ -10,9 +10,9 @@ from torch import Tensor
 
 from instructedit.deltas.delta import Delta, DeltaMetadata, LowRank
 from instructedit.errors import DataError, DeltaError, mistakes_of
-from instructedit.files import parse_json
-from instructedit.tensors import pack, unpack
-from instructedit.writing import write_atomically
+from instructedit.storage.reading import parse_json
+from instructedit.storage.tensors import pack, unpack
+from instructedit.storage.writing import write_atomically
 
 FORMAT = "instructedit-delta/2"
 

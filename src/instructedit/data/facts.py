@@ -15,9 +15,9 @@ from pathlib import Path
 
 from instructedit.assets import ASSETS, read_yaml
 from instructedit.errors import DataError
-from instructedit.files import as_mapping, parse_json, quoted, read_bytes, read_text
 from instructedit.records import EditRecord
-from instructedit.writing import write_atomically
+from instructedit.storage.reading import as_mapping, parse_json, quoted, read_bytes, read_text
+from instructedit.storage.writing import write_atomically
 
 FACTS_FILE = ASSETS / "facts.tsv.gz"
 COLUMNS = ("source", "relation", "subject", "object")

@@ -12,8 +12,8 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from instructedit.assets import read_yaml
+from instructedit.data.facts import Fact
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
-from instructedit.tasks.facts import Fact
 
 #: Probes of a kind that a record gets at most.
 PROBES = 2

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from instructedit.assets import read_yaml
+from instructedit.data.facts import Fact
+from instructedit.data.opinions import opinion_questions
+from instructedit.data.readers import negated_form, question_form, read_records
 from instructedit.records import EditRecord, ProbeKind
-from instructedit.tasks.facts import Fact
-from instructedit.tasks.opinions import opinion_questions
-from instructedit.tasks.readers import negated_form, question_form, read_records
 
 #: What is left to say when the only true answer is ruled out.
 NOTHING_LEFT = "unknown"
