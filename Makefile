@@ -9,7 +9,7 @@ demo: $(VENV)/installed
 	$(BIN)/instructedit demo
 
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # Thousands of spoilt inputs; the table of figures also goes to build/fuzz.json.
 fuzz: $(VENV)/installed-dev

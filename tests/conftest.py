@@ -94,8 +94,9 @@ def fill_at_random(model: torch.nn.Module, seed: int, std: float = 0.2) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+def _threads() -> None:
+    """As many as OMP_NUM_THREADS says, one by default: the tests run side by side."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True)
