@@ -52,11 +52,11 @@ Scores = dict[str, dict[str, float]]
 
 
 def resized(editor: Editor, factor: float) -> Editor:
-    """The editor with every step size alpha = exp(theta) times ``factor``; the editor itself is left as it is."""
+    """The editor with every step size alpha = exp(log_lr) times ``factor``; the editor itself is left as it is."""
     copy = deepcopy(editor)
-    theta = copy.get_parameter("theta")
+    log_lr = copy.get_parameter("log_lr")
     with torch.no_grad():
-        theta += math.log(factor)
+        log_lr += math.log(factor)
     return copy
 
 

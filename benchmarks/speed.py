@@ -99,11 +99,11 @@ def _peak(job: Job) -> int:
 
 
 @contextmanager
-def _remembering(job: Job, language_model: LanguageModel, cut: int) -> Iterator[None]:
+def _remembering(job: Job, language_model: LanguageModel, split_layer: int) -> Iterator[None]:
     if not job.cache:
         yield
         return
-    with language_model.remembering_trunks(cut, memory=2_000_000_000):
+    with language_model.remembering_trunks(split_layer, memory=2_000_000_000):
         yield
 
 
@@ -129,7 +129,7 @@ def _ours(job: Job, language_model: LanguageModel) -> list[float]:
     optimizer = make_optimizer(editor, Optimisation(learning_rate=1e-6, step_size_learning_rate=1e-4))
     editor.train()
     autocast = torch.autocast(language_model.device.type, torch.bfloat16, enabled=job.numbers == "fast")
-    with _remembering(job, language_model, editor.cut), autocast:
+    with _remembering(job, language_model, editor.split_layer), autocast:
         return _seconds(lambda step: train_step(editor, language_model, examples, optimizer), job)
 
 

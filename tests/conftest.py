@@ -179,11 +179,11 @@ def new_editor() -> Callable[..., Mend]:
 
     def create(language_model: LanguageModel, seed: int = 2, **config: object) -> Mend:
         torch.manual_seed(seed)
-        shape = {"rank": 8, "code": 8, "step_size": 0.5, "blocks": 2} | config
+        shape = {"rank": 8, "embedding_dim": 8, "step_size": 0.5, "blocks": 2} | config
         editor = create_editor(EditorConfig.model_validate(shape), language_model)
-        theta = editor.theta.detach().clone()
+        log_lr = editor.log_lr.detach().clone()
         fill_at_random(editor, seed, std=0.1)
-        editor.theta.data.copy_(theta)
+        editor.log_lr.data.copy_(log_lr)
         return editor.eval()
 
     return create

@@ -91,14 +91,14 @@ _LONGEST_PART = 300
 
 def mistakes_of(error: ValidationError) -> list[str]:
     """Every mistake that pydantic found, each behind its place."""
-    return [f"{place_of(mistake['loc'])}: {cut(mistake['msg'])}" for mistake in error.errors(include_input=False)]
+    return [f"{place_of(mistake['loc'])}: {shorten(mistake['msg'])}" for mistake in error.errors(include_input=False)]
 
 
 def place_of(location: Sequence[int | str]) -> str:
     """``a.0.b``, with keys of any length cut."""
-    return cut(".".join(cut(str(part)) for part in location))
+    return shorten(".".join(shorten(str(part)) for part in location))
 
 
-def cut(text: str) -> str:
+def shorten(text: str) -> str:
     """A text for a message, at most as long as is read."""
     return text if len(text) <= _LONGEST_PART else f"{text[:_LONGEST_PART]}…"

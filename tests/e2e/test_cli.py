@@ -24,7 +24,7 @@ pytestmark = pytest.mark.xdist_group("cli")  # they share a trained editor
 
 PROMPT, TARGET, OTHER = "Lena was born in", "Oston", "The harbour of Maravel is"
 RECIPE: dict[str, Any] = {
-    "editor": {"blocks": 2, "rank": 4, "code": 4, "step_size": 1.0},
+    "editor": {"blocks": 2, "rank": 4, "embedding_dim": 4, "step_size": 1.0},
     "tasks": [{"task": "counterfact", "files": ["own.jsonl"]}],
     "encoder_warmup": {"steps": 2, "batch": 4},
     "optimisation": {"steps": 2, "batch": 2, "validation_edits": 2},

@@ -141,7 +141,7 @@ def delta_file() -> Path:
 @functools.cache
 def editor_file() -> Path:
     """A trained editor's file for the tiny model; its weights are random."""
-    config = EditorConfig(name="instructedit", blocks=1, rank=2, code=8, layers=1, conditioning="hypernetwork")
+    config = EditorConfig(name="instructedit", blocks=1, rank=2, embedding_dim=8, layers=1, conditioning="hypernetwork")
     torch.manual_seed(4)
     editor = create_editor(config, language_model())
     path = folder() / "editor.safetensors"

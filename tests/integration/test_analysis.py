@@ -86,7 +86,7 @@ def test_only_an_editor_that_reads_is_moved_by_the_instruction(gpt2: LanguageMod
     requests = [record.request for record in records]
     shares = {}
     for name in ("mend", "instructedit"):
-        editor = create_editor(EditorConfig(name=name, blocks=2, rank=8, code=8, step_size=0.1), gpt2)
+        editor = create_editor(EditorConfig(name=name, blocks=2, rank=8, embedding_dim=8, step_size=0.1), gpt2)
         for parameter in editor.parameters():
             parameter.data += 0.02 * parameter.data.new_ones(parameter.shape)  # away from the neutral start
         told = {

@@ -54,7 +54,7 @@ def loss_of(language_model: LanguageModel, editor: Editor, requests: list[EditRe
     edits = editor.edit(language_model, requests, [None] * len(requests))
     queries = [Query(index, r.prompt, r.target) for index, r in enumerate(requests)]
     return tuple(
-        torch.tensor([-s.log_likelihood for s in score(language_model, editor.cut, queries, which)])
+        torch.tensor([-s.log_likelihood for s in score(language_model, editor.split_layer, queries, which)])
         for which in (None, edits)
     )  # type: ignore[return-value]
 
@@ -126,7 +126,7 @@ def test_an_edit_that_is_done_no_longer_moves(gpt2: LanguageModel, requests_: li
 def test_rome_stores_the_value_under_the_key(gpt2: LanguageModel, requests_: list[EditRequest]) -> None:
     """k* (W + D) = v*, and D moves another key k by (k C^-1 k*) / (k* C^-1 k*) of that."""
     editor = Rome.create(RomeConfig(sentences=60), gpt2)
-    values = Values(gpt2, requests_, editor.config, editor.cut)
+    values = Values(gpt2, requests_, editor.config, editor.split_layer)
     name = editor.matrix.name
     keys, new = values.keys(name), values.value(name) + values.shift(name)
     old = times_weight(gpt2.model.get_submodule(name), keys)
@@ -144,7 +144,7 @@ def test_memit_brings_the_stream_to_where_it_is_wanted(gpt2: LanguageModel, requ
     """With little weight on the text's keys the blocks together make the whole shift, each an equal share."""
     config = MemitConfig(sentences=60, blocks=2, block=2, weight=1e-6, prefixes=("",), learning_rate=0.1)
     editor = Memit.create(config, gpt2)
-    values = Values(gpt2, requests_, config, editor.cut)
+    values = Values(gpt2, requests_, config, editor.split_layer)
     top = gpt2.structure.blocks[2]
     wanted = values.value(top) + values.shift(editor.matrices[-1].name)
     edits = editor.edit(gpt2, requests_, [None] * 3)
@@ -202,11 +202,11 @@ def test_grace_answers_by_its_codebook_near_the_key_and_nowhere_else(
     editor = Grace.create(GraceConfig(radius=1e-3), gpt2)
     edits = editor.edit(gpt2, requests_, [None] * 3)
     others = [Query(0, "Otto likes", "rivers"), Query(1, "Lena was born in", "Oston")]
-    assert score(gpt2, editor.cut, others, edits) == score(gpt2, editor.cut, others, None)
+    assert score(gpt2, editor.split_layer, others, edits) == score(gpt2, editor.split_layer, others, None)
     (answer,) = generate(gpt2, [requests_[0].prompt], edits=edits, rows=[0], new_tokens=4)
     assert answer.startswith(" Oston")
     wide = Codebooks(edits.module, edits.keys, edits.values, 1e6)
-    assert score(gpt2, editor.cut, others, wide) != score(gpt2, editor.cut, others, None)
+    assert score(gpt2, editor.split_layer, others, wide) != score(gpt2, editor.split_layer, others, None)
 
 
 def test_calinet_adds_its_slots_to_what_the_mlp_says(gpt2: LanguageModel, requests_: list[EditRequest]) -> None:
@@ -229,8 +229,8 @@ def test_calinet_adds_its_slots_to_what_the_mlp_says(gpt2: LanguageModel, reques
 def test_in_context_puts_the_fact_before_the_question(gpt2: LanguageModel, requests_: list[EditRequest]) -> None:
     editor = find_editor("in-context", gpt2)
     edits = editor.edit(gpt2, requests_, [None] * 3)
-    assert edits.asked(0, "Where?") == "New fact: Lena was born in Oston.\nWhere?"
-    by_hand = generate(gpt2, [edits.asked(1, "Why")], new_tokens=5)
+    assert edits.rewrite_prompt(0, "Where?") == "New fact: Lena was born in Oston.\nWhere?"
+    by_hand = generate(gpt2, [edits.rewrite_prompt(1, "Why")], new_tokens=5)
     assert generate(gpt2, ["Why"], edits=edits, rows=[1], new_tokens=5) == by_hand
     with pytest.raises(EditorError, match="does not change weights"):
         make_edit(editor, gpt2, requests_[:1], load_task("counterfact"))

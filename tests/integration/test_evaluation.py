@@ -358,10 +358,10 @@ def test_scores_depend_on_neither_batch_nor_order(
     gpt2: LanguageModel, editor: Mend, requests_: list[EditRequest], edited: bool
 ) -> None:
     deltas = editor.edit(gpt2, requests_, ["Task: Edit\nDescription: x"] * 3) if edited else None
-    together = score(gpt2, editor.cut, QUERIES, deltas)
-    assert_same_scores(together, [score(gpt2, editor.cut, [query], deltas)[0] for query in QUERIES])
-    assert_same_scores(together, score(gpt2, editor.cut, QUERIES, deltas, tokens=1))
-    assert_same_scores(together, score(gpt2, editor.cut, QUERIES[::-1], deltas)[::-1])
+    together = score(gpt2, editor.split_layer, QUERIES, deltas)
+    assert_same_scores(together, [score(gpt2, editor.split_layer, [query], deltas)[0] for query in QUERIES])
+    assert_same_scores(together, score(gpt2, editor.split_layer, QUERIES, deltas, tokens=1))
+    assert_same_scores(together, score(gpt2, editor.split_layer, QUERIES[::-1], deltas)[::-1])
     assert_same_scores(together, score(gpt2, 0, QUERIES, deltas))
     assert (together[0].log_likelihood != together[4].log_likelihood) == edited
 

@@ -175,7 +175,7 @@ def test_an_editor_makes_the_same_edits_once(gpt2: LanguageModel) -> None:
     editor.edit(gpt2, requests, [None, "Only her."])
     editor.edit(gpt2, requests[:1], [None])
     assert made == [2, 2, 1]
-    assert (editor.name, editor.cut) == ("mend", 2)
+    assert (editor.name, editor.split_layer) == ("mend", 2)
 
 
 def test_the_memory_of_edits_is_bounded(gpt2: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,10 +103,10 @@ def test_mlp_is_not_mistaken_for_attention(any_model: LanguageModel) -> None:
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("cut", [0, 2, 3])
-def test_split_forward_is_the_whole_forward(any_model: LanguageModel, cut: int, side: str) -> None:
+@pytest.mark.parametrize("split_layer", [0, 2, 3])
+def test_split_forward_is_the_whole_forward(any_model: LanguageModel, split_layer: int, side: str) -> None:
     batch = batch_of(any_model, PAIRS, side)
-    split = any_model.split(cut)
+    split = any_model.split(split_layer)
     with torch.no_grad():
         halves = split.top(split.trunk(batch))
         torch.testing.assert_close(halves, split.whole(batch), rtol=1e-6, atol=1e-6)

@@ -107,5 +107,5 @@ def test_a_text_as_long_as_is_read_keeps_its_code(gpt2: LanguageModel) -> None:
     encoder = TrainedEncoder(8).eval()
     one, other = ("&" * (LENGTH - 1) + end for end in "!?")
     with torch.no_grad():
-        codes = encoder(gpt2, [one, other])
-    assert not torch.equal(codes[0], codes[1])
+        embeddings = encoder(gpt2, [one, other])
+    assert not torch.equal(embeddings[0], embeddings[1])

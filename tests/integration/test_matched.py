@@ -43,9 +43,9 @@ def test_a_locality_that_the_curve_never_has_is_not_matched(locality: float) -> 
 def test_a_resized_editor_makes_the_same_edits_larger(gpt2: LanguageModel) -> None:
     editor = Mend.create(EditorConfig(name="mend", blocks=2, rank=4, step_size=0.1), gpt2)
     requests = [EditRequest(prompt="Lena was born in", target="Oston")]
-    before = editor.theta.clone()
+    before = editor.log_lr.clone()
     plain, large = (each.edit(gpt2, requests, [None]) for each in (editor, resized(editor, 1.5)))
-    assert torch.equal(editor.theta, before)
+    assert torch.equal(editor.log_lr, before)
     for name, low in plain.factors.items():
         torch.testing.assert_close(large.factors[name].dense(), 1.5 * low.dense())
 

@@ -29,7 +29,7 @@ def write_recipe(folder: Path, base: Path, steps: int, locality_average: str = "
     path = folder / "recipe.yaml"
     content = {
         "base": str(base),
-        "editor": {"blocks": 2, "rank": 8, "code": 8, "step_size": 0.1},
+        "editor": {"blocks": 2, "rank": 8, "embedding_dim": 8, "step_size": 0.1},
         "tasks": [{"task": "counterfact", "files": [FILE]}, {"task": "rename", "files": [FILE]}],
         "encoder_warmup": {"steps": 3, "batch": 4},
         "objective": {"locality_average": locality_average},

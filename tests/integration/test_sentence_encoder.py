@@ -45,11 +45,11 @@ def editor(gpt2: LanguageModel, new_editor: Callable[..., Mend], sentence_encode
 
 def test_codes_differ_by_text_and_are_zero_without_one(gpt2: LanguageModel, editor: InstructEdit) -> None:
     request = EditRequest(prompt="Lena was born in", target="Oston")
-    codes = editor.codes(gpt2, [request] * 3, [*TEXTS, None])
-    assert codes is not None
-    assert codes.shape == (3, editor.config.code)
-    assert not torch.allclose(codes[0], codes[1])
-    assert torch.equal(codes[2], torch.zeros_like(codes[2]))
+    embeddings = editor.embeddings(gpt2, [request] * 3, [*TEXTS, None])
+    assert embeddings is not None
+    assert embeddings.shape == (3, editor.config.embedding_dim)
+    assert not torch.allclose(embeddings[0], embeddings[1])
+    assert torch.equal(embeddings[2], torch.zeros_like(embeddings[2]))
 
 
 def test_the_users_encoder_is_neither_trained_nor_saved(

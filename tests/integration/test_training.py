@@ -59,7 +59,7 @@ def data(
 def recipe(steps: int = 3, editor: dict[str, Any] | None = None, **optimisation: Any) -> Recipe:
     return parse_recipe(
         {
-            "editor": {"blocks": 2, "rank": 8, "code": 8, "step_size": 0.1} | (editor or {}),
+            "editor": {"blocks": 2, "rank": 8, "embedding_dim": 8, "step_size": 0.1} | (editor or {}),
             "tasks": [
                 {"task": "counterfact", "files": [FILE]},
                 {"task": "rename", "files": [FILE]},
@@ -182,7 +182,7 @@ def test_every_editor_trains(gpt2: LanguageModel, data: Path, editor: dict[str, 
     assert len(losses) == 3
     assert all(torch.isfinite(torch.tensor(losses)))
     assert not trained.training
-    assert (trained.theta.exp() - 0.1).abs().max() > 1e-5
+    assert (trained.log_lr.exp() - 0.1).abs().max() > 1e-5
     assert all(float(norm) > 2 for name, norm in trained.named_buffers() if name.endswith("count"))
     assert all(parameter.grad is None for parameter in gpt2.model.parameters())
 
@@ -225,8 +225,8 @@ def test_diverged_training_says_so(gpt2: LanguageModel, data: Path, monkeypatch:
 
     def broken(editor: Mend, *args: Any, **options: Any) -> Any:
         losses = real(editor, *args, **options)
-        assert editor.theta.grad is not None
-        editor.theta.grad.fill_(float("nan"))
+        assert editor.log_lr.grad is not None
+        editor.log_lr.grad.fill_(float("nan"))
         return losses
 
     monkeypatch.setattr(loop, "descend", broken)
@@ -493,7 +493,7 @@ def test_objective_is_the_sum_over_single_rows(gpt2: LanguageModel, average: str
     ]
     made, deltas = (editor(gpt2, [item.request for item in examples], [None, None]) for _ in range(2))
     found = descend(editor, gpt2, made, examples, objective, scale=0.5)
-    gradient = editor.theta.grad
+    gradient = editor.log_lr.grad
     assert gradient is not None
     assert measure(editor, gpt2, deltas, examples, objective) == found
 
@@ -540,7 +540,7 @@ def test_objective_is_the_sum_over_single_rows(gpt2: LanguageModel, average: str
     assert average == "token" or found.mean_locality == pytest.approx(locality.item(), rel=1e-3)
     assert found.edit == pytest.approx([loss.item() for loss in edit_losses], rel=1e-4)
     assert set(found.by_task()) == {"a", "b"}
-    torch.testing.assert_close(gradient, 0.5 * torch.autograd.grad(expected, editor.theta)[0], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(gradient, 0.5 * torch.autograd.grad(expected, editor.log_lr)[0], rtol=1e-3, atol=1e-5)
     assert gradient.abs().max() > 1e-4
 
 
@@ -562,7 +562,7 @@ def test_recipes_for_large_models_take_ten_steps(
     assert raw["dtype"] == "bfloat16"
     small = {
         "tasks": [mix | {"files": [TALK if mix["task"] == "convsent" else FILE]} for mix in raw["tasks"]],
-        "editor": raw["editor"] | {"rank": 8, "code": 8},
+        "editor": raw["editor"] | {"rank": 8, "embedding_dim": 8},
         "encoder_warmup": own["encoder_warmup"],
         "optimisation": raw["optimisation"] | {"steps": 10, "warmup": 2, "batch": 4, "validation_edits": 2},
     }
@@ -579,13 +579,13 @@ def test_closed_answers_are_learned_with_their_full_stop(gpt2: LanguageModel, ne
     request = EditRequest(prompt="Lena was born in", target="Oston")
     parts = ((Wanted("Lena was born in", "Oston", 1.0),), (Wanted("Lena was born in", "Maravel", 1.0),))
 
-    def losses(mark: str, closes: bool) -> tuple[float, float]:
+    def losses(mark: str, append_period: bool) -> tuple[float, float]:
         rise, fall = parts
         rise = tuple(Wanted(w.prompt, w.answer + mark, w.weight) for w in rise)
         item = Example("counterfact", request, "", rise, fall, (("Otto likes", "rivers" + mark),))
-        editor = new_editor(gpt2, name="mend", closes=closes)
+        editor = new_editor(gpt2, name="mend", append_period=append_period)
         found = measure(editor, gpt2, editor(gpt2, [request], [None]), [item], Objective())
         return found.mean_edit, found.mean_locality
 
-    assert losses("", closes=True) == losses(".", closes=True)
-    assert losses("", closes=True) != losses("", closes=False)
+    assert losses("", append_period=True) == losses(".", append_period=True)
+    assert losses("", append_period=True) != losses("", append_period=False)

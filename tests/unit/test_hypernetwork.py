@@ -26,10 +26,12 @@ from instructedit.tasks.task import load_task
 INPUTS, OUTPUTS, CODE = 6, 10, 4
 
 
-def network(seed: int = 0, scramble: bool = False, code: int = CODE, last_relu: bool = False) -> Hypernetwork:
+def network(seed: int = 0, scramble: bool = False, embedding_dim: int = CODE, last_relu: bool = False) -> Hypernetwork:
     """For two matrices; with ``scramble`` every weight is random, else as at the start of training."""
     torch.manual_seed(seed)
-    made = Hypernetwork(INPUTS, OUTPUTS, rank=3, layers=2, matrices=2, code=code, last_relu=last_relu).eval()
+    made = Hypernetwork(
+        INPUTS, OUTPUTS, rank=3, layers=2, matrices=2, embedding_dim=embedding_dim, last_relu=last_relu
+    ).eval()
     if scramble:
         for parameter in made.parameters():
             parameter.data.add_(torch.randn_like(parameter) * 0.3)
@@ -121,9 +123,9 @@ def test_codes_with_zero_condition_weights_change_nothing() -> None:
 def test_a_code_changes_its_own_edit_alone() -> None:
     made = network(scramble=True)
     u, delta, sizes, edit = tokens()
-    codes = torch.zeros(3, CODE)
-    codes[1] = torch.randn(CODE)
-    coded = torch.cat(made(u, delta, sizes, codes, edit), dim=1)
+    embeddings = torch.zeros(3, CODE)
+    embeddings[1] = torch.randn(CODE)
+    coded = torch.cat(made(u, delta, sizes, embeddings, edit), dim=1)
     plain = torch.cat(made(u, delta, sizes, torch.zeros(3, CODE), edit), dim=1)
     changed = ((coded - plain).abs() > 1e-4).any(1)
     assert torch.equal(changed, edit == 1)
@@ -132,17 +134,19 @@ def test_a_code_changes_its_own_edit_alone() -> None:
 def test_zero_code_is_no_code() -> None:
     made = network(scramble=True)
     u, delta, sizes, edit = tokens()
-    zero, none = (torch.cat(made(u, delta, sizes, codes, edit), 1) for codes in (torch.zeros(3, CODE), None))
+    zero, none = (torch.cat(made(u, delta, sizes, embeddings, edit), 1) for embeddings in (torch.zeros(3, CODE), None))
     torch.testing.assert_close(zero, none)
 
 
 def test_tokens_do_not_meet() -> None:
     made = network(scramble=True)
     u, delta, sizes, edit = tokens()
-    codes = torch.randn(3, CODE)
-    together = torch.cat(made(u, delta, sizes, codes, edit), 1)
+    embeddings = torch.randn(3, CODE)
+    together = torch.cat(made(u, delta, sizes, embeddings, edit), 1)
     alone = [
-        torch.cat(made(u[t : t + 1], delta[t : t + 1], [1, 0] if t < sizes[0] else [0, 1], codes, edit[t : t + 1]), 1)
+        torch.cat(
+            made(u[t : t + 1], delta[t : t + 1], [1, 0] if t < sizes[0] else [0, 1], embeddings, edit[t : t + 1]), 1
+        )
         for t in range(len(u))
     ]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
@@ -163,9 +167,9 @@ def test_slots_number_each_edits_tokens() -> None:
 
 def signals_of(language_model: LanguageModel, requests: Sequence[EditRequest], blocks: int = 2) -> dict[str, Signal]:
     matrices = language_model.structure.last_mlps(blocks)
-    cut = 4 - blocks
+    split_layer = 4 - blocks
     batch = pad([language_model.text.pair(r.prompt, r.target) for r in requests], language_model.text.pad_id)
-    return read_signals(language_model, language_model.split(cut).trunk(batch), cut, matrices)
+    return read_signals(language_model, language_model.split(split_layer).trunk(batch), split_layer, matrices)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "phi3"])
@@ -257,7 +261,7 @@ def test_diverged_editor_is_named(
     gpt2: LanguageModel, new_editor: Callable[..., Mend], requests_: list[EditRequest]
 ) -> None:
     editor = new_editor(gpt2, name="mend")
-    editor.theta.data[0] = 500.0
+    editor.log_lr.data[0] = 500.0
     with pytest.raises(EditorError, match=r"delta of transformer\.h\.2\.mlp\.c_fc is not finite"):
         editor.edit(gpt2, requests_, [None] * 3)
 
@@ -274,18 +278,18 @@ def test_untrained_mend_is_a_gradient_step(gpt2: LanguageModel, requests_: list[
 
 def test_knowledge_editor_gates_the_gradient(gpt2: LanguageModel, requests_: list[EditRequest]) -> None:
     """At the start a gradient step; then gate * G + offset, written out in full, of its own edit."""
-    editor = KnowledgeEditor.create(EditorConfig(name="ke", blocks=2, step_size=0.25, code=8), gpt2).eval()
+    editor = KnowledgeEditor.create(EditorConfig(name="ke", blocks=2, step_size=0.25, embedding_dim=8), gpt2).eval()
     signals = signals_of(gpt2, requests_)
-    codes = torch.randn(3, 8)
+    embeddings = torch.randn(3, 8)
     for gate in editor.gates:
         nn.init.zeros_(gate.read.weight)
-    plain = editor.deltas(signals, codes, 3)
+    plain = editor.deltas(signals, embeddings, 3)
     for gate in editor.gates:
         nn.init.normal_(gate.read.weight)
-    gated = editor.deltas(signals, codes, 3)
+    gated = editor.deltas(signals, embeddings, 3)
     for matrix, gate in zip(editor.matrices, editor.gates, strict=True):
         signal = signals[matrix.name]
-        parts = gate.read(codes).split((matrix.outputs, matrix.outputs, matrix.inputs, matrix.inputs, 1), dim=-1)
+        parts = gate.read(embeddings).split((matrix.outputs, matrix.outputs, matrix.inputs, matrix.inputs, 1), dim=-1)
         for edit in range(3):
             mine = signal.edit == edit
             gradient = signal.u[mine].mT @ signal.delta[mine]
@@ -304,7 +308,7 @@ def test_knowledge_editor_gates_the_gradient(gpt2: LanguageModel, requests_: lis
 def test_a_closed_edit_goes_on_to_the_full_stop(gpt2: LanguageModel, requests_: list[EditRequest]) -> None:
     """The signals are those of the same request with its full stop written out."""
     shape = {"name": "mend", "blocks": 2, "rank": 4}
-    closing = Mend.create(EditorConfig(**shape, closes=True), gpt2).eval()
+    closing = Mend.create(EditorConfig(**shape, append_period=True), gpt2).eval()
     plain = Mend.create(EditorConfig(**shape), gpt2).eval()
     written = [request.model_copy(update={"target": request.target + "."}) for request in requests_]
     one, other = closing.edit(gpt2, requests_, [None] * 3), plain.edit(gpt2, written, [None] * 3)
@@ -357,20 +361,20 @@ def test_footprint_counts_the_parameters(
 
 def test_code_moves_the_step_sizes_of_its_own_edit(gpt2: LanguageModel, new_editor: Callable[..., Mend]) -> None:
     editor = new_editor(gpt2)
-    codes = torch.stack((torch.zeros(8), torch.ones(8)))
-    plain, moved = editor.step_sizes(codes)
-    torch.testing.assert_close(plain, editor.theta.exp())
+    embeddings = torch.stack((torch.zeros(8), torch.ones(8)))
+    plain, moved = editor.step_sizes(embeddings)
+    torch.testing.assert_close(plain, editor.log_lr.exp())
     assert (moved - plain).abs().min() > 1e-4
     assert moved.min() > 0
-    nn.init.zeros_(editor.theta_condition.weight)
-    assert torch.equal(*editor.step_sizes(codes))
+    nn.init.zeros_(editor.log_lr_condition.weight)
+    assert torch.equal(*editor.step_sizes(embeddings))
 
 
 def test_matrices_can_be_chosen_by_name(gpt2: LanguageModel) -> None:
     config = EditorConfig(name="mend", matrices=("transformer.h.1.mlp.c_proj",))
     (matrix,) = chosen_matrices(gpt2, config)
     assert (matrix.inputs, matrix.outputs) == (80, 32)
-    assert Mend.create(config, gpt2).cut == 1
+    assert Mend.create(config, gpt2).split_layer == 1
 
 
 @pytest.mark.parametrize("name", ["transformer.h.1.mlp", "transformer.h.7.mlp.c_fc"])

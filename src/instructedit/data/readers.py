@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from instructedit.data.opinions import opinion_questions
-from instructedit.errors import DataError, cut, place_of
+from instructedit.errors import DataError, place_of, shorten
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
 from instructedit.storage.reading import parse_json, read_text
 
@@ -132,7 +132,7 @@ def _read_native(rows: Sequence[Row]) -> Iterator[EditRecord]:
             yield EditRecord.model_validate(row.fields)
         except ValidationError as error:
             first = error.errors()[0]
-            raise row.error(place_of(first["loc"]), cut(first["msg"])) from None
+            raise row.error(place_of(first["loc"]), shorten(first["msg"])) from None
 
 
 def _read_counterfact(rows: Sequence[Row]) -> Iterator[EditRecord]:
@@ -318,7 +318,7 @@ def recognise(row: Row) -> Form:
         if len(form.fields) > 2 and len(missing) == 1:
             raise row.error(next(iter(missing)), f"missing; the other fields are those of a {form.name} record")
     known = "\n".join(f"  {form.name}: {', '.join(sorted(form.fields))}" for form in FORMS)
-    fields = cut(", ".join(sorted(present))) or "(none)"
+    fields = shorten(", ".join(sorted(present))) or "(none)"
     raise DataError(
         f"unknown form with the fields {fields}. Known forms, by their fields:\n{known}",
         file=row.file,

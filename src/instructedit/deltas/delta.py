@@ -273,7 +273,7 @@ class DeltaBatch:
     def __len__(self) -> int:
         return next(iter(self.factors.values())).a.shape[0]
 
-    def asked(self, edit: int, prompt: str) -> str:
+    def rewrite_prompt(self, edit: int, prompt: str) -> str:
         """The prompt: an edit of the weights leaves questions alone."""
         return prompt
 

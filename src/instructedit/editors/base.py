@@ -29,7 +29,7 @@ class Edits(Protocol):
         """Row ``i`` of every batch inside the ``with`` is edited by edit ``rows[i]``."""
         ...
 
-    def asked(self, edit: int, prompt: str) -> str:
+    def rewrite_prompt(self, edit: int, prompt: str) -> str:
         """What the model edited by ``edit`` is given in place of ``prompt``; the prompt itself for most."""
         return prompt
 
@@ -42,11 +42,11 @@ class Editor(nn.Module, ABC):
 
     Attributes:
         name: under which it is registered.
-        cut: index of the lowest block that an edit touches.
+        split_layer: index of the lowest block that an edit touches.
     """
 
     name: str
-    cut: int
+    split_layer: int
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -88,17 +88,17 @@ class CaliNet(DirectEditor):
     Args:
         config: its numbers.
         first, last: the matrices through which the MLP reads and writes.
-        cut: its block.
+        split_layer: its block.
     """
 
     Config = CaliNetConfig
 
-    def __init__(self, config: CaliNetConfig, first: Matrix, last: Matrix, cut: int) -> None:
+    def __init__(self, config: CaliNetConfig, first: Matrix, last: Matrix, split_layer: int) -> None:
         super().__init__()
         self.config = config
         self.first = first
         self.last = last
-        self.cut = cut
+        self.split_layer = split_layer
 
     @classmethod
     def create(cls, config: BaseModel, language_model: LanguageModel) -> CaliNet:
@@ -113,7 +113,7 @@ class CaliNet(DirectEditor):
         self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
     ) -> Slots:
         """See :meth:`Editor.edit`. Instructions are not read."""
-        split, state = requests_state(language_model, requests, self.cut)
+        split, state = requests_state(language_model, requests, self.split_layer)
         rows = torch.arange(len(requests), device=language_model.device)
         generator = torch.Generator().manual_seed(self.config.seed)  # the same start for every edit
         start: Tensor = torch.randn(self.first.inputs, self.config.slots, generator=generator)

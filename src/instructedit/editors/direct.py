@@ -39,12 +39,12 @@ def last_mlp_matrix(language_model: LanguageModel, block: int) -> Matrix:
 
 
 def requests_state(
-    language_model: LanguageModel, requests: Sequence[EditRequest], cut: int
+    language_model: LanguageModel, requests: Sequence[EditRequest], split_layer: int
 ) -> tuple[SplitForward, TrunkState]:
     """The split model, and its trunk's state of prompts and targets, one request a row."""
     pair = language_model.text.pair
     batch = pad([pair(r.prompt, r.target) for r in requests], language_model.text.pad_id).to(language_model.device)
-    split = language_model.split(cut)
+    split = language_model.split(split_layer)
     return split, split.trunk(batch)
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from instructedit.data.readers import read_rows
 from instructedit.deltas.delta import Delta, DeltaBatch, DeltaMetadata
 from instructedit.editors.base import Editor
-from instructedit.errors import EditorError, cut, place_of
+from instructedit.errors import EditorError, place_of, shorten
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
 from instructedit.storage.reading import quoted
@@ -134,7 +134,7 @@ def read_requests(path: str | Path) -> list[EditRequest]:
         except ValidationError as error:
             first = error.errors(include_input=False)[0]
             hint = _hint(row.fields, str(first["loc"][0])) if first["loc"] else ""
-            raise row.error(place_of(first["loc"]), cut(first["msg"]) + hint) from None
+            raise row.error(place_of(first["loc"]), shorten(first["msg"]) + hint) from None
     return requests
 
 

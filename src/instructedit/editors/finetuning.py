@@ -38,14 +38,14 @@ class FineTuning(DirectEditor):
     Args:
         config: steps and rate.
         matrices: that are changed.
-        cut: block of the lowest of them.
+        split_layer: block of the lowest of them.
     """
 
-    def __init__(self, config: FineTuningConfig, matrices: Sequence[Matrix], cut: int) -> None:
+    def __init__(self, config: FineTuningConfig, matrices: Sequence[Matrix], split_layer: int) -> None:
         super().__init__()
         self.config = config
         self.matrices = tuple(matrices)
-        self.cut = cut
+        self.split_layer = split_layer
 
     @abstractmethod
     def start(self, edits: int, device: torch.device) -> dict[str, LowRank]:
@@ -58,7 +58,7 @@ class FineTuning(DirectEditor):
         self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
     ) -> DeltaBatch:
         """See :meth:`Editor.edit`. Instructions are not read."""
-        split, state = requests_state(language_model, requests, self.cut)
+        split, state = requests_state(language_model, requests, self.split_layer)
         rows = torch.arange(len(requests), device=language_model.device)
         factors = self.start(len(requests), language_model.device)
         learned = [t for low in factors.values() for t in (low.a, low.b) if t.requires_grad]

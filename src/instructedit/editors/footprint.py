@@ -32,16 +32,16 @@ def editor_parameters(matrices: Sequence[Matrix], config: EditorConfig) -> int:
     matrix: the map from code to gate and offset.
     """
     if config.name == "ke":
-        return sum(1 + (config.code + 1) * (2 * (m.inputs + m.outputs) + 1) for m in matrices)
+        return sum(1 + (config.embedding_dim + 1) * (2 * (m.inputs + m.outputs) + 1) for m in matrices)
     groups: dict[tuple[int, int], int] = {}
     for matrix in matrices:
         shape = (matrix.inputs, matrix.outputs)
         groups[shape] = groups.get(shape, 0) + 1
-    code = config.code if config.conditions_hypernetwork else 0
-    total = len(matrices) * (1 + code)  # theta and its condition
+    embedding_dim = config.embedding_dim if config.conditions_hypernetwork else 0
+    total = len(matrices) * (1 + embedding_dim)  # theta and its condition
     for (inputs, outputs), count in groups.items():
         width = inputs + outputs
-        layer = 2 * width * min(config.rank, width) + width + 2 * count * width + 2 * width * code
+        layer = 2 * width * min(config.rank, width) + width + 2 * count * width + 2 * width * embedding_dim
         total += config.layers * layer
     return total
 

@@ -81,16 +81,16 @@ class Grace(DirectEditor):
     Args:
         config: its numbers.
         matrix: beside which the codebook lies.
-        cut: its block.
+        split_layer: its block.
     """
 
     Config = GraceConfig
 
-    def __init__(self, config: GraceConfig, matrix: Matrix, cut: int) -> None:
+    def __init__(self, config: GraceConfig, matrix: Matrix, split_layer: int) -> None:
         super().__init__()
         self.config = config
         self.matrix = matrix
-        self.cut = cut
+        self.split_layer = split_layer
 
     @classmethod
     def create(cls, config: BaseModel, language_model: LanguageModel) -> Grace:
@@ -103,7 +103,7 @@ class Grace(DirectEditor):
         self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
     ) -> Codebooks:
         """See :meth:`Editor.edit`. Instructions are not read."""
-        split, state = requests_state(language_model, requests, self.cut)
+        split, state = requests_state(language_model, requests, self.split_layer)
         rows = torch.arange(len(requests), device=language_model.device)
         last = state.batch.predicts.long().argmax(1)  # the first position that predicts the target: the prompt's end
         seen: list[tuple[Tensor, Tensor]] = []

@@ -38,13 +38,13 @@ class EditorConfig(BaseModel):
         description="over a target's tokens, of the loss whose gradient is read; the sum is as strong a token "
         "in a long target as in a short one",
     )
-    closes: bool = Field(
+    append_period: bool = Field(
         False, description="edits and training go on to a full stop after the answer, so that it ends there"
     )
     conditioning: Literal["none", "prefix", "hypernetwork", "both"] = Field(
         "hypernetwork", description="where the instruction enters"
     )
-    code: int = Field(96, ge=1, le=65_536, description="width of the instruction's code")
+    embedding_dim: int = Field(96, ge=1, le=65_536, description="width of the instruction's code")
     encoder: Literal["trained", "base", "sentence"] = Field("trained", description="what makes the code")
     sentence_encoder: str | None = Field(None, description="folder or hub id, for encoder: sentence")
 
@@ -96,39 +96,39 @@ class GradientEditor(Editor):
     Args:
         config: its shape.
         matrices: the edited matrices, from the bottom up.
-        cut: index of the block that contains the lowest of them; the trunk is what lies below.
+        split_layer: index of the block that contains the lowest of them; the trunk is what lies below.
 
     Attributes:
-        theta: (matrices,) logarithms of the step sizes.
+        log_lr: (matrices,) logarithms of the step sizes.
         usual_norms: 1st and 99th percentile of the norms of its edits of held-out requests in training; None where
             they are not known.
     """
 
     usual_norms: tuple[float, float] | None = None
 
-    theta: nn.Parameter
+    log_lr: nn.Parameter
 
-    def __init__(self, config: EditorConfig, matrices: Sequence[Matrix], cut: int) -> None:
+    def __init__(self, config: EditorConfig, matrices: Sequence[Matrix], split_layer: int) -> None:
         super().__init__()
         self.config = config
         self.matrices = tuple(matrices)
-        self.cut = cut
+        self.split_layer = split_layer
 
     @classmethod
     def create(cls, config: EditorConfig, language_model: LanguageModel) -> Self:
         """An untrained editor for a base model."""
         matrices = chosen_matrices(language_model, config)
-        cut = min(language_model.structure.block_of(matrix.name) for matrix in matrices)
-        return cls(config, matrices, cut)
+        split_layer = min(language_model.structure.block_of(matrix.name) for matrix in matrices)
+        return cls(config, matrices, split_layer)
 
     @abstractmethod
-    def deltas(self, signals: Mapping[str, Signal], codes: Tensor | None, edits: int) -> DeltaBatch:
+    def deltas(self, signals: Mapping[str, Signal], embeddings: Tensor | None, edits: int) -> DeltaBatch:
         """Signals of ``edits`` edits to their deltas."""
 
     def round_in_place(self, dtype: torch.dtype) -> None:
         """For use after training: give up float32 where products are large."""
 
-    def codes(
+    def embeddings(
         self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
     ) -> Tensor | None:
         """Codes (edits, width) that condition the editor; None here."""
@@ -140,7 +140,7 @@ class GradientEditor(Editor):
 
     def answer(self, target: str) -> str:
         """The text that is to follow the prompt."""
-        return closed(target) if self.config.closes else target
+        return closed(target) if self.config.append_period else target
 
     def forward(
         self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
@@ -152,9 +152,11 @@ class GradientEditor(Editor):
             for request, instruction in zip(requests, instructions, strict=True)
         ]
         batch = pad(queries, text.pad_id).to(language_model.device)
-        state = language_model.split(self.cut).trunk(batch)
-        signals = read_signals(language_model, state, self.cut, self.matrices, average=self.config.edit_loss == "mean")
-        return self.deltas(signals, self.codes(language_model, requests, instructions), len(requests))
+        state = language_model.split(self.split_layer).trunk(batch)
+        signals = read_signals(
+            language_model, state, self.split_layer, self.matrices, average=self.config.edit_loss == "mean"
+        )
+        return self.deltas(signals, self.embeddings(language_model, requests, instructions), len(requests))
 
     @torch.no_grad()
     def edit(

@@ -71,7 +71,7 @@ class LowRankResidual(nn.Module):
         relu: whether act is the ReLU or the identity.
     """
 
-    def __init__(self, width: int, rank: int, matrices: int, code: int, relu: bool) -> None:
+    def __init__(self, width: int, rank: int, matrices: int, embedding_dim: int, relu: bool) -> None:
         super().__init__()
         rank = min(rank, width)
         self.down = nn.Parameter(torch.randn(rank, width) / width**0.5)  # U
@@ -79,16 +79,18 @@ class LowRankResidual(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
         self.scale = nn.Parameter(torch.ones(matrices, width))
         self.shift = nn.Parameter(torch.zeros(matrices, width))
-        self.condition = nn.Linear(code, 2 * width, bias=False) if code else None
+        self.condition = nn.Linear(embedding_dim, 2 * width, bias=False) if embedding_dim else None
         if self.condition is not None:
             nn.init.zeros_(self.condition.weight)
         self.relu = relu
 
-    def forward(self, x: Tensor, sizes: Sequence[int], codes: Tensor | None, edit: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sizes: Sequence[int], embeddings: Tensor | None, edit: Tensor) -> Tensor:
         """x (tokens, width), the first ``sizes[0]`` tokens of matrix 0 and so on; codes (edits, code) or None;
         edit (tokens,) index of the edit that a token belongs to."""
         z = functional.linear(functional.linear(x, self.down), self.up, self.bias)
-        condition = None if self.condition is None or codes is None else self.condition(codes).chunk(2, dim=-1)
+        condition = (
+            None if self.condition is None or embeddings is None else self.condition(embeddings).chunk(2, dim=-1)
+        )
         parts = []
         for part, edits, scale, shift in zip(z.split(sizes), edit.split(sizes), self.scale, self.shift, strict=True):
             if condition is not None:
@@ -114,14 +116,14 @@ class Hypernetwork(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, *, rank: int, layers: int, matrices: int, code: int, last_relu: bool
+        self, inputs: int, outputs: int, *, rank: int, layers: int, matrices: int, embedding_dim: int, last_relu: bool
     ) -> None:
         super().__init__()
         self.inputs = inputs
         self.norm_u = RunningNorm(inputs)
         self.norm_delta = RunningNorm(outputs)
         self.layers = nn.ModuleList(
-            LowRankResidual(inputs + outputs, rank, matrices, code, relu=last_relu or index < layers - 1)
+            LowRankResidual(inputs + outputs, rank, matrices, embedding_dim, relu=last_relu or index < layers - 1)
             for index in range(layers)
         )
 
@@ -143,7 +145,7 @@ class Hypernetwork(nn.Module):
         self.norm_delta.update(delta)
 
     def forward(
-        self, u: Tensor, delta: Tensor, sizes: Sequence[int], codes: Tensor | None, edit: Tensor
+        self, u: Tensor, delta: Tensor, sizes: Sequence[int], embeddings: Tensor | None, edit: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Signals u (tokens, inputs), delta (tokens, outputs) -> pseudo-signals of the same shapes.
 
@@ -155,5 +157,5 @@ class Hypernetwork(nn.Module):
         """
         x = torch.cat((self.norm_u(u), self.norm_delta(delta)), dim=-1).to(self.dtype)
         for layer in self.layers:
-            x = layer(x, sizes, codes, edit)
+            x = layer(x, sizes, embeddings, edit)
         return x[:, : self.inputs], x[:, self.inputs :]

@@ -41,7 +41,7 @@ class PromptEdits:
         """Nothing changes in the model."""
         yield
 
-    def asked(self, edit: int, prompt: str) -> str:
+    def rewrite_prompt(self, edit: int, prompt: str) -> str:
         """The fact, then the prompt."""
         return self.prefixes[edit] + prompt
 
@@ -52,10 +52,10 @@ class InContext(DirectEditor):
 
     Config = InContextConfig
 
-    def __init__(self, config: InContextConfig, cut: int) -> None:
+    def __init__(self, config: InContextConfig, split_layer: int) -> None:
         super().__init__()
         self.config = config
-        self.cut = cut
+        self.split_layer = split_layer
 
     @classmethod
     def create(cls, config: BaseModel, language_model: LanguageModel) -> InContext:

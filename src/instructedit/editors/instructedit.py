@@ -36,39 +36,39 @@ class InstructEdit(Mend):
     """The hypernetwork editor guided by an instruction.
 
     Args:
-        config, matrices, cut: as of :class:`Mend`.
+        config, matrices, split_layer: as of :class:`Mend`.
         hidden: width of the base model's states, for ``encoder: base``.
     """
 
-    def __init__(self, config: EditorConfig, matrices: Sequence[Matrix], cut: int, hidden: int) -> None:
+    def __init__(self, config: EditorConfig, matrices: Sequence[Matrix], split_layer: int, hidden: int) -> None:
         conditioned = config.conditions_hypernetwork
-        super().__init__(config, matrices, cut, code=config.code if conditioned else 0)
+        super().__init__(config, matrices, split_layer, embedding_dim=config.embedding_dim if conditioned else 0)
         self.encoder: InstructionEncoder | None = None
         if conditioned and config.encoder == "trained":
-            self.encoder = TrainedEncoder(config.code)
+            self.encoder = TrainedEncoder(config.embedding_dim)
         elif conditioned and config.encoder == "base":
-            self.encoder = BaseStateEncoder(config.code, hidden=hidden, cut=cut)
+            self.encoder = BaseStateEncoder(config.embedding_dim, hidden=hidden, split_layer=split_layer)
         elif conditioned and config.sentence_encoder is not None:
-            self.encoder = SentenceEncoder(config.code, source=config.sentence_encoder)
+            self.encoder = SentenceEncoder(config.embedding_dim, source=config.sentence_encoder)
 
     @classmethod
     def create(cls, config: EditorConfig, language_model: LanguageModel) -> InstructEdit:
         """An untrained editor for a base model."""
         matrices = chosen_matrices(language_model, config)
-        cut = min(language_model.structure.block_of(matrix.name) for matrix in matrices)
-        return cls(config, matrices, cut, language_model.structure.hidden)
+        split_layer = min(language_model.structure.block_of(matrix.name) for matrix in matrices)
+        return cls(config, matrices, split_layer, language_model.structure.hidden)
 
     @property
     def reads_instruction(self) -> bool:
         """True, unless the config leaves the conditioning out."""
         return self.config.conditioning != "none"
 
-    def codes(
+    def embeddings(
         self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
     ) -> Tensor | None:
         """Codes (edits, width) of the instructions; None where only a prefix is read."""
-        codes: Tensor | None = self.encoder(language_model, instructions) if self.encoder is not None else None
-        return codes
+        embeddings: Tensor | None = self.encoder(language_model, instructions) if self.encoder is not None else None
+        return embeddings
 
     def prompt(self, request: EditRequest, instruction: str | None) -> str:
         """With ``prefix``, the instruction and the prompt; else the bare prompt."""

@@ -38,10 +38,10 @@ def warn_of_long(text: str, tokens: int, limit: int) -> None:
         )
 
 
-def mean_states(language_model: LanguageModel, cut: int, texts: Sequence[str]) -> Tensor:
-    """(texts, hidden) means over the tokens of the base model's states before block ``cut``."""
+def mean_states(language_model: LanguageModel, split_layer: int, texts: Sequence[str]) -> Tensor:
+    """(texts, hidden) means over the tokens of the base model's states before block ``split_layer``."""
     batch = pad([language_model.text.prompt(text) for text in texts], language_model.text.pad_id)
-    state = language_model.split(cut).trunk(batch.to(language_model.device))
+    state = language_model.split(split_layer).trunk(batch.to(language_model.device))
     hidden, mask = state.hidden.float(), state.batch.mask[..., None]
     mean: Tensor = (hidden * mask).sum(1) / mask.sum(1)
     return mean
@@ -60,14 +60,14 @@ class InstructionEncoder(nn.Module, ABC):
         """(texts, width); a missing text has the code zero. Equal texts are encoded once."""
         device = next(self.parameters()).device
         distinct = sorted({text for text in texts if text})
-        codes = torch.zeros(len(texts), self.width, device=device)
+        embeddings = torch.zeros(len(texts), self.width, device=device)
         if not distinct:
-            return codes
+            return embeddings
         encoded = self.encode(language_model, distinct)
         place = {text: index for index, text in enumerate(distinct)}
         present = [index for index, text in enumerate(texts) if text]
         chosen = encoded[[place[text] for text in texts if text]]
-        return codes.index_copy(0, torch.tensor(present, device=device), chosen)
+        return embeddings.index_copy(0, torch.tensor(present, device=device), chosen)
 
 
 class TrainedEncoder(InstructionEncoder):
@@ -123,15 +123,15 @@ class TrainedEncoder(InstructionEncoder):
 class BaseStateEncoder(InstructionEncoder):
     """The mean of the base model's hidden states below the edited blocks, through one trained linear map."""
 
-    def __init__(self, width: int, *, hidden: int, cut: int) -> None:
+    def __init__(self, width: int, *, hidden: int, split_layer: int) -> None:
         super().__init__()
         self.width = width
-        self.cut = cut
+        self.split_layer = split_layer
         self.norm = nn.LayerNorm(hidden)
         self.out = nn.Linear(hidden, width)
 
     def encode(self, language_model: LanguageModel, texts: Sequence[str]) -> Tensor:
-        return torch.tanh(self.out(self.norm(mean_states(language_model, self.cut, texts))))
+        return torch.tanh(self.out(self.norm(mean_states(language_model, self.split_layer, texts))))
 
 
 class SentenceEncoder(InstructionEncoder):

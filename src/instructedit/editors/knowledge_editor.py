@@ -35,16 +35,16 @@ from instructedit.records import EditRequest
 class Gate(nn.Module):
     """From a code to the gate and the offset of one matrix."""
 
-    def __init__(self, code: int, inputs: int, outputs: int) -> None:
+    def __init__(self, embedding_dim: int, inputs: int, outputs: int) -> None:
         super().__init__()
         self.sizes = (outputs, outputs, inputs, inputs, 1)
-        self.read = nn.Linear(code, sum(self.sizes))
+        self.read = nn.Linear(embedding_dim, sum(self.sizes))
         nn.init.normal_(self.read.weight, std=1e-2)
         nn.init.zeros_(self.read.bias)
 
-    def forward(self, codes: Tensor) -> tuple[Tensor, Tensor, LowRank]:
+    def forward(self, embeddings: Tensor) -> tuple[Tensor, Tensor, LowRank]:
         """codes (edits, width) -> factors of u (edits, inputs) and delta (edits, outputs), and the offset, rank 1."""
-        alpha, beta, gamma, zeta, eta = self.read(codes).split(self.sizes, dim=-1)
+        alpha, beta, gamma, zeta, eta = self.read(embeddings).split(self.sizes, dim=-1)
         strength = 2 * eta.sigmoid()  # 1 at the start
         of_delta = alpha.softmax(-1) * alpha.shape[-1] * strength
         offset = LowRank(zeta[..., None], (beta.softmax(-1) * strength)[:, None])
@@ -55,34 +55,34 @@ class Gate(nn.Module):
 class KnowledgeEditor(GradientEditor):
     """A gated gradient step; instructions are not read."""
 
-    def __init__(self, config: EditorConfig, matrices: Sequence[Matrix], cut: int) -> None:
-        super().__init__(config, matrices, cut)
-        self.encoder = TrainedEncoder(config.code)
-        self.gates = nn.ModuleList(Gate(config.code, matrix.inputs, matrix.outputs) for matrix in matrices)
-        self.theta = nn.Parameter(torch.full((len(self.matrices),), config.step_size).log())
+    def __init__(self, config: EditorConfig, matrices: Sequence[Matrix], split_layer: int) -> None:
+        super().__init__(config, matrices, split_layer)
+        self.encoder = TrainedEncoder(config.embedding_dim)
+        self.gates = nn.ModuleList(Gate(config.embedding_dim, matrix.inputs, matrix.outputs) for matrix in matrices)
+        self.log_lr = nn.Parameter(torch.full((len(self.matrices),), config.step_size).log())
 
-    def codes(
+    def embeddings(
         self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
     ) -> Tensor:
         """Codes (edits, width) of the edits' own words."""
-        codes: Tensor = self.encoder(language_model, ["".join(join(r.prompt, r.target)) for r in requests])
-        return codes
+        embeddings: Tensor = self.encoder(language_model, ["".join(join(r.prompt, r.target)) for r in requests])
+        return embeddings
 
-    def deltas(self, signals: Mapping[str, Signal], codes: Tensor | None, edits: int) -> DeltaBatch:
+    def deltas(self, signals: Mapping[str, Signal], embeddings: Tensor | None, edits: int) -> DeltaBatch:
         """See :meth:`GradientEditor.deltas`."""
-        if codes is None:
+        if embeddings is None:
             raise EditorError("KnowledgeEditor needs the code of every edit")
         factors, ranks = {}, {}
-        device = self.theta.device
+        device = self.log_lr.device
         every = torch.arange(edits, device=device)
-        for matrix, gate, theta in zip(self.matrices, self.gates, self.theta, strict=True):
+        for matrix, gate, log_lr in zip(self.matrices, self.gates, self.log_lr, strict=True):
             signal = signals[matrix.name]
-            of_u, of_delta, offset = gate(codes)
+            of_u, of_delta, offset = gate(embeddings)
             edit = signal.edit.to(device)
             a = torch.cat((signal.u.to(device) * of_u[edit], offset.a[..., 0]))
             b = torch.cat((signal.delta.to(device) * of_delta[edit], offset.b[:, 0]))
             owner, order = torch.cat((edit, every)).sort(stable=True)  # an edit's tokens, then its offset
-            whole = Signal(a[order], -theta.exp() * b[order], owner)
+            whole = Signal(a[order], -log_lr.exp() * b[order], owner)
             factors[matrix.name] = stacked(whole.u, whole.delta, whole, edits)
             ranks[matrix.name] = torch.bincount(owner, minlength=edits)
         return DeltaBatch(factors, ranks)

@@ -49,16 +49,16 @@ class Memit(DirectEditor):
     Args:
         config: its numbers.
         matrices: the last MLP matrices of the blocks, bottom up.
-        cut: block of the lowest.
+        split_layer: block of the lowest.
     """
 
     Config = MemitConfig
 
-    def __init__(self, config: MemitConfig, matrices: Sequence[Matrix], cut: int) -> None:
+    def __init__(self, config: MemitConfig, matrices: Sequence[Matrix], split_layer: int) -> None:
         super().__init__()
         self.config = config
         self.matrices = tuple(matrices)
-        self.cut = cut
+        self.split_layer = split_layer
 
     @classmethod
     def create(cls, config: BaseModel, language_model: LanguageModel) -> Memit:
@@ -81,7 +81,7 @@ class Memit(DirectEditor):
         Raises:
             EditorError: a request does not name its subject in its prompt.
         """
-        values = Values(language_model, requests, self.config, self.cut)
+        values = Values(language_model, requests, self.config, self.split_layer)
         top = language_model.structure.blocks[language_model.structure.block_of(self.matrices[-1].name)]
         wanted = values.value(top) + values.shift(self.matrices[-1].name)
         count = len(requests)

@@ -30,12 +30,14 @@ class Mend(GradientEditor):
     Args:
         config: its shape.
         matrices: the edited matrices, from the bottom up.
-        cut: index of the block that contains the lowest of them; the trunk is what lies below.
+        split_layer: index of the block that contains the lowest of them; the trunk is what lies below.
         code: width of an instruction's code; 0 here.
     """
 
-    def __init__(self, config: EditorConfig, matrices: Sequence[Matrix], cut: int, code: int = 0) -> None:
-        super().__init__(config, matrices, cut)
+    def __init__(
+        self, config: EditorConfig, matrices: Sequence[Matrix], split_layer: int, embedding_dim: int = 0
+    ) -> None:
+        super().__init__(config, matrices, split_layer)
         self._groups: dict[str, list[Matrix]] = {}
         for matrix in matrices:
             self._groups.setdefault(f"{matrix.inputs}x{matrix.outputs}", []).append(matrix)
@@ -47,16 +49,16 @@ class Mend(GradientEditor):
                     rank=config.rank,
                     layers=config.layers,
                     matrices=len(group),
-                    code=code,
+                    embedding_dim=embedding_dim,
                     last_relu=config.last_relu,
                 )
                 for shape, group in self._groups.items()
             }
         )
-        self.theta = nn.Parameter(torch.full((len(self.matrices),), config.step_size).log())
-        self.theta_condition = nn.Linear(code, len(self.matrices), bias=False) if code else None
-        if self.theta_condition is not None:
-            nn.init.zeros_(self.theta_condition.weight)
+        self.log_lr = nn.Parameter(torch.full((len(self.matrices),), config.step_size).log())
+        self.log_lr_condition = nn.Linear(embedding_dim, len(self.matrices), bias=False) if embedding_dim else None
+        if self.log_lr_condition is not None:
+            nn.init.zeros_(self.log_lr_condition.weight)
 
     def round_in_place(self, dtype: torch.dtype) -> None:
         """For use after training: the hypernetworks compute in ``dtype``, and so the deltas come in it."""
@@ -64,18 +66,18 @@ class Mend(GradientEditor):
             assert isinstance(network, Hypernetwork)
             network.round_in_place(dtype)
 
-    def step_sizes(self, codes: Tensor | None) -> Tensor:
-        """alpha = exp(theta), (1, matrices); with codes exp(theta + S c), (edits, matrices), S = 0 at the start."""
-        if self.theta_condition is None or codes is None:
-            return self.theta.exp()[None]
-        alpha: Tensor = (self.theta + self.theta_condition(codes)).exp()
+    def step_sizes(self, embeddings: Tensor | None) -> Tensor:
+        """alpha = exp(log_lr), (1, matrices); with codes exp(log_lr + S c), (edits, matrices), S = 0 at the start."""
+        if self.log_lr_condition is None or embeddings is None:
+            return self.log_lr.exp()[None]
+        alpha: Tensor = (self.log_lr + self.log_lr_condition(embeddings)).exp()
         return alpha
 
-    def deltas(self, signals: Mapping[str, Signal], codes: Tensor | None, edits: int) -> DeltaBatch:
+    def deltas(self, signals: Mapping[str, Signal], embeddings: Tensor | None, edits: int) -> DeltaBatch:
         """Signals of ``edits`` edits to their deltas; one call of each hypernetwork for all its matrices."""
-        device = self.theta.device
+        device = self.log_lr.device
         index = {matrix.name: number for number, matrix in enumerate(self.matrices)}
-        step_sizes = self.step_sizes(codes).expand(edits, -1)
+        step_sizes = self.step_sizes(embeddings).expand(edits, -1)
         factors: dict[str, LowRank] = {}
         for shape, group in self._groups.items():
             found = [signals[matrix.name] for matrix in group]
@@ -87,7 +89,7 @@ class Mend(GradientEditor):
             assert isinstance(network, Hypernetwork)
             if self.training:
                 network.observe(u, delta)
-            pseudo_u, pseudo_delta = network(u, delta, sizes, codes, edit)
+            pseudo_u, pseudo_delta = network(u, delta, sizes, embeddings, edit)
             for matrix, signal, a, b in zip(
                 group, found, pseudo_u.split(sizes), pseudo_delta.split(sizes), strict=True
             ):

@@ -65,16 +65,16 @@ class Rome(DirectEditor):
     Args:
         config: its numbers.
         matrix: the MLP's last one.
-        cut: its block.
+        split_layer: its block.
     """
 
     Config = RomeConfig
 
-    def __init__(self, config: RomeConfig, matrix: Matrix, cut: int) -> None:
+    def __init__(self, config: RomeConfig, matrix: Matrix, split_layer: int) -> None:
         super().__init__()
         self.config = config
         self.matrix = matrix
-        self.cut = cut
+        self.split_layer = split_layer
 
     @classmethod
     def create(cls, config: BaseModel, language_model: LanguageModel) -> Rome:
@@ -91,7 +91,7 @@ class Rome(DirectEditor):
         Raises:
             EditorError: a request does not name its subject in its prompt.
         """
-        values = Values(language_model, requests, self.config, self.cut)
+        values = Values(language_model, requests, self.config, self.split_layer)
         keys = values.keys(self.matrix.name)
         new = values.value(self.matrix.name) + values.shift(self.matrix.name)
         old = times_weight(language_model.model.get_submodule(self.matrix.name), keys)
@@ -121,14 +121,14 @@ class Values:
     Every request stands in the batch once behind each prefix, and once as "<subject> is", whose answer is to stay.
 
     Args:
-        cut: block below which nothing is read or written.
+        split_layer: block below which nothing is read or written.
 
     Raises:
         EditorError: a request does not name its subject in its prompt.
     """
 
     def __init__(
-        self, language_model: LanguageModel, requests: Sequence[EditRequest], config: RomeConfig, cut: int
+        self, language_model: LanguageModel, requests: Sequence[EditRequest], config: RomeConfig, split_layer: int
     ) -> None:
         self.language_model, self.config, self.count = language_model, config, len(requests)
         self.requests = tuple(requests)
@@ -144,7 +144,7 @@ class Values:
         self.owner = torch.cat((edits.repeat_interleave(len(config.prefixes)), edits))
         self.rows = torch.arange(len(batch), device=device)
         self.is_asked = self.rows < len(asked)
-        self.split = language_model.split(cut)
+        self.split = language_model.split(split_layer)
         self.state = self.split.trunk(batch)
 
     def keys(self, matrix: str, changes: DeltaBatch | None = None) -> Tensor:

@@ -60,7 +60,7 @@ def edit_loss(logits: Tensor, batch: TokenBatch, average: bool = True) -> Tensor
 def read_signals(
     language_model: LanguageModel,
     state: TrunkState,
-    cut: int,
+    split_layer: int,
     matrices: Sequence[Matrix],
     average: bool = True,
 ) -> dict[str, Signal]:
@@ -90,7 +90,7 @@ def read_signals(
         for matrix in matrices:
             module = language_model.model.get_submodule(matrix.name)
             stack.enter_context(held(module.register_forward_hook(keep(matrix.name))))
-        logits = language_model.split(cut).top(state)
+        logits = language_model.split(split_layer).top(state)
         missing = [matrix.name for matrix in matrices if matrix.name not in outputs]
         if missing:
             raise EditorError(f"not reached by the forward pass: {', '.join(missing)}. Edit matrices that are used.")

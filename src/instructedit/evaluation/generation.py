@@ -37,7 +37,7 @@ def generate(
         DataError: a prompt is blank or fills the model's whole length.
     """
     if edits is not None:
-        prompts = [edits.asked(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
+        prompts = [edits.rewrite_prompt(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     texts: dict[int, str] = {}
     for start in range(0, len(order), batch_size):

@@ -147,7 +147,7 @@ def evaluate(
     pool = RecordPool(records)
     values: dict[str, dict[str, float]] = {}
     # The edit, the questions before and the questions after meet the same texts: their trunk is run once.
-    with language_model.remembering_trunks(editor.cut, memory=TRUNK_BYTES):
+    with language_model.remembering_trunks(editor.split_layer, memory=TRUNK_BYTES):
         for start in range(0, len(records), batch):
             part = list(records[start : start + batch])
             if task.is_wider:  # what a wider edit leaves alone is not in the record itself
@@ -155,7 +155,9 @@ def evaluate(
             instructions = [chooser(record.request) for record in part]
             edits = editor.edit(language_model, [record.request for record in part], instructions)
             probes = _all_probes(part, instructions, task, protocol, headlines_only)
-            found = _evaluate_part(editor.cut, language_model, part, probes, edits, protocol, headlines_only, deciding)
+            found = _evaluate_part(
+                editor.split_layer, language_model, part, probes, edits, protocol, headlines_only, deciding
+            )
             if fluency:
                 _add_fluency(found, language_model, part, edits)
             for record, row in zip(part, found, strict=True):
@@ -174,7 +176,7 @@ def evaluate(
 
 
 def _evaluate_part(
-    cut: int,
+    split_layer: int,
     language_model: LanguageModel,
     records: Sequence[EditRecord],
     probes: Sequence[_Probe],
@@ -198,8 +200,8 @@ def _evaluate_part(
                 row["reliability_before"].append(probe.value_of_text(old, old))
     else:
         queries = [query for probe in probes for query in probe.queries]
-        scored_after = iter(score(language_model, cut, queries, edits))
-        scored_before = iter(score(language_model, cut, queries, None))
+        scored_after = iter(score(language_model, split_layer, queries, edits))
+        scored_before = iter(score(language_model, split_layer, queries, None))
         for probe in probes:
             count = len(probe.queries)
             new, past = list(islice(scored_after, count)), list(islice(scored_before, count))
@@ -207,7 +209,9 @@ def _evaluate_part(
             row[probe.metric].append(probe.value(new, past))
             if probe.metric == "reliability":
                 row["reliability_before"].append(probe.value(past, past))
-        _add_likelihood_metrics(collected, cut, language_model, records, edits, probability_forms=not headlines_only)
+        _add_likelihood_metrics(
+            collected, split_layer, language_model, records, edits, probability_forms=not headlines_only
+        )
     found = []
     for row in collected:
         means = {name: sum(numbers) / len(numbers) for name, numbers in row.items()}
@@ -291,7 +295,7 @@ def _further_probes(
 
 def _add_likelihood_metrics(
     collected: list[dict[str, list[float]]],
-    cut: int,
+    split_layer: int,
     language_model: LanguageModel,
     records: Sequence[EditRecord],
     edits: Edits,
@@ -322,8 +326,8 @@ def _add_likelihood_metrics(
         return
     after: list[dict[str, list[Scored]]] = [defaultdict(list) for _ in records]
     before: list[dict[str, list[Scored]]] = [defaultdict(list) for _ in records]
-    now: Sequence[Scored | None] = score(language_model, cut, queries, edits)
-    then = _replies_before(language_model, cut, queries, places)
+    now: Sequence[Scored | None] = score(language_model, split_layer, queries, edits)
+    then = _replies_before(language_model, split_layer, queries, places)
     for store, scored in ((after, now), (before, then)):
         for (edit, name), value in zip(places, scored, strict=True):
             if value is not None:
@@ -341,11 +345,11 @@ def _add_likelihood_metrics(
 
 
 def _replies_before(
-    language_model: LanguageModel, cut: int, queries: Sequence[Query], places: Sequence[tuple[int, str]]
+    language_model: LanguageModel, split_layer: int, queries: Sequence[Query], places: Sequence[tuple[int, str]]
 ) -> list[Scored | None]:
     """Only the wanted replies are needed from the unedited model."""
     wanted = [index for index, (_, name) in enumerate(places) if name == "same"]
-    scored = score(language_model, cut, [queries[index] for index in wanted], None)
+    scored = score(language_model, split_layer, [queries[index] for index in wanted], None)
     found: list[Scored | None] = [None] * len(queries)
     for index, value in zip(wanted, scored, strict=True):
         found[index] = value

@@ -44,18 +44,18 @@ class Scored:
 
 @torch.no_grad()
 def score(
-    language_model: LanguageModel, cut: int, queries: Sequence[Query], edits: Edits | None, tokens: int = 4096
+    language_model: LanguageModel, split_layer: int, queries: Sequence[Query], edits: Edits | None, tokens: int = 4096
 ) -> list[Scored]:
     """Score queries in batches of about ``tokens`` padded tokens, in any order, reported in the given one.
 
     Args:
-        cut: where the forward is split; blocks below it carry no delta.
+        split_layer: where the forward is split; blocks below it carry no delta.
         edits: each query is asked of its own edit's model; None asks the unedited one.
     """
-    prompts = [query.prompt if edits is None else edits.asked(query.edit, query.prompt) for query in queries]
+    prompts = [query.prompt if edits is None else edits.rewrite_prompt(query.edit, query.prompt) for query in queries]
     encoded = [language_model.text.pair(text, query.answer) for text, query in zip(prompts, queries, strict=True)]
     order = sorted(range(len(queries)), key=lambda index: len(encoded[index].ids))
-    split = language_model.split(cut)
+    split = language_model.split(split_layer)
     found: dict[int, Scored] = {}
     start = 0
     while start < len(order):

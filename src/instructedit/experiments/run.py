@@ -56,7 +56,7 @@ class Remembered(Editor):
 
     def __init__(self, editor: Editor) -> None:
         super().__init__()
-        self.name, self.cut = editor.name, editor.cut
+        self.name, self.split_layer = editor.name, editor.split_layer
         self._editor = editor
         self._made: OrderedDict[tuple[object, ...], Edits] = OrderedDict()
 

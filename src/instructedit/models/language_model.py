@@ -152,25 +152,27 @@ class LanguageModel:
             "LanguageModel(merged.model, merged.tokenizer, source)"
         )
 
-    def split(self, cut: int) -> SplitForward:
-        """The split forward below block ``cut``; made once."""
-        if cut not in self._splits:
-            self._splits[cut] = SplitForward(self.model, self.structure, cut, tuples=self._block_tuples, lock=self.lock)
-        return self._splits[cut]
+    def split(self, split_layer: int) -> SplitForward:
+        """The split forward below block ``split_layer``; made once."""
+        if split_layer not in self._splits:
+            self._splits[split_layer] = SplitForward(
+                self.model, self.structure, split_layer, tuples=self._block_tuples, lock=self.lock
+            )
+        return self._splits[split_layer]
 
     @contextmanager
     def remembering_trunks(
-        self, cut: int, *, memory: int, folder: Path | None = None, disk: int = 0
+        self, split_layer: int, *, memory: int, folder: Path | None = None, disk: int = 0
     ) -> Iterator[TrunkCache]:
-        """Inside the ``with`` trunk states at ``cut`` are computed once a text; see :class:`TrunkCache`.
+        """Inside the ``with`` trunk states at ``split_layer`` are computed once a text; see :class:`TrunkCache`.
 
         Inside another ``with`` for the same cut, that one's cache goes on.
         """
-        split = self.split(cut)
+        split = self.split(split_layer)
         if split.cache is not None:
             yield split.cache
             return
-        key = TrunkKey(self.fingerprint, cut, str(self.model.dtype).removeprefix("torch."))
+        key = TrunkKey(self.fingerprint, split_layer, str(self.model.dtype).removeprefix("torch."))
         split.cache = TrunkCache(key, memory=memory, folder=folder, disk=disk)
         try:
             yield split.cache

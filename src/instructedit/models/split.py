@@ -34,12 +34,12 @@ class TrunkState:
 
 
 class SplitForward:
-    """Trunk and top of a model, cut below block ``cut``.
+    """Trunk and top of a model, cut below block ``split_layer``.
 
     Args:
         model: a causal language model.
         structure: of that model.
-        cut: index of the first block of the top; 0 makes the whole model the top.
+        split_layer: index of the first block of the top; 0 makes the whole model the top.
         tuples: whether the model's blocks return a tuple; see :func:`blocks_return_tuples`.
         lock: held during every run, as blocks are by-passed and hooked meanwhile.
 
@@ -47,9 +47,11 @@ class SplitForward:
         cache: trunk states already known; see :meth:`LanguageModel.remembering_trunks`.
     """
 
-    def __init__(self, model: PreTrainedModel, structure: Structure, cut: int, *, tuples: bool, lock: RLock) -> None:
+    def __init__(
+        self, model: PreTrainedModel, structure: Structure, split_layer: int, *, tuples: bool, lock: RLock
+    ) -> None:
         self.model = model
-        self.cut = cut
+        self.split_layer = split_layer
         self.tuples = tuples
         self.lock = lock
         self.cache: TrunkCache | None = None
@@ -73,8 +75,8 @@ class SplitForward:
 
         nothing = torch.zeros_like(batch.predicts)
         with (
-            self._bypassed(self.blocks[self.cut :]),
-            held(self.blocks[self.cut].register_forward_pre_hook(catch, with_kwargs=True)),
+            self._bypassed(self.blocks[self.split_layer :]),
+            held(self.blocks[self.split_layer].register_forward_pre_hook(catch, with_kwargs=True)),
         ):
             self._run(batch, nothing)
         return found[0]
@@ -89,8 +91,8 @@ class SplitForward:
 
         with (
             self.lock,
-            self._bypassed(self.blocks[: self.cut]),
-            held(self.blocks[self.cut].register_forward_pre_hook(inject, with_kwargs=True)),
+            self._bypassed(self.blocks[: self.split_layer]),
+            held(self.blocks[self.split_layer].register_forward_pre_hook(inject, with_kwargs=True)),
         ):
             return self._run(state.batch, state.batch.predicts)
 

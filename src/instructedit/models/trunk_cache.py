@@ -45,20 +45,20 @@ class TrunkKey:
 
     Attributes:
         model: fingerprint of the base model.
-        cut: index of the first block above the trunk.
+        split_layer: index of the first block above the trunk.
         dtype: of the states.
     """
 
     model: str
-    cut: int
+    split_layer: int
     dtype: str
 
     @property
     def folder_name(self) -> str:
-        return f"{self.model}-{self.cut}-{self.dtype}"
+        return f"{self.model}-{self.split_layer}-{self.dtype}"
 
     def metadata(self) -> dict[str, str]:
-        return {"model": self.model, "cut": str(self.cut), "dtype": self.dtype}
+        return {"model": self.model, "split_layer": str(self.split_layer), "dtype": self.dtype}
 
 
 class TrunkCache:

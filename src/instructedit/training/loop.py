@@ -132,7 +132,7 @@ def train(
     make_folder(out)
     with _alone_in(out), _numerics(recipe), _telling_of_lost_processes(out / CHECKPOINT):
         run = _Run(recipe, language_model, out, data or find_data(), on_report)
-        with _remembering_trunks(recipe, language_model, run.editor.cut) as cache:
+        with _remembering_trunks(recipe, language_model, run.editor.split_layer) as cache:
             run.forgets = cache if recipe.trunk_memory.keep == "step" else None
             editor = run.train()
         if cache is not None and cache.hits + cache.misses:
@@ -164,15 +164,15 @@ def _numerics(recipe: Recipe) -> Iterator[None]:
 
 
 @contextmanager
-def _remembering_trunks(recipe: Recipe, language_model: LanguageModel, cut: int) -> Iterator[TrunkCache | None]:
+def _remembering_trunks(recipe: Recipe, language_model: LanguageModel, split_layer: int) -> Iterator[TrunkCache | None]:
     """The recipe's trunk cache, if it wants one and there is a trunk."""
     wanted = recipe.trunk_memory
-    if cut == 0 or wanted.memory == 0:
+    if split_layer == 0 or wanted.memory == 0:
         yield None
         return
     folder = None if wanted.folder is None else Path(wanted.folder)
     memory, disk = int(wanted.memory * 1e9), int(wanted.disk * 1e9)
-    with language_model.remembering_trunks(cut, memory=memory, folder=folder, disk=disk) as cache:
+    with language_model.remembering_trunks(split_layer, memory=memory, folder=folder, disk=disk) as cache:
         yield cache
 
 
@@ -422,10 +422,10 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 
 def make_optimizer(editor: GradientEditor, opt: Optimisation) -> torch.optim.Optimizer:
     """Adam over the hypernetwork, with a rate of its own for the step sizes."""
-    others = [p for name, p in editor.named_parameters() if name != "theta" and p.requires_grad]
+    others = [p for name, p in editor.named_parameters() if name != "log_lr" and p.requires_grad]
     groups = [
         {"params": others, "lr": opt.learning_rate, "initial_lr": opt.learning_rate},
-        {"params": [editor.theta], "lr": opt.step_size_learning_rate, "initial_lr": opt.step_size_learning_rate},
+        {"params": [editor.log_lr], "lr": opt.step_size_learning_rate, "initial_lr": opt.step_size_learning_rate},
     ]
     return torch.optim.Adam(groups, fused=True)
 

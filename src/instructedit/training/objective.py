@@ -191,7 +191,7 @@ def _losses(
 ) -> Losses:
     """The losses; where gradients are recorded, those of ``scale`` times L are left in the deltas."""
     device = language_model.device
-    split = language_model.split(editor.cut)
+    split = language_model.split(editor.split_layer)
     total = torch.zeros((), device=device)
     own: dict[_LabelLoss, Tensor] = {
         loss: torch.zeros(len(examples), device=device) for loss in (_cross_entropy, unlikelihood, _divergence)

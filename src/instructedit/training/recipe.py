@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from instructedit.editors.gradient import EditorConfig
-from instructedit.errors import DataError, RecipeError, cut, place_of
+from instructedit.errors import DataError, RecipeError, place_of, shorten
 from instructedit.storage.reading import as_mapping, quoted, read_yaml_file
 
 #: Beyond these limits nothing sensible happens: they catch a slip of the keyboard before hours of work.
@@ -107,7 +107,7 @@ class Optimisation(_Strict):
     batch: int = Field(16, ge=1, le=MOST_ROWS, description="edits a step")
     accumulate: int = Field(1, ge=1, le=MOST_ROWS, description="batches a step")
     learning_rate: float = Field(5e-4, gt=0, le=1000, description="Adam, hypernetwork")
-    step_size_learning_rate: float = Field(5e-3, gt=0, le=1000, description="Adam, theta = log(alpha)")
+    step_size_learning_rate: float = Field(5e-3, gt=0, le=1000, description="Adam, log_lr = log(alpha)")
     warmup: int = Field(50, ge=0, le=MOST_STEPS, description="steps")
     decay: float = Field(0.3, ge=0, le=1, description="last share of the steps, falling linearly to zero")
     clip: float = Field(100.0, gt=0, le=1e9, description="norm of all gradients together")
@@ -201,7 +201,7 @@ def parse_recipe(raw: Any, source: object = "recipe") -> Recipe:
             given = problem.get("input")
             shown = f" (given: {quoted(given)})" if isinstance(given, (str, int, float, bool)) else ""
             place = place_of(problem["loc"]) or "recipe"
-            mistakes.append(f"{place}: {cut(problem['msg'])}{shown}")
+            mistakes.append(f"{place}: {shorten(problem['msg'])}{shown}")
         raise RecipeError(source, mistakes) from None
 
 
