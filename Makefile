@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fuzz check bench clean
+.PHONY: demo test test-all fuzz check bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/instructedit demo
 
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# With the tests marked slow, too.
+test-all: $(VENV)/installed-dev
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadgroup -m ""
 
 # Thousands of spoilt inputs; the table of figures also goes to build/fuzz.json.
 fuzz: $(VENV)/installed-dev

@@ -1,9 +1,8 @@
-"""The command as a user runs it: a process of its own on a tiny saved checkpoint."""
+"""The command line on a tiny saved checkpoint, each command from its arguments to its output and files."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from command import Result, environment, run, run_apart
 
 from instructedit.deltas.delta import Delta, DeltaMetadata, LowRank
 from instructedit.deltas.saving import load_delta, save_delta
@@ -29,26 +29,6 @@ RECIPE: dict[str, Any] = {
     "encoder_warmup": {"steps": 2, "batch": 4},
     "optimisation": {"steps": 2, "batch": 2, "validation_edits": 2},
 }
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a command left."""
-
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        assert self.code == 0, self.err
-        return json.loads(self.out)
-
-
-def run(*arguments: str | Path, cwd: Path) -> Result:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "instructedit", *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    return Result(done.returncode, done.stdout, done.stderr)
 
 
 @dataclass(frozen=True)
@@ -110,7 +90,7 @@ def test_edit_kept_as_a_file_does_the_same_in_another_process(place: Workplace) 
         "edit", "--prompt", PROMPT, "--target", TARGET, "--subject", "Lena", "--task", "counterfact", "--out", kept,
         "--editor", place.editor, *asked, cwd=place.folder,
     ).json()  # fmt: skip
-    applied = run("edit", "--apply", kept, "--ask", PROMPT, *asked, cwd=place.folder).json()
+    applied = run_apart("edit", "--apply", kept, "--ask", PROMPT, *asked, cwd=place.folder).json()
     assert [row["prompt"] for row in made["answers"]] == [PROMPT, OTHER]
     assert made["answers"][0]["before"] != made["answers"][0]["after"]
     for name in ("answers", "requests", "instruction", "editor", "base", "rank"):
@@ -174,11 +154,11 @@ def test_killed_optimisation_goes_on_and_tries_nothing_twice(place: Workplace) -
     bank, trace = place.folder / "killed.yaml", place.folder / "killed.trace.jsonl"
     long = optimize(place, "--rounds", "60", "--patience", "60", "--out", bank)
     command = [sys.executable, "-m", "instructedit", *map(str, long)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with subprocess.Popen(
-        command, cwd=place.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command, cwd=place.folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as running:
-        for _ in range(1200):
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
             if trace.is_file() and '"event": "round"' in trace.read_text(encoding="utf-8"):
                 break
             time.sleep(0.05)

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import Result, run
 
-import instructedit.cli.app as app_module
-import instructedit.cli.console as console
 import instructedit.cli.tasks as tasks_module
 from instructedit.cli.failures import failure_of
 from instructedit.cli.instructions import public_address
@@ -25,30 +24,15 @@ NASTY = "[/b][red]\x1b[31m"
 LITERAL = "[/b][red]\\x1b[31m"
 
 
-class Result:
-    """What a command left."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
 Main = Callable[..., Result]
 
 
 @pytest.fixture
-def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Main:
-    """The command within this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for stream in (console.out, console.err):
-        monkeypatch.setattr(stream, "_width", 300)
+def main(tmp_path: Path) -> Main:
+    """Return the command, run in an empty folder."""
 
     def call(*arguments: str | Path) -> Result:
-        monkeypatch.setattr(sys, "argv", ["instructedit", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            app_module.main()
-        captured = capsys.readouterr()
-        return Result(int(left.value.code or 0), captured.out, captured.err)
+        return run(*arguments, cwd=tmp_path, columns=300)
 
     return call
 

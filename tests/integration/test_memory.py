@@ -49,6 +49,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units elsewhere")
 @pytest.mark.parametrize(("family", "batch", "rank"), [("gpt2", 16, 256), ("llama", 24, 512)])
 def test_prediction_is_right_within_a_fifth(

@@ -68,7 +68,8 @@ def data(tmp_path: Path, records: list[EditRecord], write_jsonl: Callable[[Path,
     return tmp_path
 
 
-@pytest.mark.parametrize("average", ["prompt", "token"])
+#: Averaged per token, the loss needs the other processes; per prompt it does not.
+@pytest.mark.parametrize("average", [pytest.param("prompt", marks=pytest.mark.slow), "token"])
 def test_two_processes_train_to_the_parameters_of_one(
     data: Path, checkpoint: Callable[[str], Path], average: str
 ) -> None:
@@ -98,7 +99,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(data: Path, checkpoint: Callab
         assert "2 processes cannot share" in output
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_dead_process_ends_the_other_and_the_run_can_be_resumed(
     data: Path, checkpoint: Callable[[str], Path], victim: int
 ) -> None:
