@@ -9,13 +9,13 @@ import pytest
 
 from instructedit.errors import DataError
 from instructedit.storage.reading import (
-    LONGEST_QUOTE,
+    MAX_REPR_LENGTH,
     as_mapping,
     parse_json,
-    quoted,
     read_json_file,
     read_text,
     read_yaml_file,
+    short_repr,
 )
 
 
@@ -139,5 +139,5 @@ def test_what_is_no_mapping_is_told(value: object, problem: str) -> None:
 
 
 def test_a_long_value_is_cut() -> None:
-    assert quoted("short") == "'short'"
-    assert quoted("a" * 200_000) == f"'{'a' * (LONGEST_QUOTE - 1)}… (200,002 characters)"
+    assert short_repr("short") == "'short'"
+    assert short_repr("a" * 200_000) == f"'{'a' * (MAX_REPR_LENGTH - 1)}… (200,002 characters)"

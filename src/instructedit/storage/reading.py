@@ -12,17 +12,17 @@ import yaml
 from instructedit.errors import DataError
 
 #: Values that a YAML file may stand for once its aliases are written out; a few lines of aliases can mean billions.
-MOST_YAML_VALUES = 1_000_000
+MAX_YAML_VALUES = 1_000_000
 #: Brackets inside each other in a YAML file; the reader's time grows with the square of their number.
-MOST_YAML_BRACKETS = 100
+MAX_YAML_NESTING = 100
 #: A wrong value is repeated in a message up to this many characters.
-LONGEST_QUOTE = 200
+MAX_REPR_LENGTH = 200
 
 
-def quoted(value: object) -> str:
-    """``repr`` of a user's value for a message, cut to :data:`LONGEST_QUOTE` characters."""
+def short_repr(value: object) -> str:
+    """``repr`` of a user's value for a message, cut to :data:`MAX_REPR_LENGTH` characters."""
     text = repr(value)
-    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}… ({len(text):,} characters)"
+    return text if len(text) <= MAX_REPR_LENGTH else f"{text[:MAX_REPR_LENGTH]}… ({len(text):,} characters)"
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -103,7 +103,7 @@ class _Loader(yaml.SafeLoader):
     """The safe loader; what a value's type refuses (``2024-13-45``, ``!!int abc``) is said with its line."""
 
     def fetch_flow_collection_start(self, TokenClass: Any) -> None:  # noqa: N803 - PyYAML's
-        if self.flow_level >= MOST_YAML_BRACKETS:
+        if self.flow_level >= MAX_YAML_NESTING:
             raise yaml.scanner.ScannerError(None, None, "brackets nest too deeply", self.get_mark())
         super().fetch_flow_collection_start(TokenClass)
 
@@ -121,7 +121,7 @@ def read_yaml_file(path: str | Path) -> Any:
 
     Raises:
         DataError: it cannot be read, is not UTF-8, is not YAML, or its aliases stand for more than
-            :data:`MOST_YAML_VALUES` values.
+            :data:`MAX_YAML_VALUES` values.
     """
     text = read_text(path)
     try:
@@ -160,8 +160,8 @@ def _expanded_size(value: Any, known: dict[int, int], above: set[int]) -> int:
         raise ValueError("an alias stands inside the value that it names")
     if key not in known:
         total = 1 + sum(_expanded_size(part, known, above | {key}) for part in parts)
-        if total > MOST_YAML_VALUES:
-            raise ValueError(f"its aliases stand for more than {MOST_YAML_VALUES:,} values")
+        if total > MAX_YAML_VALUES:
+            raise ValueError(f"its aliases stand for more than {MAX_YAML_VALUES:,} values")
         known[key] = total
     return known[key]
 
@@ -176,5 +176,5 @@ def as_mapping(value: Any, file: object = None) -> dict[str, Any]:
         raise DataError(f"expected `key: value` pairs at the top level, found {type(value).__name__}", file=file)
     wrong: list[Hashable] = [key for key in value if not isinstance(key, str)]
     if wrong:
-        raise DataError(f"expected texts as keys, found {quoted(wrong[0])}", file=file)
+        raise DataError(f"expected texts as keys, found {short_repr(wrong[0])}", file=file)
     return value

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from instructedit.errors import InstructEditError
 
-TENSORS, HEADER = "sha256", "header_sha256"
+TENSORS_DIGEST, HEADER_DIGEST = "sha256", "header_sha256"
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -33,12 +33,12 @@ def pack(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
     Args:
         header: texts by key; the digests of tensors and header are added to it.
     """
-    whole = {**header, TENSORS: tensors_digest(tensors)}
+    whole = {**header, TENSORS_DIGEST: tensors_digest(tensors)}
     content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     (length,) = struct.unpack("<Q", content[:8])
     # The library writes its header's keys in a random order: it is written again, by offset in the data.
     entries = json.loads(content[8 : 8 + length])
-    ordered = {"__metadata__": {**dict(sorted(whole.items())), HEADER: _header_digest(whole)}}
+    ordered = {"__metadata__": {**dict(sorted(whole.items())), HEADER_DIGEST: _header_digest(whole)}}
     ordered |= dict(sorted(entries.items(), key=lambda entry: (entry[1]["data_offsets"], entry[0])))
     text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
@@ -73,9 +73,9 @@ def unpack(
                 f"/{version}): make it anew"
             )
         raise error(f"file {path}: is not {what} ({found or 'no format in its header'})")
-    expected = {key: header.pop(key, None) for key in (HEADER, TENSORS)}
-    whole = {**header, TENSORS: expected[TENSORS] or ""}
-    if expected != {HEADER: _header_digest(whole), TENSORS: tensors_digest(tensors)}:
+    expected = {key: header.pop(key, None) for key in (HEADER_DIGEST, TENSORS_DIGEST)}
+    whole = {**header, TENSORS_DIGEST: expected[TENSORS_DIGEST] or ""}
+    if expected != {HEADER_DIGEST: _header_digest(whole), TENSORS_DIGEST: tensors_digest(tensors)}:
         raise error(f"file {path}: is damaged: its content does not have the SHA-256 that it states; copy it again")
     return whole, tensors
 
