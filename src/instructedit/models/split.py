@@ -1,10 +1,10 @@
 """Split forward pass: the frozen trunk runs once, the edited top as often as needed.
 
 Only the blocks from ``split_layer`` on (the top) are edited, so the blocks below (the trunk) give the same hidden
-states before and after an edit. Both halves call the model's own forward: for the trunk, the top's blocks are replaced by the
-identity; for the top, the trunk's blocks are, and the first block of the top gets the trunk's output as its input.
-Masks, rotary embeddings, sliding windows, logit soft caps and so on remain the model's own, so trunk and top together
-equal the full forward pass.
+states before and after an edit. Both halves call the model's own forward: for the trunk, the top's blocks are replaced
+by the identity; for the top, the trunk's blocks are, and the first block of the top gets the trunk's output as its
+input. Masks, rotary embeddings, sliding windows, logit soft caps and so on remain the model's own, so trunk and top
+together equal the full forward pass.
 """
 
 from __future__ import annotations
