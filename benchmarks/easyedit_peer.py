@@ -166,7 +166,7 @@ class EasyEditMend:
         self._executor.is_init = True  # with this editor instead of one from a file
 
     def _batch(self, example: Example) -> dict[str, Any]:
-        pair = self.language_model.text.pair
+        pair = self.language_model.text.encode_pair
         edit = pair(example.request.prompt, example.request.target)
         stays = [pair(*query) for query in example.stay]
 

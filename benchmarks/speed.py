@@ -103,7 +103,7 @@ def _remembering(job: Job, language_model: LanguageModel, split_layer: int) -> I
     if not job.cache:
         yield
         return
-    with language_model.remembering_trunks(split_layer, memory=2_000_000_000):
+    with language_model.cache_trunk(split_layer, memory=2_000_000_000):
         yield
 
 
@@ -113,7 +113,7 @@ def _ours(job: Job, language_model: LanguageModel) -> list[float]:
     examples = make_examples(job.batch, job.load, vocabulary)
     requests = [example.request for example in examples]
     if job.what == "forward":
-        pair = language_model.text.pair
+        pair = language_model.text.encode_pair
         ids = torch.tensor([pair(r.prompt, r.target).ids for r in requests], device=language_model.device)
         with torch.no_grad():
             return _seconds(lambda _: language_model.model(input_ids=ids, use_cache=False), job)

@@ -1,6 +1,6 @@
-"""InstructEdit: edit what a language model knows, by instruction.
+"""InstructEdit: edit the knowledge of a language model by instruction.
 
-The public names are loaded on first use, so that importing the package, and the command's ``--help``, cost nothing.
+Public names are imported on first use, so that ``import instructedit`` and the command's ``--help`` stay fast.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from instructedit.training.loop import train
     from instructedit.training.recipe import Recipe, load_recipe
 
-_HOMES = {
+_MODULES = {
     "Delta": "deltas.delta",
     "DeltaMetadata": "deltas.delta",
     "EditRecord": "records",
@@ -73,6 +73,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    """Import a public name from its module on first use."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""``python -m instructedit``."""
+"""Entry point of ``python -m instructedit``."""
 
 from instructedit.cli.app import main
 

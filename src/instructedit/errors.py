@@ -1,15 +1,15 @@
-"""Every error that InstructEdit raises on purpose.
+"""The exceptions that InstructEdit raises on purpose.
 
-    InstructEditError           root: catch this to catch them all
+    InstructEditError           base class: catch it to catch all of them
     ├── DataError               a file, record or field of edit data is wrong or missing
-    ├── RecipeError             a recipe has mistakes; all of them are listed at once
-    ├── ModelError              a base model cannot be loaded, or its structure is not supported
+    ├── RecipeError             a recipe has mistakes; the message lists all of them
+    ├── ModelError              a base model cannot be loaded, or its architecture is not supported
     ├── DeltaError              a delta does not belong to this base model, or its file is damaged
     ├── EditorError             an editor cannot edit: no gradient, NaN, wrong shapes, not trained
-    └── CheckpointError         a run cannot go on: its checkpoint is damaged, or is another recipe's
+    └── CheckpointError         a run cannot resume: its checkpoint is damaged or belongs to another recipe
 
-Each message says what was wrong, where, and what to do about it. The command line prints the message alone
-and exits with code 2.
+Each message states what is wrong, where, and what to do. The command line prints the message without a traceback and
+exits with code 2.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # the command line imports this room first, and --help is to be quick
+if TYPE_CHECKING:  # every command imports this module, also for --help, and pydantic is slow to import
     from pydantic import ValidationError
 
 
 class InstructEditError(Exception):
-    """Root of the tree."""
+    """Base class of all errors of this package."""
 
     def __str__(self) -> str:
-        """The message; halves of surrogate pairs in a quoted value are escaped, so that it can always be printed."""
+        """Return the message with lone surrogates escaped, so that any terminal or file can take it."""
         return super().__str__().encode("utf-8", "backslashreplace").decode()
 
 
 class DataError(InstructEditError):
-    """A data file, record or field is wrong.
+    """A data file, record or field is wrong or missing.
 
     Args:
         problem: what is wrong and what to do.
-        file: the file it stands in, if there is one.
+        file: the file that contains the problem, if any.
         record: index of the record in that file, counted from 0.
-        field: the field's name inside the record.
+        field: name of the field in the record.
     """
 
     def __init__(
@@ -51,7 +51,11 @@ class DataError(InstructEditError):
 
 
 class RecipeError(InstructEditError):
-    """A recipe has one or more mistakes, all listed."""
+    """A recipe has one or more mistakes.
+
+    Attributes:
+        mistakes: one message for each mistake; the error's own message lists all of them.
+    """
 
     def __init__(self, source: object, mistakes: Sequence[str]) -> None:
         self.mistakes = tuple(mistakes)
@@ -72,33 +76,38 @@ class EditorError(InstructEditError):
 
 
 class CheckpointError(InstructEditError):
-    """A run's checkpoint cannot be gone on from."""
+    """A run cannot resume from its checkpoint."""
 
 
-_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory is used up: Python's own, or a library's by its words."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception reports exhausted memory.
+
+    Libraries raise plain ``RuntimeError`` or ``OSError`` for it, so those are recognised by their message.
+    """
     if isinstance(error, MemoryError):
         return True
-    return isinstance(error, (RuntimeError, OSError)) and any(words in str(error).lower() for words in _NO_MEMORY)
+    return isinstance(error, (RuntimeError, OSError)) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
-#: Of a place or of what pydantic says about it, that many characters are repeated: either may hold a user's value.
-_LONGEST_PART = 300
+#: Maximum length in characters of each part of a message that may contain user input.
+_MAX_PART_LENGTH = 300
 
 
-def mistakes_of(error: ValidationError) -> list[str]:
-    """Every mistake that pydantic found, each behind its place."""
-    return [f"{place_of(mistake['loc'])}: {shorten(mistake['msg'])}" for mistake in error.errors(include_input=False)]
+def validation_messages(error: ValidationError) -> list[str]:
+    """Return one message for each mistake that pydantic reports, as ``location: problem``."""
+    return [
+        f"{location_text(mistake['loc'])}: {shorten(mistake['msg'])}" for mistake in error.errors(include_input=False)
+    ]
 
 
-def place_of(location: Sequence[int | str]) -> str:
-    """``a.0.b``, with keys of any length cut."""
+def location_text(location: Sequence[int | str]) -> str:
+    """Return a pydantic location as ``a.0.b``, with long keys shortened."""
     return shorten(".".join(shorten(str(part)) for part in location))
 
 
 def shorten(text: str) -> str:
-    """A text for a message, at most as long as is read."""
-    return text if len(text) <= _LONGEST_PART else f"{text[:_LONGEST_PART]}…"
+    """Return a text for a message, truncated after 300 characters."""
+    return text if len(text) <= _MAX_PART_LENGTH else f"{text[:_MAX_PART_LENGTH]}…"

@@ -1,4 +1,4 @@
-"""What every room speaks: an edit request, the probes that judge it, and the record that holds both."""
+"""Edit requests, the probes that evaluate an edit, and the records that hold both."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ Text = Annotated[str, StringConstraints(pattern=r"\S")]
 
 
 class ProbeKind(StrEnum):
-    """What a probe asks of the edited model. The kinds come from the data sets' own fields."""
+    """What a probe tests; the kinds follow the fields of the public data sets."""
 
-    REPHRASE = "rephrase"  # the edit prompt in other words; the new target is wanted
-    NEIGHBOUR = "neighbour"  # another subject that has the OLD object in the same relation
-    SAME_SUBJECT = "same_subject"  # another fact of the edited subject (KnowEdit: Relation_Specificity)
-    FORGETFULNESS = "forgetfulness"  # KnowEdit: the old answer is asked for explicitly
-    UNRELATED = "unrelated"  # a fact or question that has nothing to do with the edit
+    REPHRASE = "rephrase"  # the edit prompt rephrased; the new target is expected
+    NEIGHBOUR = "neighbour"  # another subject whose object in the same relation is the edit's old object
+    SAME_SUBJECT = "same_subject"  # another fact about the edited subject (KnowEdit: Relation_Specificity)
+    FORGETFULNESS = "forgetfulness"  # KnowEdit: a prompt that explicitly asks for the old answer
+    UNRELATED = "unrelated"  # a fact or question without any relation to the edit
     OTHER_TOPIC = "other_topic"  # ConvSent: an opinion about another entity
-    REASONING = "reasoning"  # portability: follows from the new fact in one more step
+    REASONING = "reasoning"  # portability: a two-hop question that the new fact changes
     SUBJECT_ALIAS = "subject_alias"  # portability: the subject under another name
-    LOGICAL = "logical"  # portability: symmetric, inverse or otherwise implied facts
+    LOGICAL = "logical"  # portability: symmetric, inverse and otherwise implied facts
 
 
 PORTABILITY_KINDS = (ProbeKind.REASONING, ProbeKind.SUBJECT_ALIAS, ProbeKind.LOGICAL)
@@ -32,11 +32,18 @@ class _Frozen(BaseModel):
 
 
 class EditRequest(_Frozen):
-    """One wish: after ``prompt`` the model is to say ``target``.
+    """A single edit: after ``prompt`` the model should generate ``target``.
 
-    ``prompt`` and ``target`` are joined by one space when neither brings one (see ``models.text.join``).
-    ``instruction`` is a text of the user's own; it is read alone, without the name or text of any task beside it.
-    ``label`` is ConvSent's wanted sentiment.
+    Attributes:
+        prompt: text before the answer.
+        target: the new answer. Exactly one space separates it from the prompt
+            (see :func:`instructedit.models.text.join_prompt_and_target`).
+        subject: the entity that the prompt is about, spelled as in the prompt.
+        ground_truth: the old answer.
+        task: name of the task that the request belongs to.
+        instruction: instruction in the user's own words. The editor reads it instead of the task's name and
+            instruction templates.
+        label: ConvSent only: the requested sentiment, ``positive`` or ``negative``.
     """
 
     prompt: Text
@@ -49,17 +56,23 @@ class EditRequest(_Frozen):
 
     @field_validator("instruction")
     @classmethod
-    def _says_something(cls, text: str | None) -> str | None:
+    def _reject_blank(cls, text: str | None) -> str | None:
         if text is not None and not text.strip():
             raise ValueError(
-                "the instruction is empty. Leave it out to take the task's own text; to edit without any, give "
-                "--no-instruction (in Python: tasks=None)"
+                "the instruction is empty. Leave it out to use the task's instruction template; to edit without an "
+                "instruction, use --no-instruction (in Python: tasks=None)"
             )
         return text
 
 
 class Probe(_Frozen):
-    """A query that judges an edit. ``answers`` are aliases of one right answer, the preferred one first."""
+    """A query that evaluates an edit.
+
+    Attributes:
+        kind: what the probe tests.
+        prompt: text before the answer.
+        answers: aliases of one correct answer, the preferred one first.
+    """
 
     kind: ProbeKind
     prompt: Text
@@ -70,11 +83,13 @@ class EditRecord(_Frozen):
     """A request with all its probes, as read from a data file.
 
     Attributes:
-        record_id: unique inside its file; keeps results traceable to the data.
-        rephrases: the edit prompt in other words (Generalization).
-        probes: every other query, by kind.
-        same_label_replies, other_label_replies: ConvSent only: replies about the topic with the wanted and
-            with the opposite sentiment. The request's target is one of the wanted ones.
+        record_id: identifier that is unique within its file, so that results can be traced back to the data.
+        request: the edit.
+        rephrases: the edit prompt rephrased (generalization).
+        probes: all other probes, of any kind.
+        same_label_replies: ConvSent only: replies about the topic with the requested sentiment; the request's target
+            is one of them.
+        other_label_replies: ConvSent only: replies about the topic with the opposite sentiment.
     """
 
     record_id: str
@@ -85,5 +100,5 @@ class EditRecord(_Frozen):
     other_label_replies: tuple[Text, ...] = ()
 
     def of_kind(self, *kinds: ProbeKind) -> tuple[Probe, ...]:
-        """The probes of these kinds, in the record's order."""
+        """Return the probes of these kinds, in the record's order."""
         return tuple(probe for probe in self.probes if probe.kind in kinds)

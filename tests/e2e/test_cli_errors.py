@@ -164,7 +164,7 @@ def test_files_that_cannot_be_written_are_told_first(main: Main, tmp_path: Path,
         result = main(*arguments, path)
         assert result.code == 2, result.err
         assert result.err.startswith("error DataError\nfile ")
-        assert "cannot be written" in result.err or "is not a file name" in result.err
+        assert "cannot be written" in result.err or "is not a valid file name" in result.err
 
 
 TINY = "base: bundled\neditor: {}\ntasks: [{task: zsre, files: [x.jsonl]}]\noptimisation: {steps: 1}\n"
@@ -229,7 +229,7 @@ def raising(error: BaseException) -> Callable[..., None]:
         (MemoryError(), 2, "error EditorError\nthe memory is not enough"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 2, "memory is not enough"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 2, "memory is not enough"),
-        (RecursionError("maximum recursion depth exceeded"), 2, "nests too deeply"),
+        (RecursionError("maximum recursion depth exceeded"), 2, "nested too deeply"),
         (ValueError("embedded null byte"), 2, "NUL"),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "No space left on device"),
         (PermissionError(errno.EACCES, "Permission denied", "/x/[/b]"), 2, "/x/[/b]: Permission denied"),

@@ -180,7 +180,7 @@ def test_an_edit_in_the_last_block_before_the_answer_is_refused(any_model: Langu
 def test_rome_finds_the_subject(gpt2: LanguageModel) -> None:
     request = EditRequest(prompt="The harbour of Maravel lies", target="there", subject="Maravel")
     place = subject_token(gpt2, request.prompt, request)
-    ids = gpt2.text.prompt(request.prompt).ids
+    ids = gpt2.text.encode_prompt(request.prompt).ids
     assert gpt2.tokenizer.decode(ids[: place + 1]).endswith("Maravel")
     with pytest.raises(EditorError, match="subject inside the prompt"):
         subject_token(gpt2, "It lies", request)
@@ -241,11 +241,11 @@ def test_an_edit_becomes_a_delta(
     method: str, gpt2: LanguageModel, requests_: list[EditRequest], tmp_path: Path
 ) -> None:
     delta = make_edit(editor_for(method, gpt2, tmp_path), gpt2, requests_[:1], load_task("counterfact"))
-    batch = pad([gpt2.text.pair(requests_[0].prompt, requests_[0].target)], gpt2.text.pad_id)
+    batch = pad([gpt2.text.encode_pair(requests_[0].prompt, requests_[0].target)], gpt2.text.pad_id)
     with torch.no_grad():
-        before = edit_loss(gpt2.split(0).whole(batch), batch)
+        before = edit_loss(gpt2.split(0).full(batch), batch)
         with delta.attached(gpt2):
-            after = edit_loss(gpt2.split(0).whole(batch), batch)
+            after = edit_loss(gpt2.split(0).full(batch), batch)
     assert after < before
     assert delta.metadata.editor == method
 

@@ -77,10 +77,10 @@ def test_repeated_evaluation_is_the_same(gpt2: LanguageModel, editor: Mend, reco
 
 
 def test_evaluation_leaves_the_model_as_it_was(gpt2: LanguageModel, editor: Mend, records: list[EditRecord]) -> None:
-    batch = pad([gpt2.text.pair("Lena was born in", "Oston")], gpt2.text.pad_id)
-    before = gpt2.split(0).whole(batch)
+    batch = pad([gpt2.text.encode_pair("Lena was born in", "Oston")], gpt2.text.pad_id)
+    before = gpt2.split(0).full(batch)
     evaluate(editor, gpt2, load_task("counterfact"), records[:3], fluency=True)
-    assert torch.equal(gpt2.split(0).whole(batch), before)
+    assert torch.equal(gpt2.split(0).full(batch), before)
 
 
 @pytest.mark.parametrize("protocol", Protocol)
@@ -368,7 +368,7 @@ def test_scores_depend_on_neither_batch_nor_order(
 
 def test_score_is_what_the_whole_model_says(gpt2: LanguageModel) -> None:
     query = QUERIES[1]
-    encoded = gpt2.text.pair(query.prompt, query.answer)
+    encoded = gpt2.text.encode_pair(query.prompt, query.answer)
     ids = torch.tensor([encoded.ids])
     with torch.no_grad():
         logits = gpt2.model(input_ids=ids).logits[0, encoded.target_start - 1 : -1]
@@ -404,7 +404,7 @@ def test_generation_depends_on_neither_batch_nor_order(
 
 def test_generation_is_greedy(gpt2: LanguageModel) -> None:
     (text,) = generate(gpt2, ["Lena was born in"], new_tokens=3)
-    ids = list(gpt2.text.prompt("Lena was born in").ids)
+    ids = list(gpt2.text.encode_prompt("Lena was born in").ids)
     start = len(ids)
     for _ in range(3):
         with torch.no_grad():
@@ -418,7 +418,7 @@ def test_generating_nothing_gives_nothing(gpt2: LanguageModel) -> None:
 
 def test_prompt_near_the_longest_is_continued_or_refused(gpt2: LanguageModel) -> None:
     prompt = "a" * 508
-    assert 505 <= len(gpt2.text.prompt(prompt).ids) <= 512
+    assert 505 <= len(gpt2.text.encode_prompt(prompt).ids) <= 512
     with suppress(DataError):
         generate(gpt2, [prompt], new_tokens=24)
 

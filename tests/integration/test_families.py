@@ -53,12 +53,12 @@ conditioned = pytest.mark.parametrize(
 
 
 def batch_of(language_model: LanguageModel, pairs: Sequence[tuple[str, str]], side: str = "right") -> TokenBatch:
-    return pad([language_model.text.pair(*pair) for pair in pairs], language_model.text.pad_id, side)
+    return pad([language_model.text.encode_pair(*pair) for pair in pairs], language_model.text.pad_id, side)
 
 
 def logits_of(language_model: LanguageModel, pairs: Sequence[tuple[str, str]] = PAIRS, side: str = "right") -> Tensor:
     with torch.no_grad():
-        return language_model.split(0).whole(batch_of(language_model, pairs, side))
+        return language_model.split(0).full(batch_of(language_model, pairs, side))
 
 
 def assert_same_deltas(one: DeltaBatch, other: DeltaBatch, rows: Sequence[int], other_rows: Sequence[int]) -> None:
@@ -77,7 +77,7 @@ def test_fused_activations_change_nothing(gpt2: LanguageModel, checkpoint: Calla
     assert fuse_activations_in_place(plain) == 4
     assert fuse_activations_in_place(plain) == 0
     original = GPT2LMHeadModel.from_pretrained(checkpoint("gpt2"))
-    ids = torch.tensor([gpt2.text.prompt(PAIRS[1][0]).ids])
+    ids = torch.tensor([gpt2.text.encode_prompt(PAIRS[1][0]).ids])
     with torch.no_grad():
         torch.testing.assert_close(plain(ids).logits, original(ids).logits, rtol=1e-4, atol=1e-4)
 
@@ -109,7 +109,7 @@ def test_split_forward_is_the_whole_forward(any_model: LanguageModel, split_laye
     split = any_model.split(split_layer)
     with torch.no_grad():
         halves = split.top(split.trunk(batch))
-        torch.testing.assert_close(halves, split.whole(batch), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(halves, split.full(batch), rtol=1e-6, atol=1e-6)
     assert halves.shape == (len(batch.labels), any_model.model.config.vocab_size)
 
 
@@ -117,7 +117,7 @@ def test_whole_forward_is_the_models_own(any_model: LanguageModel) -> None:
     batch = batch_of(any_model, PAIRS)
     with torch.no_grad():
         own = any_model.model(input_ids=batch.ids, attention_mask=batch.mask.long()).logits
-    torch.testing.assert_close(any_model.split(2).whole(batch).detach(), own[batch.predicts], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(any_model.split(2).full(batch).detach(), own[batch.predicts], rtol=1e-5, atol=1e-5)
 
 
 def test_padding_side_does_not_matter(any_model: LanguageModel) -> None:
@@ -145,7 +145,7 @@ def test_bfloat16_is_the_same_model_but_coarser(
         split = coarse.split(2)
         halves = split.top(split.trunk(batch)).float()
     fine = logits_of(any_model).log_softmax(-1)
-    torch.testing.assert_close(halves, split.whole(batch).float(), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(halves, split.full(batch).float(), rtol=1e-2, atol=1e-2)
     assert (halves.log_softmax(-1) - fine).abs().mean() < 0.15
     assert (halves.log_softmax(-1) - fine).abs().mean() < 0.2 * fine.std()
 
@@ -163,13 +163,13 @@ def test_edit_changes_its_own_row_alone_and_leaves_no_trace(
     batch = batch_of(any_model, [PAIRS[0]] * 3)
     before = logits_of(any_model, [PAIRS[0]] * 3)
     with torch.no_grad(), deltas.attached(any_model, torch.tensor([0, 1, 2])):
-        after = any_model.split(0).whole(batch)
+        after = any_model.split(0).full(batch)
     per_row = after.view(3, -1, after.shape[-1])
     assert (after - before).abs().view(3, -1).max(1).values.min() > 1e-3
     assert (per_row[0] - per_row[1]).abs().max() > 1e-3
     for row in range(3):
         with torch.no_grad(), deltas.attached(any_model, torch.tensor([row])):
-            alone = any_model.split(0).whole(batch_of(any_model, [PAIRS[0]]))
+            alone = any_model.split(0).full(batch_of(any_model, [PAIRS[0]]))
         torch.testing.assert_close(per_row[row], alone, rtol=1e-4, atol=1e-4)
     assert torch.equal(logits_of(any_model, [PAIRS[0]] * 3), before)
 
@@ -230,7 +230,7 @@ def test_split_may_be_made_while_several_edits_are_attached(
     batch = batch_of(fresh, PAIRS)
     with torch.no_grad(), deltas.attached(fresh, torch.arange(3)):
         split = fresh.split(1)  # the editor itself made another, below its own blocks
-        torch.testing.assert_close(split.top(split.trunk(batch)), split.whole(batch))
+        torch.testing.assert_close(split.top(split.trunk(batch)), split.full(batch))
 
 
 def test_delta_file_does_what_the_batch_row_did(
@@ -245,9 +245,9 @@ def test_delta_file_does_what_the_batch_row_did(
     batch = batch_of(any_model, PAIRS)
     with torch.no_grad():
         with rows.attached(any_model, torch.ones(3, dtype=torch.long)):
-            expected = any_model.split(0).whole(batch)
+            expected = any_model.split(0).full(batch)
         with delta.attached(any_model):
-            found = any_model.split(0).whole(batch)
+            found = any_model.split(0).full(batch)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert (found - logits_of(any_model)).abs().max() > 1e-3
 
@@ -332,7 +332,7 @@ def test_model_that_does_not_fit_into_memory_is_refused(
     size = (folder / "model.safetensors").stat().st_size
     memory = type("Memory", (), {"available": size * 3 // 4})
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
-    with pytest.raises(ModelError, match=r"needs 0\.0 GB as float32, and 0\.0 GB of memory are free"):
+    with pytest.raises(ModelError, match=r"needs 0\.0 GB of memory as float32, but only 0\.0 GB are free"):
         load_language_model(folder)
     assert load_language_model(folder, dtype="bfloat16").structure.hidden == 32
 

@@ -38,7 +38,7 @@ def test_floor_is_below_the_counted_operations_and_near(load: Load) -> None:
     optimizer = make_optimizer(editor, Optimisation())
     examples = make_examples(batch, load, SHAPES["tiny"].vocabulary)
     with (
-        model.remembering_trunks(editor.split_layer, memory=10**8),
+        model.cache_trunk(editor.split_layer, memory=10**8),
         Counter() as counter,
     ):
         train_step(editor, model, examples, optimizer)

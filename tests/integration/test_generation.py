@@ -55,7 +55,7 @@ def test_settings_of_the_checkpoints_file_change_nothing(
 
 
 def test_the_end_token_of_the_checkpoint_ends_a_text(gpt2: LanguageModel, own_gpt2: LanguageModel) -> None:
-    batch = gpt2.text.prompt(PROMPTS[0])
+    batch = gpt2.text.encode_prompt(PROMPTS[0])
     with torch.no_grad():
         first = int(gpt2.model(torch.tensor([batch.ids])).logits[0, -1].argmax())
     own_gpt2.model.generation_config.eos_token_id = [0, first]

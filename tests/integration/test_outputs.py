@@ -125,7 +125,7 @@ def test_a_folder_that_cannot_be_made_is_told_before_any_work(
         lambda: run_one(load_experiment(path), "MEND", 0, out, data),
         lambda: build_base(BuildRecipe(), None, out),
     ):
-        with pytest.raises(DataError, match="the folder cannot be made"):
+        with pytest.raises(DataError, match="the folder cannot be created"):
             work()  # type: ignore[no-untyped-call]
 
 

@@ -34,7 +34,10 @@ def deltas(gpt2: LanguageModel, new_editor: Callable[..., Mend], requests_: list
 
 
 def logits(language_model: LanguageModel) -> Tensor:
-    queries = [language_model.text.pair("Lena was born in", "Oston"), language_model.text.pair("Why", "not?")]
+    queries = [
+        language_model.text.encode_pair("Lena was born in", "Oston"),
+        language_model.text.encode_pair("Why", "not?"),
+    ]
     with torch.no_grad():
         split = language_model.split(1)
         return split.top(split.trunk(pad(queries, language_model.text.pad_id)))

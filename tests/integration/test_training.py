@@ -498,11 +498,11 @@ def test_objective_is_the_sum_over_single_rows(gpt2: LanguageModel, average: str
     assert measure(editor, gpt2, deltas, examples, objective) == found
 
     def logits(edit: int | None, prompt: str, answer: str) -> tuple[torch.Tensor, torch.Tensor]:
-        batch = pad([gpt2.text.pair(prompt, answer)], gpt2.text.pad_id)
+        batch = pad([gpt2.text.encode_pair(prompt, answer)], gpt2.text.pad_id)
         if edit is None:
-            return gpt2.split(0).whole(batch), batch.labels
+            return gpt2.split(0).full(batch), batch.labels
         with deltas.attached(gpt2, torch.tensor([edit])):
-            return gpt2.split(0).whole(batch), batch.labels
+            return gpt2.split(0).full(batch), batch.labels
 
     edit_losses, divergences, likely = [], [], []
     for edit, item in enumerate(examples):

@@ -18,7 +18,8 @@ from instructedit.deltas.delta import Delta, DeltaBatch, DeltaMetadata, LowRank
 from instructedit.deltas.saving import FORMAT, load_delta, save_delta
 from instructedit.editors.mend import Mend
 from instructedit.errors import DataError, DeltaError, EditorError
-from instructedit.models.language_model import LanguageModel, fingerprint, load_language_model
+from instructedit.models.fingerprint import weights_fingerprint
+from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.models.text import pad
 from instructedit.records import EditRequest
 
@@ -54,10 +55,13 @@ def delta_for(language_model: LanguageModel, seed: int = 0, rank: int = 2, scale
 
 
 def logits(language_model: LanguageModel) -> Tensor:
-    queries = [language_model.text.pair("Lena was born in", "Oston"), language_model.text.pair("Why", "not?")]
+    queries = [
+        language_model.text.encode_pair("Lena was born in", "Oston"),
+        language_model.text.encode_pair("Why", "not?"),
+    ]
     batch = pad(queries, language_model.text.pad_id)
     with torch.no_grad():
-        return language_model.split(0).whole(batch)
+        return language_model.split(0).full(batch)
 
 
 def dense(delta: Delta) -> dict[str, Tensor]:
@@ -304,15 +308,15 @@ def test_rows_of_a_batch_carry_their_own_edits(gpt2: LanguageModel) -> None:
         },
         {name: torch.full((2,), 2) for name in names},
     )
-    query = gpt2.text.pair("Why", "not")
+    query = gpt2.text.encode_pair("Why", "not")
     batch = pad([query] * 3, gpt2.text.pad_id)
     with torch.no_grad(), stacked.attached(gpt2, torch.tensor([1, 0, 1])):
-        rows = gpt2.split(0).whole(batch).view(3, len(query.ids) - query.target_start, -1)
+        rows = gpt2.split(0).full(batch).view(3, len(query.ids) - query.target_start, -1)
     for row, index in enumerate((1, 0, 1)):
         single = stacked.select(index, METADATA.model_copy(update={"base": gpt2.fingerprint}))
         assert_same(single, Delta(deltas[index].factors, single.metadata))
         with torch.no_grad(), single.attached(gpt2):
-            expected = gpt2.split(0).whole(pad([query], gpt2.text.pad_id))
+            expected = gpt2.split(0).full(pad([query], gpt2.text.pad_id))
         torch.testing.assert_close(rows[row], expected, rtol=1e-4, atol=1e-4)
 
 
@@ -463,7 +467,7 @@ def test_fingerprint_differs_after_changing_any_weight(own_gpt2: LanguageModel) 
     with torch.no_grad():
         for parameter in parameters:
             parameter.add_(0.5)
-            seen.add(fingerprint(own_gpt2.model))
+            seen.add(weights_fingerprint(own_gpt2.model))
     assert len(seen) == len(parameters) + 1
 
 

@@ -9,13 +9,13 @@ import pytest
 
 from instructedit.errors import DataError
 from instructedit.storage.reading import (
-    LONGEST_QUOTE,
+    MAX_REPR_LENGTH,
     as_mapping,
     parse_json,
-    quoted,
     read_json_file,
     read_text,
     read_yaml_file,
+    short_repr,
 )
 
 
@@ -28,9 +28,9 @@ def written(folder: Path, content: bytes | str) -> Path:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("[" * 2000, "nests too deeply"),
-        ("[" * 200_000, "nests too deeply"),
-        ('{"a":' * 100_000, "nests too deeply"),
+        ("[" * 2000, "nested too deeply"),
+        ("[" * 200_000, "nested too deeply"),
+        ('{"a":' * 100_000, "nested too deeply"),
         ("1" * 4301, "Exceeds the limit"),
         (f'{{"a": [{"9" * 4301}]}}', "Exceeds the limit"),
         ("NaN", "NaN is not a JSON number"),
@@ -38,8 +38,8 @@ def written(folder: Path, content: bytes | str) -> Path:
         ("[-Infinity]", "-Infinity is not a JSON number"),
         ("1e999", "Out of range float"),
         ('{"a": [-1e400]}', "Out of range float"),
-        (r'"\ud800"', "half of a surrogate pair"),
-        (r'{"\udfff": 1}', "half of a surrogate pair"),
+        (r'"\ud800"', "lone surrogate"),
+        (r'{"\udfff": 1}', "lone surrogate"),
         ("", "line 1, column 1"),
         ('{"a": 1,\n "b" 2}', "line 2, column 6"),
         ("{} {}", "line 1, column 4"),
@@ -81,7 +81,7 @@ def test_bytes_that_are_no_text_are_told_by_the_first_wrong_one(tmp_path: Path, 
         read(tmp_path / "nowhere")  # type: ignore[operator]
     with pytest.raises(DataError, match="cannot be read: Is a directory"):
         read(tmp_path)  # type: ignore[operator]
-    with pytest.raises(DataError, match="is not a file name"):
+    with pytest.raises(DataError, match="is not a valid file name"):
         read("a\0b")  # type: ignore[operator]
 
 
@@ -108,8 +108,8 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("a: &a [1, *a]\n", "inside the value that it names"),
         ("&a a: 1\nb: &b {c: {d: *b}}\n", "inside the value that it names"),
         ('a: "\\ud800"\n', "surrogate"),
-        ("[" * 2000, "nest too deeply"),
-        ("a: " + "[" * 5000 + "]" * 5000, "nest too deeply"),
+        ("[" * 2000, "nested too deeply"),
+        ("a: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
         ("a: " + "1" * 4301, "line 1, column 4"),
         ("? {a: 1}\n: 2\n", "line 1"),
         ("a: 1\n---\nb: 2\n", "line 2"),
@@ -130,7 +130,7 @@ def test_aliases_that_stand_for_little_are_fine(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "problem"),
-    [([], "found list"), (None, "found NoneType"), ("text", "found str"), ({3: 1}, "texts as keys, found 3")],
+    [([], "found list"), (None, "found NoneType"), ("text", "found str"), ({3: 1}, "strings as keys, found 3")],
 )
 def test_what_is_no_mapping_is_told(value: object, problem: str) -> None:
     with pytest.raises(DataError, match=f"^file x: .*{problem}"):
@@ -139,5 +139,5 @@ def test_what_is_no_mapping_is_told(value: object, problem: str) -> None:
 
 
 def test_a_long_value_is_cut() -> None:
-    assert quoted("short") == "'short'"
-    assert quoted("a" * 200_000) == f"'{'a' * (LONGEST_QUOTE - 1)}… (200,002 characters)"
+    assert short_repr("short") == "'short'"
+    assert short_repr("a" * 200_000) == f"'{'a' * (MAX_REPR_LENGTH - 1)}… (200,002 characters)"

@@ -56,7 +56,7 @@ def test_network_starts_as_the_identity_on_normalised_input(last_relu: bool) -> 
 
 def test_summed_loss_signals_are_as_many_times_stronger_as_the_target_has_tokens(gpt2: LanguageModel) -> None:
     pairs = [("Lena was born in", "Oston"), ("Otto likes", "old garden gnomes and rivers")]
-    batch = pad([gpt2.text.pair(*pair) for pair in pairs], gpt2.text.pad_id)
+    batch = pad([gpt2.text.encode_pair(*pair) for pair in pairs], gpt2.text.pad_id)
     matrices = gpt2.structure.last_mlps(2)
     state = gpt2.split(2).trunk(batch)
     mean, total = (read_signals(gpt2, state, 2, matrices, average=average) for average in (True, False))
@@ -168,7 +168,7 @@ def test_slots_number_each_edits_tokens() -> None:
 def signals_of(language_model: LanguageModel, requests: Sequence[EditRequest], blocks: int = 2) -> dict[str, Signal]:
     matrices = language_model.structure.last_mlps(blocks)
     split_layer = 4 - blocks
-    batch = pad([language_model.text.pair(r.prompt, r.target) for r in requests], language_model.text.pad_id)
+    batch = pad([language_model.text.encode_pair(r.prompt, r.target) for r in requests], language_model.text.pad_id)
     return read_signals(language_model, language_model.split(split_layer).trunk(batch), split_layer, matrices)
 
 
@@ -179,7 +179,7 @@ def test_signals_make_up_the_gradient_of_the_weight(
     own = load_language_model(checkpoint(name))
     signals = signals_of(own, requests_)
     for edit, request in enumerate(requests_):
-        query = own.text.pair(request.prompt, request.target)
+        query = own.text.encode_pair(request.prompt, request.target)
         own.model.requires_grad_(True)
         own.model.zero_grad()
         ids = torch.tensor([query.ids])
@@ -199,7 +199,7 @@ def test_signals_make_up_the_gradient_of_the_weight(
 def test_last_block_keeps_only_the_predicting_tokens(gpt2: LanguageModel, requests_: list[EditRequest]) -> None:
     signals = signals_of(gpt2, requests_)
     last = gpt2.structure.mlps[-1][-1].name
-    targets = [len(q.ids) - q.target_start for q in (gpt2.text.pair(r.prompt, r.target) for r in requests_)]
+    targets = [len(q.ids) - q.target_start for q in (gpt2.text.encode_pair(r.prompt, r.target) for r in requests_)]
     assert torch.bincount(signals[last].edit).tolist() == targets
 
 

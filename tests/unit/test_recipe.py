@@ -202,4 +202,4 @@ def test_long_values_and_keys_are_cut() -> None:
     for change in ({"mixture": "x" * 200_000}, {"y" * 200_000: 1}, {"seed": "z" * 200_000}):
         [mistake] = mistakes({"tasks": [MIX], **change})
         assert len(mistake) < 1000
-    assert "texts as keys" in mistakes({"tasks": [MIX], 3: 4})[0]
+    assert "strings as keys" in mistakes({"tasks": [MIX], 3: 4})[0]

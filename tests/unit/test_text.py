@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from instructedit.errors import DataError
-from instructedit.models.text import Encoded, TextEncoder, TokenBatch, join, pad
+from instructedit.models.text import Encoded, TextEncoder, TokenBatch, join_prompt_and_target, pad
 
 PAD = 999
 
@@ -27,11 +27,11 @@ words = st.text(st.sampled_from("abcXYZ 0é日🙂.?'-"), min_size=1, max_size=1
     ("prompt", "target"), [("a b", "c"), ("a b ", "c"), ("a b", " c"), ("a b \n", "  c "), ("a b\t", "c\n")]
 )
 def test_join_leaves_one_space_and_gives_it_to_the_target(prompt: str, target: str) -> None:
-    assert join(prompt, target) == ("a b", " c")
+    assert join_prompt_and_target(prompt, target) == ("a b", " c")
 
 
 def test_join_keeps_the_inside() -> None:
-    assert join(" a  b", "c  d") == (" a  b", " c  d")
+    assert join_prompt_and_target(" a  b", "c  d") == (" a  b", " c  d")
 
 
 def relative(batch: TokenBatch) -> list[tuple[list[int], list[int]]]:
@@ -70,10 +70,10 @@ def test_labels_are_the_targets_and_follow_what_predicts_them(queries: list[Enco
 @given(words, words)
 def test_target_tokens_spell_the_target(tokenizer: PreTrainedTokenizerFast, prompt: str, target: str) -> None:
     encoder = TextEncoder(tokenizer, 512)
-    query = encoder.pair(prompt, target)
+    query = encoder.encode_pair(prompt, target)
     assert tokenizer.decode(query.ids[query.target_start :]) == " " + target.strip()
     assert tokenizer.decode(query.ids[: query.target_start]) == prompt.rstrip()
-    assert query.ids[: query.target_start] == encoder.prompt(prompt).ids
+    assert query.ids[: query.target_start] == encoder.encode_prompt(prompt).ids
 
 
 class SlowTokenizer:
@@ -88,7 +88,7 @@ class SlowTokenizer:
 
 
 def test_tokenizer_without_offsets_is_labelled_alike() -> None:
-    query = TextEncoder(SlowTokenizer(), 512).pair("ab ", "cd")  # type: ignore[arg-type]
+    query = TextEncoder(SlowTokenizer(), 512).encode_pair("ab ", "cd")  # type: ignore[arg-type]
     assert query.ids == tuple(map(ord, "ab cd"))
     assert query.target_start == 2
 
@@ -99,42 +99,44 @@ def test_padding_token_falls_back(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def test_prompt_alone_has_no_target(tokenizer: PreTrainedTokenizerFast) -> None:
-    query = TextEncoder(tokenizer, 512).prompt("Lena was born in ")
+    query = TextEncoder(tokenizer, 512).encode_prompt("Lena was born in ")
     assert query.target_start == len(query.ids)
     assert len(pad([query], 0).labels) == 0
 
 
 def test_too_long_prompt_is_an_error_that_quotes_it(tokenizer: PreTrainedTokenizerFast) -> None:
     encoder = TextEncoder(tokenizer, 6)
-    with pytest.raises(DataError, match=r"field prompt: \d+ tokens, the model takes 6: shorten 'The lighthouse"):
-        encoder.pair("The lighthouse stands in the harbour of", "Oston")
-    assert len(encoder.pair("a", "b").ids) <= 6
+    with pytest.raises(
+        DataError, match=r"field prompt: \d+ tokens, but the model takes at most 6: shorten 'The lighthouse"
+    ):
+        encoder.encode_pair("The lighthouse stands in the harbour of", "Oston")
+    assert len(encoder.encode_pair("a", "b").ids) <= 6
 
 
 @pytest.mark.parametrize("prompt", ["", "   "])
 def test_blank_prompt_is_an_error(tokenizer: PreTrainedTokenizerFast, prompt: str) -> None:
     with pytest.raises(DataError, match="field prompt"):
-        TextEncoder(tokenizer, 512).pair(prompt, "Oston")
+        TextEncoder(tokenizer, 512).encode_pair(prompt, "Oston")
 
 
 def test_blank_target_is_an_error(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(DataError, match="field target"):
-        TextEncoder(tokenizer, 512).pair("Lena was born in", "  ")
+        TextEncoder(tokenizer, 512).encode_pair("Lena was born in", "  ")
 
 
 def test_same_query_is_tokenised_once(tokenizer: PreTrainedTokenizerFast) -> None:
     encoder = TextEncoder(tokenizer, 512)
-    assert encoder.pair("a ", "b") is encoder.pair("a", " b")
-    assert encoder.pair("a", "b") != encoder.pair("a", "c")
+    assert encoder.encode_pair("a ", "b") is encoder.encode_pair("a", " b")
+    assert encoder.encode_pair("a", "b") != encoder.encode_pair("a", "c")
 
 
 def test_the_memory_of_texts_is_bounded_and_the_least_recent_goes_first(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("instructedit.models.text.REMEMBERED_TEXTS", 3)
+    monkeypatch.setattr("instructedit.models.text.MAX_CACHED_TEXTS", 3)
     text = TextEncoder(tokenizer, 512)
-    first = text.prompt("one")
+    first = text.encode_prompt("one")
     for prompt in ("two", "one", "three", "four", "one", "five"):
-        text.prompt(prompt)
-    assert len(text._seen) == 3
-    assert text.prompt("one") is first
+        text.encode_prompt(prompt)
+    assert len(text._cache) == 3
+    assert text.encode_prompt("one") is first

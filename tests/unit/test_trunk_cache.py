@@ -139,11 +139,11 @@ def test_a_foreign_shard_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 
 def test_a_model_remembers_its_trunks(any_model: LanguageModel) -> None:
-    texts = [any_model.text.pair("Lena was born in", "Oston"), any_model.text.pair("Why", "not?")]
+    texts = [any_model.text.encode_pair("Lena was born in", "Oston"), any_model.text.encode_pair("Why", "not?")]
     split = any_model.split(2)
     queries = pad(texts, any_model.text.pad_id)
     plain = split.trunk(queries).hidden
-    with any_model.remembering_trunks(2, memory=MEGABYTE) as cache:
+    with any_model.cache_trunk(2, memory=MEGABYTE) as cache:
         split.trunk(queries)
         remembered = split.trunk(pad(texts[::-1], any_model.text.pad_id, "left")).hidden
     assert cache.hit_rate == 0.5

@@ -110,7 +110,7 @@ def test_a_read_only_folder_is_told_before_any_work(tmp_path: Path) -> None:
         for write in (check_writable, lambda path: write_atomically(path, b"two")):
             with pytest.raises(DataError, match="cannot be written: Permission denied"):
                 write(tmp_path / "file")
-        with pytest.raises(DataError, match="cannot be made: Permission denied"):
+        with pytest.raises(DataError, match="cannot be created: Permission denied"):
             make_folder(tmp_path / "new")
         with pytest.raises(DataError, match="Permission denied"):
             make_folder(tmp_path)
@@ -125,11 +125,11 @@ def test_a_folder_is_no_file_and_a_file_no_folder(tmp_path: Path) -> None:
             write(tmp_path)
         with pytest.raises(DataError, match="cannot be written: "):
             write(tmp_path / "file" / "below")
-        with pytest.raises(DataError, match="is not a file name"):
+        with pytest.raises(DataError, match="is not a valid file name"):
             write("a\0b")
-    with pytest.raises(DataError, match="the folder cannot be made"):
+    with pytest.raises(DataError, match="the folder cannot be created"):
         make_folder(tmp_path / "file")
-    with pytest.raises(DataError, match="is not a folder name"):
+    with pytest.raises(DataError, match="is not a valid folder name"):
         make_folder("a\0b")
 
 
@@ -235,7 +235,7 @@ def test_a_full_disk_is_told() -> None:
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc here")
 def test_a_file_system_that_takes_no_files_is_told() -> None:
     """Whoever asks: root has all permissions here, too."""
-    with pytest.raises(DataError, match="the folder cannot be made"):
+    with pytest.raises(DataError, match="the folder cannot be created"):
         make_folder("/proc/self/instructedit")
     with pytest.raises(DataError, match="cannot be written"):
         make_folder("/proc/self")

@@ -20,7 +20,7 @@ from instructedit.data.bundled_edits import FactEdits, named_requests
 from instructedit.data.facts import FACTS_FILE, Fact, named_facts, read_facts, read_trex, write_facts
 from instructedit.data.readers import read_records
 from instructedit.data.scope_edits import ScopeEdits
-from instructedit.errors import DataError, RecipeError, mistakes_of
+from instructedit.errors import DataError, RecipeError, validation_messages
 from instructedit.models.language_model import BUNDLED, BUNDLED_FOLDER, CARD, load_language_model
 from instructedit.records import EditRecord, ProbeKind
 from instructedit.storage.reading import as_mapping, read_json_file, read_yaml_file
@@ -91,7 +91,7 @@ def load_build_recipe(path: Path) -> BuildRecipe:
     try:
         return BuildRecipe.model_validate(raw)
     except ValidationError as error:
-        raise RecipeError(path, mistakes_of(error)) from None
+        raise RecipeError(path, validation_messages(error)) from None
 
 
 def gather_facts(recipe: BuildRecipe, data: Path | None) -> list[Fact]:

@@ -24,7 +24,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from instructedit.base_model.corpus import Corpus, Document
 from instructedit.errors import ModelError
-from instructedit.models.text import TextEncoder, closed, join, pad
+from instructedit.models.text import TextEncoder, join_prompt_and_target, pad, with_period
 from instructedit.storage.checkpoints import load_checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class Rows:
     def batches(self, documents: Sequence[Document], seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield (ids, labels, positions), each (rows, length); labels are -100 where nothing is learned."""
         rng = random.Random(seed)
-        pairs = [join(document.prompt, closed(document.answer)) for document in documents]
+        pairs = [join_prompt_and_target(document.prompt, with_period(document.answer)) for document in documents]
         prompts = self.tokenizer([prompt for prompt, _ in pairs])["input_ids"]
         answers = self.tokenizer([answer for _, answer in pairs])["input_ids"]
         lengths = [length for length in self.LENGTHS if length <= self.recipe.positions]
@@ -245,7 +245,7 @@ def recall(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, documents
     text = TextEncoder(tokenizer, model.config.n_positions)
     right = 0
     for start in range(0, len(documents), 256):
-        queries = [text.pair(d.prompt, d.answer) for d in documents[start : start + 256]]
+        queries = [text.encode_pair(d.prompt, d.answer) for d in documents[start : start + 256]]
         batch = pad(queries, text.pad_id)
         hidden = model.transformer(input_ids=batch.ids, use_cache=False).last_hidden_state
         hits = model.lm_head(hidden[batch.predicts]).argmax(-1) == batch.labels

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import typer
 
-from instructedit.errors import InstructEditError, out_of_memory
+from instructedit.errors import InstructEditError, is_out_of_memory
 
 INTERRUPTED = "interrupted; what is finished is kept, and the same command goes on from there"
 _PACKAGE = Path(__file__).parents[1]
@@ -42,7 +42,7 @@ def failure_of(error: BaseException) -> Failure:
     kind, said = type(error).__name__, str(error)
     if isinstance(error, InstructEditError):
         return Failure(kind, said)
-    if out_of_memory(error):
+    if is_out_of_memory(error):
         return Failure(
             "EditorError",
             "the memory is not enough. Take a smaller --batch, a smaller model, or --dtype bfloat16; "

@@ -10,7 +10,7 @@ import typer
 
 from instructedit.cli.hub import offline_if_unreachable
 from instructedit.errors import DataError
-from instructedit.storage.reading import parse_json, quoted
+from instructedit.storage.reading import parse_json, short_repr
 from instructedit.storage.writing import check_writable
 
 
@@ -63,10 +63,10 @@ def _placement(text: Any) -> Any:
     except DataError as error:
         raise typer.BadParameter(f"takes auto or a JSON object: {str(error).split('. The file')[0]}") from None
     if not isinstance(found, dict):
-        raise typer.BadParameter(f"takes auto or a JSON object, not {quoted(found)}")
+        raise typer.BadParameter(f"takes auto or a JSON object, not {short_repr(found)}")
     for part, device in found.items():
         if not isinstance(device, str) and (not isinstance(device, int) or isinstance(device, bool) or device < 0):
-            raise typer.BadParameter(f"{part!r} takes a device such as cpu, cuda:0 or 0, not {quoted(device)}")
+            raise typer.BadParameter(f"{part!r} takes a device such as cpu, cuda:0 or 0, not {short_repr(device)}")
     return found
 
 

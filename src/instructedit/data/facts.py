@@ -16,7 +16,7 @@ from pathlib import Path
 from instructedit.assets import ASSETS, read_yaml
 from instructedit.errors import DataError
 from instructedit.records import EditRecord
-from instructedit.storage.reading import as_mapping, parse_json, quoted, read_bytes, read_text
+from instructedit.storage.reading import as_mapping, parse_json, read_bytes, read_text, short_repr
 from instructedit.storage.writing import write_atomically
 
 FACTS_FILE = ASSETS / "facts.tsv.gz"
@@ -83,12 +83,13 @@ def read_facts(path: Path = FACTS_FILE) -> list[Fact]:
     try:
         header = tuple(next(table, ()))
         if header != COLUMNS:
-            raise DataError(f"has the columns {quoted(header)}, expected {COLUMNS}", file=path)
+            raise DataError(f"has the columns {short_repr(header)}, expected {COLUMNS}", file=path)
         facts = []
         for row in table:
             if len(row) != len(COLUMNS) or not all(row):
                 raise DataError(
-                    f"line {table.line_num}: expected {len(COLUMNS)} columns with texts, found {quoted(row)}", file=path
+                    f"line {table.line_num}: expected {len(COLUMNS)} columns with texts, found {short_repr(row)}",
+                    file=path,
                 )
             facts.append(Fact(*row))
     except csv.Error as error:

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from instructedit.data.opinions import opinion_questions
-from instructedit.errors import DataError, place_of, shorten
+from instructedit.errors import DataError, location_text, shorten
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
 from instructedit.storage.reading import parse_json, read_text
 
@@ -132,7 +132,7 @@ def _read_native(rows: Sequence[Row]) -> Iterator[EditRecord]:
             yield EditRecord.model_validate(row.fields)
         except ValidationError as error:
             first = error.errors()[0]
-            raise row.error(place_of(first["loc"]), shorten(first["msg"])) from None
+            raise row.error(location_text(first["loc"]), shorten(first["msg"])) from None
 
 
 def _read_counterfact(rows: Sequence[Row]) -> Iterator[EditRecord]:

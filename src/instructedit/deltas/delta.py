@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from instructedit.errors import DeltaError
 from instructedit.models.finite import finite
-from instructedit.models.hooks import device_of, held
+from instructedit.models.hooks import execution_device, removed_on_exit
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import linear_shape
 from instructedit.records import EditRequest
@@ -220,7 +220,9 @@ class Delta:
             self.check(language_model)
             for name, low in self.factors.items():
                 module = language_model.model.get_submodule(name)
-                stack.enter_context(held(module.register_forward_hook(_adding(low.a, low.b, device_of(module)))))
+                stack.enter_context(
+                    removed_on_exit(module.register_forward_hook(_adding(low.a, low.b, execution_device(module))))
+                )
             language_model.attached += 1
             try:
                 yield
@@ -326,7 +328,9 @@ class DeltaBatch:
                 used = int(self.ranks[name][rows].max())
                 a = low.a[:, :, :used].index_select(0, rows)
                 b = low.b[:, :used].index_select(0, rows)
-                stack.enter_context(held(module.register_forward_hook(_adding(a, b, device_of(module)))))
+                stack.enter_context(
+                    removed_on_exit(module.register_forward_hook(_adding(a, b, execution_device(module))))
+                )
             yield
 
 

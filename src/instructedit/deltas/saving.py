@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from instructedit.deltas.delta import Delta, DeltaMetadata, LowRank
-from instructedit.errors import DataError, DeltaError, mistakes_of
+from instructedit.errors import DataError, DeltaError, validation_messages
 from instructedit.storage.reading import parse_json
 from instructedit.storage.tensors import pack, unpack
 from instructedit.storage.writing import write_atomically
@@ -45,7 +45,7 @@ def load_delta(path: str | Path) -> Delta:
     except KeyError:
         raise DeltaError(f"file {path}: its header holds no metadata") from None
     except ValidationError as error:
-        raise DeltaError(f"file {path}: its metadata are damaged: {'; '.join(mistakes_of(error))}") from None
+        raise DeltaError(f"file {path}: its metadata are damaged: {'; '.join(validation_messages(error))}") from None
     except DataError as error:
         raise DeltaError(f"file {path}: its metadata are damaged: {error}") from None
     return Delta(_factors(path, tensors), metadata)

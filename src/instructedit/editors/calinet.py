@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from instructedit.editors.base import DirectEditor, Edits, register
 from instructedit.editors.direct import Descent, descend_each, last_mlp_matrix, requests_state
-from instructedit.models.hooks import held
+from instructedit.models.hooks import removed_on_exit
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import Matrix
 from instructedit.records import EditRequest
@@ -75,8 +75,8 @@ class Slots(Edits):
         begin, end = (language_model.model.get_submodule(name) for name in (self.first, self.last))
         with (
             language_model.lock,
-            held(begin.register_forward_pre_hook(read)),
-            held(end.register_forward_hook(add)),
+            removed_on_exit(begin.register_forward_pre_hook(read)),
+            removed_on_exit(end.register_forward_hook(add)),
         ):
             yield
 

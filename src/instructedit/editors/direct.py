@@ -42,7 +42,7 @@ def requests_state(
     language_model: LanguageModel, requests: Sequence[EditRequest], split_layer: int
 ) -> tuple[SplitForward, TrunkState]:
     """The split model, and its trunk's state of prompts and targets, one request a row."""
-    pair = language_model.text.pair
+    pair = language_model.text.encode_pair
     batch = pad([pair(r.prompt, r.target) for r in requests], language_model.text.pad_id).to(language_model.device)
     split = language_model.split(split_layer)
     return split, split.trunk(batch)

@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from instructedit.data.readers import read_rows
 from instructedit.deltas.delta import Delta, DeltaBatch, DeltaMetadata
 from instructedit.editors.base import Editor
-from instructedit.errors import EditorError, place_of, shorten
+from instructedit.errors import EditorError, location_text, shorten
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
-from instructedit.storage.reading import quoted
+from instructedit.storage.reading import short_repr
 from instructedit.tasks.task import FREE_TEXT, NEUTRAL_NAME, Task, free_text, load_task
 
 
@@ -134,7 +134,7 @@ def read_requests(path: str | Path) -> list[EditRequest]:
         except ValidationError as error:
             first = error.errors(include_input=False)[0]
             hint = _hint(row.fields, str(first["loc"][0])) if first["loc"] else ""
-            raise row.error(place_of(first["loc"]), shorten(first["msg"]) + hint) from None
+            raise row.error(location_text(first["loc"]), shorten(first["msg"]) + hint) from None
     return requests
 
 
@@ -144,7 +144,7 @@ def _hint(given: Mapping[str, object], field: str) -> str:
     unknown = [name for name in given if name not in fields]
     if field in fields and field not in given:
         name = next((name for name in unknown if _meant(name) == field), None)
-        return f"; the record has {quoted(name)}: did you mean `{field}`?" if name is not None else ""
+        return f"; the record has {short_repr(name)}: did you mean `{field}`?" if name is not None else ""
     if field in unknown:
         near = _meant(field)
         known = f"known fields: {', '.join(fields)}"

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from instructedit.editors.base import DirectEditor, Edits, register
 from instructedit.editors.direct import Descent, at_tokens, descend_each, last_mlp_matrix, requests_state
-from instructedit.models.hooks import held
+from instructedit.models.hooks import removed_on_exit
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import Matrix
 from instructedit.records import EditRequest
@@ -70,7 +70,7 @@ class Codebooks(Edits):
             return torch.where(near[..., None], values, output.view(len(rows), -1, output.shape[-1])).view_as(output)
 
         module = language_model.model.get_submodule(self.module)
-        with language_model.lock, held(module.register_forward_hook(replace)):
+        with language_model.lock, removed_on_exit(module.register_forward_hook(replace)):
             yield
 
 
@@ -112,7 +112,7 @@ class Grace(DirectEditor):
             seen.append((at_tokens(args[0], last).float(), at_tokens(output, last).float()))
 
         module = language_model.model.get_submodule(self.matrix.name)
-        with torch.no_grad(), held(module.register_forward_hook(read)):
+        with torch.no_grad(), removed_on_exit(module.register_forward_hook(read)):
             split.top(state)
         keys, first = seen[0]
         values = first.clone().requires_grad_()

@@ -17,7 +17,7 @@ from instructedit.errors import EditorError, ModelError
 from instructedit.models.finite import finite
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import Matrix, linear_shape
-from instructedit.models.text import closed, pad
+from instructedit.models.text import pad, with_period
 from instructedit.records import EditRequest
 
 
@@ -140,7 +140,7 @@ class GradientEditor(Editor):
 
     def answer(self, target: str) -> str:
         """The text that is to follow the prompt."""
-        return closed(target) if self.config.append_period else target
+        return with_period(target) if self.config.append_period else target
 
     def forward(
         self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
@@ -148,7 +148,7 @@ class GradientEditor(Editor):
         """As :meth:`edit`, with gradients of the deltas with respect to the hypernetwork."""
         text = language_model.text
         queries = [
-            text.pair(self.prompt(request, instruction), self.answer(request.target))
+            text.encode_pair(self.prompt(request, instruction), self.answer(request.target))
             for request, instruction in zip(requests, instructions, strict=True)
         ]
         batch = pad(queries, text.pad_id).to(language_model.device)

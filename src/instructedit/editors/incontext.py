@@ -15,7 +15,7 @@ from torch import Tensor
 
 from instructedit.editors.base import DirectEditor, register
 from instructedit.models.language_model import LanguageModel
-from instructedit.models.text import join
+from instructedit.models.text import join_prompt_and_target
 from instructedit.records import EditRequest
 
 
@@ -67,5 +67,5 @@ class InContext(DirectEditor):
         self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
     ) -> PromptEdits:
         """See :meth:`Editor.edit`. Instructions are not read."""
-        facts = ("".join(join(request.prompt, request.target)).rstrip(".") for request in requests)
+        facts = ("".join(join_prompt_and_target(request.prompt, request.target)).rstrip(".") for request in requests)
         return PromptEdits(tuple(self.config.template.replace("{fact}", fact) for fact in facts))

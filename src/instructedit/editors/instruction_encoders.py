@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from instructedit.errors import EditorError
-from instructedit.models.checkpoint import loading
+from instructedit.models.checkpoint import wrap_load_errors
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import pad
 
@@ -40,7 +40,7 @@ def warn_of_long(text: str, tokens: int, limit: int) -> None:
 
 def mean_states(language_model: LanguageModel, split_layer: int, texts: Sequence[str]) -> Tensor:
     """(texts, hidden) means over the tokens of the base model's states before block ``split_layer``."""
-    batch = pad([language_model.text.prompt(text) for text in texts], language_model.text.pad_id)
+    batch = pad([language_model.text.encode_prompt(text) for text in texts], language_model.text.pad_id)
     state = language_model.split(split_layer).trunk(batch.to(language_model.device))
     hidden, mask = state.hidden.float(), state.batch.mask[..., None]
     mean: Tensor = (hidden * mask).sum(1) / mask.sum(1)
@@ -145,7 +145,7 @@ class SentenceEncoder(InstructionEncoder):
     def __init__(self, width: int, *, source: str) -> None:
         super().__init__()
         self.width = width
-        with loading(
+        with wrap_load_errors(
             f"the sentence encoder {source}", EditorError, "Give a folder or hub id with safetensors and a tokenizer."
         ):
             self._tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)

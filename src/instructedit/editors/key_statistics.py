@@ -19,7 +19,7 @@ from torch import Tensor
 
 from instructedit.data.facts import read_facts
 from instructedit.errors import DataError
-from instructedit.models.hooks import held
+from instructedit.models.hooks import removed_on_exit
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import linear_shape
 from instructedit.models.text import pad
@@ -83,11 +83,14 @@ def _measure(language_model: LanguageModel, matrix: str, sentences: int, seed: i
     found: list[Tensor] = []
     module = language_model.model.get_submodule(matrix)
     total, tokens = torch.zeros(()), 0
-    with language_model.lock, held(module.register_forward_hook(lambda _, args, output: found.append(args[0]))):
+    with (
+        language_model.lock,
+        removed_on_exit(module.register_forward_hook(lambda _, args, output: found.append(args[0]))),
+    ):
         for start in range(0, len(texts), 64):
-            queries = [language_model.text.prompt(text) for text in texts[start : start + 64]]
+            queries = [language_model.text.encode_prompt(text) for text in texts[start : start + 64]]
             batch = pad(queries, language_model.text.pad_id).to(language_model.device)
-            language_model.split(0).whole(batch)
+            language_model.split(0).full(batch)
             keys = found.pop().reshape(*batch.mask.shape, -1)[batch.mask].float()
             total = total.to(keys.device) + keys.T @ keys
             tokens += len(keys)

@@ -28,7 +28,7 @@ from instructedit.editors.signals import Signal
 from instructedit.errors import EditorError
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import Matrix
-from instructedit.models.text import join
+from instructedit.models.text import join_prompt_and_target
 from instructedit.records import EditRequest
 
 
@@ -65,7 +65,9 @@ class KnowledgeEditor(GradientEditor):
         self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
     ) -> Tensor:
         """Codes (edits, width) of the edits' own words."""
-        embeddings: Tensor = self.encoder(language_model, ["".join(join(r.prompt, r.target)) for r in requests])
+        embeddings: Tensor = self.encoder(
+            language_model, ["".join(join_prompt_and_target(r.prompt, r.target)) for r in requests]
+        )
         return embeddings
 
     def deltas(self, signals: Mapping[str, Signal], embeddings: Tensor | None, edits: int) -> DeltaBatch:

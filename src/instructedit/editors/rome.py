@@ -30,7 +30,7 @@ from instructedit.editors.direct import at_tokens, last_mlp_matrix
 from instructedit.editors.key_statistics import second_moment
 from instructedit.editors.signals import edit_loss
 from instructedit.errors import EditorError
-from instructedit.models.hooks import held
+from instructedit.models.hooks import removed_on_exit
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import Matrix
 from instructedit.models.text import pad
@@ -135,8 +135,8 @@ class Values:
         text, device = language_model.text, language_model.device
         asked = [(prefix + request.prompt, request) for request in requests for prefix in config.prefixes]
         kept = [(f"{request.subject} is", request) for request in requests]
-        queries = [text.pair(prompt, request.target) for prompt, request in asked]
-        queries += [text.pair(prompt, "a") for prompt, _ in kept]
+        queries = [text.encode_pair(prompt, request.target) for prompt, request in asked]
+        queries += [text.encode_pair(prompt, "a") for prompt, _ in kept]
         batch = pad(queries, text.pad_id).to(device)
         places = [subject_token(language_model, prompt, request) for prompt, request in (*asked, *kept)]
         self.places = torch.tensor(places, device=device)
@@ -216,7 +216,7 @@ class Values:
 
         # The changes' hooks come first, so that what is read has passed them.
         attached = nullcontext() if changes is None else changes.attached(self.language_model, self.owner)
-        with attached, held(self.language_model.model.get_submodule(name).register_forward_hook(keep)):
+        with attached, removed_on_exit(self.language_model.model.get_submodule(name).register_forward_hook(keep)):
             self.split.top(self.state)
         return found[0]
 
@@ -229,7 +229,7 @@ class Values:
             where = (self.rows.to(output.device), self.places.to(output.device))
             return flat.index_put(where, added, accumulate=True).view_as(output)
 
-        return held(self.language_model.model.get_submodule(name).register_forward_hook(add))
+        return removed_on_exit(self.language_model.model.get_submodule(name).register_forward_hook(add))
 
 
 def subject_token(language_model: LanguageModel, prompt: str, request: EditRequest) -> int:
@@ -242,4 +242,4 @@ def subject_token(language_model: LanguageModel, prompt: str, request: EditReque
     start = prompt.rfind(subject) if subject else -1
     if not subject or start < 0:
         raise EditorError(f"rome needs the subject inside the prompt; it is {subject!r}, the prompt {request.prompt!r}")
-    return len(language_model.text.prompt(prompt[: start + len(subject)]).ids) - 1
+    return len(language_model.text.encode_prompt(prompt[: start + len(subject)]).ids) - 1

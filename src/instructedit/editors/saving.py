@@ -24,11 +24,11 @@ from instructedit.editors.knowledge_editor import KnowledgeEditor
 from instructedit.editors.memit import Memit
 from instructedit.editors.mend import Mend
 from instructedit.editors.rome import Rome
-from instructedit.errors import DataError, EditorError, mistakes_of
+from instructedit.errors import DataError, EditorError, validation_messages
 from instructedit.models.finite import finite
 from instructedit.models.language_model import BUNDLED, LanguageModel
 from instructedit.storage.reading import parse_json, read_bytes, read_yaml_file
-from instructedit.storage.tensors import TENSORS, pack, unpack
+from instructedit.storage.tensors import TENSORS_DIGEST, pack, unpack
 from instructedit.storage.writing import write_atomically
 
 #: Importing them is what makes them known by name.
@@ -100,7 +100,7 @@ def find_editor(name_or_path: str | Path, language_model: LanguageModel) -> Edit
     try:
         return kind.create(kind.Config.model_validate(raw), language_model)
     except ValidationError as error:
-        mistakes = "; ".join(mistakes_of(error))
+        mistakes = "; ".join(validation_messages(error))
         raise EditorError(f"{name_or_path}: {mistakes}") from None
 
 
@@ -109,7 +109,7 @@ def digest_of(name_or_path: str | Path) -> str | None:
     file = SHIPPED.get(str(name_or_path), Path(name_or_path))
     if not file.is_file():
         return None
-    return _header_of(file).get(TENSORS) or hashlib.sha256(read_bytes(file)).hexdigest()
+    return _header_of(file).get(TENSORS_DIGEST) or hashlib.sha256(read_bytes(file)).hexdigest()
 
 
 def training_of(path: str | Path) -> dict[str, Any]:

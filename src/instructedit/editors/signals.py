@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from instructedit.errors import EditorError
 from instructedit.models.finite import finite
-from instructedit.models.hooks import held
+from instructedit.models.hooks import removed_on_exit
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.split import TrunkState
 from instructedit.models.structure import Matrix
@@ -89,7 +89,7 @@ def read_signals(
     with language_model.lock, torch.enable_grad(), ExitStack() as stack:
         for matrix in matrices:
             module = language_model.model.get_submodule(matrix.name)
-            stack.enter_context(held(module.register_forward_hook(keep(matrix.name))))
+            stack.enter_context(removed_on_exit(module.register_forward_hook(keep(matrix.name))))
         logits = language_model.split(split_layer).top(state)
         missing = [matrix.name for matrix in matrices if matrix.name not in outputs]
         if missing:

@@ -24,7 +24,7 @@ from instructedit.editors.gradient import GradientEditor
 from instructedit.evaluation.generation import generate, matches, natural_stop, normalised
 from instructedit.evaluation.scoring import Query, Scored, score
 from instructedit.models.language_model import LanguageModel
-from instructedit.models.text import join
+from instructedit.models.text import join_prompt_and_target
 from instructedit.records import EditRequest
 
 #: Paraphrases of one request that are asked at most.
@@ -136,7 +136,7 @@ def report_edit(
         prompt for prompt in unrelated_prompts() if not any(r.subject and r.subject in prompt for r in requests)
     ]
     prompts = [*(prompt for prompt, _ in asked), *unrelated]
-    length = max([new_tokens, *(len(language_model.text.pair("a", r.target).ids) + 4 for r in requests)])
+    length = max([new_tokens, *(len(language_model.text.encode_pair("a", r.target).ids) + 4 for r in requests)])
     old = generate(language_model, prompts, new_tokens=length)
     new = generate(language_model, prompts, delta=delta, new_tokens=length)
     answers = [
@@ -226,7 +226,7 @@ def unwritable(language_model: LanguageModel, text: str) -> str:
     spelled = [c for c in dict.fromkeys(text) if not c.isascii() and tokens(c) > tokens("x")]
     if spelled:
         return "".join(spelled)
-    ids = tokenizer("".join(join("a", text)), add_special_tokens=False)["input_ids"]
+    ids = tokenizer("".join(join_prompt_and_target("a", text)), add_special_tokens=False)["input_ids"]
     back = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
     return "" if "".join(text.split()) in "".join(back.split()) else text
 

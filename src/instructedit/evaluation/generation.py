@@ -42,7 +42,7 @@ def generate(
     texts: dict[int, str] = {}
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        queries = [language_model.text.prompt(prompts[index]) for index in chosen]
+        queries = [language_model.text.encode_prompt(prompts[index]) for index in chosen]
         # Left padding: every row's next token stands at the end of the batch.
         longest = max(len(query.ids) for query in queries)
         room = language_model.text.max_length - longest

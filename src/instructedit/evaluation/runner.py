@@ -147,7 +147,7 @@ def evaluate(
     pool = RecordPool(records)
     values: dict[str, dict[str, float]] = {}
     # The edit, the questions before and the questions after meet the same texts: their trunk is run once.
-    with language_model.remembering_trunks(editor.split_layer, memory=TRUNK_BYTES):
+    with language_model.cache_trunk(editor.split_layer, memory=TRUNK_BYTES):
         for start in range(0, len(records), batch):
             part = list(records[start : start + batch])
             if task.is_wider:  # what a wider edit leaves alone is not in the record itself
@@ -189,7 +189,7 @@ def _evaluate_part(
     if protocol is Protocol.GENERATION:
         prompts = [probe.prompt for probe in probes]
         rows = [probe.edit for probe in probes]
-        longest = max(len(language_model.text.pair("a", answer).ids) for p in probes for answer in p.answers[:1])
+        longest = max(len(language_model.text.encode_pair("a", answer).ids) for p in probes for answer in p.answers[:1])
         new_tokens = min(48, longest + 8)
         after = generate(language_model, prompts, edits=edits, rows=rows, new_tokens=new_tokens)
         before = generate(language_model, prompts, new_tokens=new_tokens)

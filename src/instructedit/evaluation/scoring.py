@@ -53,7 +53,9 @@ def score(
         edits: each query is asked of its own edit's model; None asks the unedited one.
     """
     prompts = [query.prompt if edits is None else edits.rewrite_prompt(query.edit, query.prompt) for query in queries]
-    encoded = [language_model.text.pair(text, query.answer) for text, query in zip(prompts, queries, strict=True)]
+    encoded = [
+        language_model.text.encode_pair(text, query.answer) for text, query in zip(prompts, queries, strict=True)
+    ]
     order = sorted(range(len(queries)), key=lambda index: len(encoded[index].ids))
     split = language_model.split(split_layer)
     found: dict[int, Scored] = {}

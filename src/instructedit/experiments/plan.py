@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from instructedit.errors import DataError, RecipeError, mistakes_of
+from instructedit.errors import DataError, RecipeError, validation_messages
 from instructedit.evaluation.protocols import Control, InstructionChooser, Protocol
 from instructedit.storage.reading import as_mapping, read_yaml_file
 from instructedit.tasks.task import load_task
@@ -146,7 +146,7 @@ def load_experiment(path: Path) -> Experiment:
     try:
         found = Experiment.model_validate(raw)
     except ValidationError as error:
-        raise RecipeError(path, mistakes_of(error)) from None
+        raise RecipeError(path, validation_messages(error)) from None
     editors = {}
     for label, entry in found.editors.items():
         here = {"recipe": entry.recipe, "use": entry.use if entry.use and entry.use.endswith(".yaml") else None}

@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
-from instructedit.errors import DataError, mistakes_of
+from instructedit.errors import DataError, validation_messages
 from instructedit.instructions import secrets
 from instructedit.instructions.candidates import Candidate
-from instructedit.storage.reading import LONGEST_QUOTE, as_mapping, read_yaml_file
+from instructedit.storage.reading import MAX_REPR_LENGTH, as_mapping, read_yaml_file
 from instructedit.storage.writing import write_atomically
 from instructedit.tasks.task import InstructionBank, Task, load_task
 
@@ -46,11 +46,11 @@ def with_bank(task: Task, path: Path) -> Task:
     try:
         found = BankFile.model_validate(as_mapping(read_yaml_file(path), path))
     except ValidationError as error:
-        raise DataError(f"is not a bank of instructions: {'; '.join(mistakes_of(error))}", file=path) from None
+        raise DataError(f"is not a bank of instructions: {'; '.join(validation_messages(error))}", file=path) from None
     made_for = found.provenance.get("task", task.name)
     if made_for != task.name:
         raise DataError(
-            f"was made for task {str(made_for)[:LONGEST_QUOTE]}, not for {task.name}",
+            f"was made for task {str(made_for)[:MAX_REPR_LENGTH]}, not for {task.name}",
             file=path,
         )
     bank = InstructionBank(**found.model_dump(exclude={"provenance"}))

@@ -18,7 +18,7 @@ from instructedit.instructions.candidates import Candidate, fault
 from instructedit.instructions.proposers import Asked, Proposer, Ranked
 from instructedit.instructions.trace import Trace
 from instructedit.instructions.trial import METRICS, Trial, Values, by_edit, joined, means, overall
-from instructedit.storage.reading import quoted
+from instructedit.storage.reading import short_repr
 from instructedit.tasks.task import Task
 
 FEWEST_EDITS = 3
@@ -86,8 +86,8 @@ class Board:
         for event in trace.of("score"):
             if event["start"] != self.edits(event["text"]):
                 raise DataError(
-                    f"holds scores of {quoted(event['text'])} that do not follow one another: two processes wrote it, "
-                    "or it was changed; give another --out",
+                    f"holds scores of {short_repr(event['text'])} that do not follow one another: two processes wrote "
+                    "it or it was changed; give another --out",
                     file=trace.path,
                 )
             self._add(event["text"], event["values"])

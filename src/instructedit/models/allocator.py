@@ -1,19 +1,22 @@
-"""How the C library treats freed memory, which decides a CPU step's time more than one would think."""
+"""Tuning of the C library's memory allocator for CPU runs."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 
-#: mallopt's parameters, from glibc's malloc.h.
+#: Parameters of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep what is freed for the next step instead of giving it back to the kernel.
+    """Let glibc keep freed memory for later allocations instead of returning it to the kernel.
 
-    A step frees and takes the same large tensors again and again; the kernel zeroes every page of them each time. For
-    the whole process and for good. Returns whether it was done; elsewhere than on glibc nothing is.
+    Every training or evaluation step frees and allocates the same large tensors, and the kernel zeroes each page that
+    it hands out again. The setting applies to the whole process and cannot be undone.
+
+    Returns:
+        Whether the setting was applied; False on systems without glibc.
     """
     if sys.platform != "linux":
         return False
@@ -22,5 +25,5 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28))
-    done = [mallopt(name, value) == 1 for name, value in settings]
-    return all(done)
+    applied = [mallopt(name, value) == 1 for name, value in settings]
+    return all(applied)

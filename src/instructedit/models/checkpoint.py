@@ -1,7 +1,7 @@
-"""What is checked of a checkpoint: before a model is built from it, and of the model that was built.
+"""Validation of checkpoints, before a model is built from them and afterwards.
 
-A folder may come from anywhere. Its configuration decides how much memory is taken and its files what goes into it, so
-both are compared before anything is allocated; code that a folder brings is never run.
+Checkpoints are untrusted input. A wrong configuration can request any amount of memory, so configuration and stored
+tensors are compared before memory is allocated, and code that comes with a checkpoint is never run.
 """
 
 from __future__ import annotations
@@ -25,21 +25,26 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from instructedit.errors import DataError, InstructEditError, ModelError, out_of_memory
+from instructedit.errors import DataError, InstructEditError, ModelError, is_out_of_memory
 from instructedit.models.finite import finite
 from instructedit.storage.reading import parse_json, read_text
 
-#: Bytes of an element as safetensors names its type.
-WIDTHS = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
-#: Accelerate's own placements.
-PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")
-_ONE_FILE = "model.safetensors"
+#: Bytes per element for safetensors' names of floating-point types.
+ELEMENT_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
+_SINGLE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_MEMORY_ADVICE = "Load it in bfloat16 (--dtype), on a GPU (--device), or over several devices (--device-map auto)."
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a checkpoint, as its file's header describes it."""
+    """A tensor as described by the header of its checkpoint file.
+
+    Attributes:
+        file: the safetensors file.
+        shape: its shape.
+        dtype: safetensors' name of its type, for example ``BF16``.
+    """
 
     file: Path
     shape: tuple[int, ...]
@@ -47,42 +52,49 @@ class StoredTensor:
 
 
 @contextmanager
-def loading(what: str, kind: type[InstructEditError], advice: str) -> Iterator[None]:
-    """Turn whatever a loading library raises inside the ``with`` into one error with the first line of its message.
+def wrap_load_errors(what: str, kind: type[InstructEditError], advice: str) -> Iterator[None]:
+    """Convert any exception that a loading library raises inside the ``with`` block into one error.
+
+    Errors of this package pass unchanged.
+
+    Args:
+        what: what is loaded, for the message.
+        kind: class of the error to raise.
+        advice: what the user can do, for the message.
 
     Raises:
-        InstructEditError: of this kind; those that are raised inside pass unchanged.
+        InstructEditError: an error of class ``kind`` with the first line of the library's message.
     """
     try:
         yield
     except InstructEditError:
         raise
-    # What transformers, tokenizers, safetensors and accelerate raise for a damaged file is of no common type and
-    # changes with their versions: this is the one place where any exception is caught.
+    # The exceptions of transformers, tokenizers, safetensors and accelerate for a damaged file have no common class
+    # and change between versions, so every exception is caught here, and only here.
     except Exception as error:  # noqa: BLE001
         line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         if "trust_remote_code" in str(error):
-            line = "it needs code of its own (auto_map), and code that comes with a checkpoint is never run"
-        elif out_of_memory(error):
+            line = "it requires custom code (auto_map), and code that comes with a checkpoint is never run"
+        elif is_out_of_memory(error):
             line = f"out of memory ({line})"
-            advice = "Load it in bfloat16 (--dtype), on a GPU (--device), or spread it (--device-map auto)."
+            advice = _MEMORY_ADVICE
         raise kind(f"cannot load {what}: {line}\n{advice}") from None
 
 
 def check_source(source: object) -> str:
-    """The path or hub id as text.
+    """Return a path or hub id as text.
 
     Raises:
-        ModelError: neither, or a path that no file system takes.
+        ModelError: it is neither, for example a model that is already loaded.
     """
     if not isinstance(source, (str, Path)):
         raise ModelError(
-            f"a model is loaded from a folder or a hub id, not from a {type(source).__name__}; a model that is loaded "
-            "already is wrapped by LanguageModel(model, tokenizer, source)"
+            f"load_language_model takes a folder or a hub id, not a {type(source).__name__}. To use a model that is "
+            "already loaded, wrap it: LanguageModel(model, tokenizer)"
         )
     text = str(source)
     if not text or "\0" in text:
-        raise ModelError(f"{text!r} is not a path or hub id")
+        raise ModelError(f"{text!r} is not a path or hub id; give `bundled`, a checkpoint folder or a hub id")
     try:
         Path(text).exists()
     except (OSError, ValueError) as error:
@@ -93,100 +105,81 @@ def check_source(source: object) -> str:
     return text
 
 
-def check_device(device: str) -> None:
-    """Refuse a device that does not exist.
-
-    Raises:
-        ModelError: the name is not known, or there is no such device here.
-    """
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise ModelError(f"device {device!r} is not known; give cpu, cuda, cuda:1, … or auto") from None
-    if kind == "meta":
-        raise ModelError("device 'meta' holds no numbers; give cpu, cuda, cuda:1, … or auto")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ModelError(
-            f"device {device!r} is asked for, and PyTorch finds no GPU here; leave --device out for the CPU"
-        )
-    if kind == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
-        raise ModelError(f"device {device!r} is asked for, and there are {torch.cuda.device_count()} GPUs, from cuda:0")
-
-
 def read_config(path: str, source: object) -> PreTrainedConfig:
-    """The configuration of a checkpoint; of a type that transformers knows its own class is taken.
+    """Return the configuration of a checkpoint, as a class of transformers and never as the checkpoint's own code.
 
     Raises:
-        ModelError: not a JSON object, or an encoder-decoder model.
+        ModelError: ``config.json`` is not a JSON object or describes an encoder-decoder model.
     """
     file = Path(path) / "config.json"
     if file.is_file():
         _json_object(file)
     config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
     if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"{source} is an encoder-decoder model; only decoder-only models are edited")
+        raise ModelError(f"{source} is an encoder-decoder model; only decoder-only models can be edited")
     return config
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor that a load of this folder would read, by name; nothing but headers is read.
+    """Return the tensors of a checkpoint folder by name, read from the files' headers only.
 
     Raises:
-        ModelError: a file is missing, damaged or outside the folder; the file is named.
+        ModelError: a file is missing, damaged or outside the folder.
     """
-    found: dict[str, StoredTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in _weight_files(folder):
         try:
             with safe_open(str(file), framework="pt") as weights:
                 for name in weights.keys():  # noqa: SIM118
                     part = weights.get_slice(name)
-                    found[name] = StoredTensor(file, tuple(part.get_shape()), part.get_dtype())
+                    tensors[name] = StoredTensor(file, tuple(part.get_shape()), part.get_dtype())
         except (OSError, SafetensorError) as error:
-            raise ModelError(f"{file}: cannot be read as safetensors: {error}; copy it again") from None
-    return found
+            raise ModelError(f"{file}: cannot be read as safetensors: {error}; download it again") from None
+    return tensors
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files that transformers reads: the single one, else those of the index."""
-    if (folder / _ONE_FILE).is_file():
-        return [folder / _ONE_FILE]
+    """Return the files that transformers would read: the single file, or else those of the index."""
+    if (folder / _SINGLE_FILE).is_file():
+        return [folder / _SINGLE_FILE]
     index = folder / _INDEX
     if not index.is_file():
         return []
     names = _json_object(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise ModelError(f"{index}: field weight_map has to name the file of every tensor; copy it again")
+        raise ModelError(f"{index}: field weight_map must map each tensor to its file; download it again")
     files = []
     for name in sorted(set(names.values())):
         if Path(name).name != name or "\0" in name:
-            raise ModelError(f"{index}: field weight_map names {name!r}, which is not a file of the folder itself")
+            raise ModelError(f"{index}: field weight_map names {name!r}, which is not a file of the folder")
         if not (folder / name).is_file():
-            raise ModelError(f"{index}: field weight_map names {name}, which is missing; copy it again")
+            raise ModelError(f"{index}: field weight_map names {name}, which is missing; download it")
         files.append(folder / name)
     return files
 
 
 def _json_object(file: Path) -> dict[str, Any]:
     try:
-        found = parse_json(read_text(file))
+        value = parse_json(read_text(file))
     except DataError as error:
         raise ModelError(f"{file}: is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ModelError(f"{file}: has to be a JSON object, not {type(found).__name__}; copy it again")
-    return found
+    if not isinstance(value, dict):
+        raise ModelError(f"{file}: must contain a JSON object, not {type(value).__name__}; download it again")
+    return value
 
 
-def build_without_memory(config: PreTrainedConfig, stored: Mapping[str, StoredTensor], source: object) -> nn.Module:
-    """The model that a configuration describes, with shapes instead of numbers.
+def build_on_meta_device(config: PreTrainedConfig, stored: Mapping[str, StoredTensor], source: object) -> nn.Module:
+    """Build the model that a configuration describes on the meta device, that is without allocating its weights.
 
     Raises:
-        ModelError: the configuration does not describe the stored tensors; field or tensor are named.
+        ModelError: the configuration does not match the stored tensors.
     """
     layers = getattr(config.get_text_config(), "num_hidden_layers", None)
-    # A block holds at least one tensor; so this is asked before as many blocks are made.
+    # Each block has at least one tensor. Checked first, because even blocks without weights take time and memory.
     if stored and not (isinstance(layers, int) and 0 < layers <= len(stored)):
         raise ModelError(
-            f"{source}: config.json says num_hidden_layers {layers!r}, the checkpoint holds {len(stored)} tensors"
+            f"{source}: config.json says num_hidden_layers {layers!r}, but the checkpoint has {len(stored)} tensors; "
+            "download config.json again"
         )
     with torch.device("meta"):
         model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -194,91 +187,74 @@ def build_without_memory(config: PreTrainedConfig, stored: Mapping[str, StoredTe
         tensor = _stored_as(name, model, stored)
         if tensor is not None and tensor.shape != tuple(parameter.shape):
             raise ModelError(
-                f"{source}: {name} has the shape {tensor.shape} in {tensor.file.name} and by config.json "
-                f"{tuple(parameter.shape)}; the two files do not belong together"
+                f"{source}: {name} has shape {tensor.shape} in {tensor.file.name}, but {tuple(parameter.shape)} "
+                "according to config.json; the two files do not belong together"
             )
     return model
 
 
 def _stored_as(name: str, model: nn.Module, stored: Mapping[str, StoredTensor]) -> StoredTensor | None:
-    """A parameter's stored tensor: a checkpoint of the body alone leaves the body's prefix out."""
+    """Return the stored tensor of a parameter; checkpoints of a model without its head omit the base prefix."""
     prefix = str(getattr(model, "base_model_prefix", "")) + "."
     return stored.get(name) or stored.get(name.removeprefix(prefix))
 
 
-def check_memory(model: nn.Module, stored: Mapping[str, StoredTensor], dtype: str, width: int, folder: Path) -> None:
-    """Refuse to load into memory what is larger than the free memory.
+def check_memory(
+    model: nn.Module, stored: Mapping[str, StoredTensor], dtype: str, element_bytes: int, folder: Path
+) -> None:
+    """Raise an error if the weights do not fit into the free memory.
 
     Args:
-        model: as :func:`build_without_memory` makes it.
-        dtype: what is loaded, for the message.
-        width: bytes of an element; 0 takes each tensor's stored width.
+        model: the model from :func:`build_on_meta_device`.
+        stored: the tensors of the checkpoint by name.
+        dtype: name of the type that is loaded, for the message.
+        element_bytes: bytes per element; 0 uses the type in which each tensor is stored.
+        folder: the checkpoint, for the message.
 
     Raises:
-        ModelError: with both sizes.
+        ModelError: states the required and the free memory.
     """
-    needed = sum((width or WIDTHS.get(tensor.dtype, 1)) * math.prod(tensor.shape) for tensor in stored.values())
-    # What is not in the files is made, whatever its size.
-    made = [part for name, part in model.named_parameters() if _stored_as(name, model, stored) is None]
+    needed = sum(
+        (element_bytes or ELEMENT_BYTES.get(tensor.dtype, 1)) * math.prod(tensor.shape) for tensor in stored.values()
+    )
+    # Parameters that are missing from the files would be allocated too, whatever their size.
+    missing = [part for name, part in model.named_parameters() if _stored_as(name, model, stored) is None]
     tied = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    needed += sum(part.numel() * (width or 2) for part in made if tied is None or part is not tied.weight)
+    needed += sum(part.numel() * (element_bytes or 2) for part in missing if tied is None or part is not tied.weight)
     needed += sum(buffer.nbytes for buffer in model.buffers())
     free = psutil.virtual_memory().available
     if needed > free:
         raise ModelError(
-            f"{folder} needs {needed / 1e9:.1f} GB as {dtype}, and {free / 1e9:.1f} GB of memory are free. "
-            "Load it in bfloat16 (--dtype), on a GPU (--device), or spread it (--device-map auto)."
+            f"{folder} needs {needed / 1e9:.1f} GB of memory as {dtype}, but only {free / 1e9:.1f} GB are free. "
+            f"{_MEMORY_ADVICE}"
         )
-
-
-def check_device_map(device_map: str | Mapping[str, str | int], model: nn.Module) -> None:
-    """Refuse a placement that names what is not there.
-
-    Raises:
-        ModelError: a module or device is not known; it is named.
-    """
-    if isinstance(device_map, str):
-        if device_map not in PLACEMENTS:
-            check_device(device_map)
-        return
-    known = {name for name, _ in (*model.named_modules(), *model.named_parameters(), *model.named_buffers())}
-    unknown = sorted(str(name) for name in device_map if name not in known)
-    if unknown:
-        raise ModelError(
-            f"the device map names {', '.join(unknown[:5])}, which the model does not have; "
-            f"its parts are {', '.join(name for name, _ in model.named_children())}, …"
-        )
-    for name, device in device_map.items():
-        if device == "disk":
-            continue
-        if isinstance(device, bool) or not isinstance(device, (str, int)):
-            raise ModelError(f"the device map puts {name!r} on {device!r}; give a device's name or number, or disk")
-        check_device(f"cuda:{device}" if isinstance(device, int) else device)
 
 
 def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: object) -> None:
-    """Refuse a loaded model that cannot compute: parameters in memory are finite, and every token has an embedding.
+    """Check that a loaded model is usable: finite weights, an embedding for every token, valid special tokens.
+
+    Offloaded weights are not read.
 
     Raises:
-        ModelError: the parameter or token is named.
+        ModelError: names the parameter, token or field that is wrong.
     """
     for name, parameter in model.named_parameters():
         if not parameter.is_meta and not finite(parameter.detach()):
-            raise ModelError(f"{source}: the weights hold NaN or infinity, first in {name}; copy the checkpoint again")
+            raise ModelError(f"{source}: weight {name} contains NaN or infinity; download the checkpoint again")
     if not isinstance(tokenizer.model_max_length, (int, float)):
-        raise ModelError(f"{source}: tokenizer_config.json: model_max_length is no number")
+        raise ModelError(f"{source}: tokenizer_config.json: model_max_length must be a number")
     for name in ("pad_token_id", "eos_token_id", "bos_token_id"):
         ids = getattr(model.generation_config, name, None)
-        if not all(isinstance(each, int) for each in (ids if isinstance(ids, list) else [ids or 0])):
-            raise ModelError(f"{source}: generation_config.json: {name} is no token id")
+        if not all(isinstance(token_id, int) for token_id in (ids if isinstance(ids, list) else [ids or 0])):
+            raise ModelError(f"{source}: generation_config.json: {name} must be a token id or a list of them")
     embedding = model.get_input_embeddings().weight
     assert isinstance(embedding, Tensor)
     rows = embedding.shape[0]
-    # Special tokens may lie beyond the embedding where a text never holds them; the vocabulary may not.
+    # Special tokens may have no embedding, because ordinary texts do not contain them; the vocabulary must have one.
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     last = max(((id_, token) for token, id_ in tokenizer.get_vocab().items() if id_ not in special), default=(0, ""))
     if last[0] >= rows:
         raise ModelError(
-            f"{source}: the tokenizer gives {last[1]!r} the id {last[0]}, and the embedding has {rows} rows; "
+            f"{source}: the tokenizer gives {last[1]!r} the id {last[0]}, but the embedding has {rows} rows; "
             "tokenizer and weights do not belong together"
         )

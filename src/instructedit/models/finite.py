@@ -1,4 +1,4 @@
-"""Whether numbers are numbers."""
+"""Check of tensors for NaN and infinity."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def finite(x: Tensor) -> bool:
-    """Whether every element is.
+    """Return whether every element of a tensor is finite.
 
-    A finite sum says so in one reading, where a comparison of each would write as much again. Half-precision numbers
-    are added in float32; where the sum overflows although no element does, the elements are asked one by one.
+    A finite sum proves it in one pass without a temporary of the size of ``x``. Half-precision inputs are summed in
+    float32; if the sum overflows although every element is finite, the elements are checked one by one.
     """
     total = x.sum(dtype=torch.promote_types(x.dtype, torch.float32))
     return bool(total.isfinite()) or bool(x.isfinite().all())

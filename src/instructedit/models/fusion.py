@@ -1,4 +1,4 @@
-"""The same functions in fewer passes over memory."""
+"""Replacement of activation functions by fused implementations."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from transformers.activations import FastGELUActivation, NewGELUActivation
 
 
 def fuse_activations_in_place(model: nn.Module) -> int:
-    """Replace GELUs that are written out term by term by PyTorch's fused one; returns how many there were.
+    """Replace GELU modules that are computed term by term by PyTorch's fused GELU.
 
-    Both are 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))); the fused one reads x once instead of eight times, and
-    rounds otherwise in the last digit.
+    Both compute 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))). The fused version reads x once instead of eight
+    times; results may differ in the last digit.
+
+    Returns:
+        The number of replaced modules.
     """
-    found = [
+    unfused = [
         (module, name)
         for module in model.modules()
         for name, child in module.named_children()
         if isinstance(child, (NewGELUActivation, FastGELUActivation))
     ]
-    for module, name in found:
+    for module, name in unfused:
         setattr(module, name, nn.GELU(approximate="tanh"))
-    return len(found)
+    return len(unfused)

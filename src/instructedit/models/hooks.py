@@ -1,4 +1,4 @@
-"""Hooks that are always taken away again, and where a module runs that they are put on."""
+"""Forward hooks that are removed reliably, and the device that a module runs on."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from torch.utils.hooks import RemovableHandle
 
 
 @contextmanager
-def held(hook: RemovableHandle) -> Iterator[None]:
-    """Keep a registered hook for the duration of the ``with``."""
+def removed_on_exit(hook: RemovableHandle) -> Iterator[None]:
+    """Remove a registered hook when the ``with`` block ends, also after an error."""
     try:
         yield
     finally:
         hook.remove()
 
 
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module runs, wherever its weights are kept."""
+def execution_device(module: nn.Module) -> torch.device:
+    """Return the device that a module runs on, also if Accelerate has offloaded its weights."""
     parameter = next(module.parameters())
     if not parameter.is_meta:
         return parameter.device
-    hook = getattr(module, "_hf_hook")  # noqa: B009 - Accelerate's, which brings the weights in for a call
-    found = [getattr(one, "execution_device", None) for one in getattr(hook, "hooks", (hook,))]
-    return torch.device(next(device for device in found if device is not None))
+    offload_hook = getattr(module, "_hf_hook")  # noqa: B009 - set by Accelerate; loads the weights for each forward
+    hooks = getattr(offload_hook, "hooks", (offload_hook,))
+    devices = [getattr(hook, "execution_device", None) for hook in hooks]
+    return torch.device(next(device for device in devices if device is not None))

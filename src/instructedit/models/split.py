@@ -1,9 +1,10 @@
-"""The split forward: the frozen trunk once, the edited top as often as needed.
+"""Split forward pass: the frozen trunk runs once, the edited top as often as needed.
 
-Both halves are the model's own forward. Running the trunk, the blocks above the cut are by-passed; running the
-top, the blocks below it are, and the trunk's hidden state is handed to the first block above. Masks, rotary
-tables, sliding windows, soft caps and whatever else a family does stay its own business, so a split equals the
-whole forward by construction.
+Only the blocks from ``split_layer`` on (the top) are edited, so the blocks below (the trunk) give the same hidden
+states before and after an edit. Both halves call the model's own forward: for the trunk, the top's blocks are replaced
+by the identity; for the top, the trunk's blocks are, and the first block of the top gets the trunk's output as its
+input. Masks, rotary embeddings, sliding windows, logit soft caps and so on remain the model's own, so trunk and top
+together equal the full forward pass.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from instructedit.models.hooks import held
+from instructedit.models.hooks import removed_on_exit
 from instructedit.models.structure import Structure
 from instructedit.models.text import TokenBatch
 from instructedit.models.trunk_cache import TrunkCache
@@ -27,32 +28,37 @@ from instructedit.models.trunk_cache import TrunkCache
 
 @dataclass(frozen=True)
 class TrunkState:
-    """What the trunk leaves for the top: ``hidden`` (rows, length, width) at the first block above the cut."""
+    """Output of the trunk.
+
+    Attributes:
+        hidden: (rows, length, hidden size) input of block ``split_layer``.
+        batch: the tokens that it was computed for.
+    """
 
     hidden: Tensor
     batch: TokenBatch
 
 
 class SplitForward:
-    """Trunk and top of a model, cut below block ``split_layer``.
+    """Trunk and top of a model, split before block ``split_layer``.
 
     Args:
         model: a causal language model.
-        structure: of that model.
-        split_layer: index of the first block of the top; 0 makes the whole model the top.
-        tuples: whether the model's blocks return a tuple; see :func:`blocks_return_tuples`.
-        lock: held during every run, as blocks are by-passed and hooked meanwhile.
+        structure: the structure of that model.
+        split_layer: index of the first block of the top; with 0 the top is the full model.
+        returns_tuple: whether the model's blocks return a tuple; see :func:`blocks_return_tuples`.
+        lock: acquired for every forward pass, because a pass temporarily replaces blocks and registers hooks.
 
     Attributes:
-        cache: trunk states already known; see :meth:`LanguageModel.remembering_trunks`.
+        cache: cache of trunk outputs, or None; see :meth:`LanguageModel.cache_trunk`.
     """
 
     def __init__(
-        self, model: PreTrainedModel, structure: Structure, split_layer: int, *, tuples: bool, lock: RLock
+        self, model: PreTrainedModel, structure: Structure, split_layer: int, *, returns_tuple: bool, lock: RLock
     ) -> None:
         self.model = model
         self.split_layer = split_layer
-        self.tuples = tuples
+        self.returns_tuple = returns_tuple
         self.lock = lock
         self.cache: TrunkCache | None = None
         self.blocks: list[nn.Module] = [model.get_submodule(name) for name in structure.blocks]
@@ -62,27 +68,31 @@ class SplitForward:
 
     @torch.no_grad()
     def trunk(self, batch: TokenBatch) -> TrunkState:
-        """Run the blocks below the cut, or remember what they gave; never records gradients."""
+        """Run the trunk without gradients, or return its cached output."""
         with self.lock:
             hidden = self._trunk(batch) if self.cache is None else self.cache.states(batch, self._trunk)
         return TrunkState(hidden, batch)
 
     def _trunk(self, batch: TokenBatch) -> Tensor:
-        found: list[Tensor] = []
+        captured: list[Tensor] = []
 
-        def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found.append(_hidden(args, kwargs))
+        def capture(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            captured.append(_hidden_states(args, kwargs))
 
-        nothing = torch.zeros_like(batch.predicts)
+        no_logits = torch.zeros_like(batch.predicts)
         with (
             self._bypassed(self.blocks[self.split_layer :]),
-            held(self.blocks[self.split_layer].register_forward_pre_hook(catch, with_kwargs=True)),
+            removed_on_exit(self.blocks[self.split_layer].register_forward_pre_hook(capture, with_kwargs=True)),
         ):
-            self._run(batch, nothing)
-        return found[0]
+            self._run(batch, no_logits)
+        return captured[0]
 
     def top(self, state: TrunkState) -> Tensor:
-        """Logits (predicted, vocabulary) where ``state.batch.predicts`` is True, in row-major order."""
+        """Run the top on the trunk's output.
+
+        Returns:
+            (predicted, vocabulary) logits where ``state.batch.predicts`` is True, in row-major order.
+        """
 
         def inject(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
             if "hidden_states" in kwargs:
@@ -92,67 +102,70 @@ class SplitForward:
         with (
             self.lock,
             self._bypassed(self.blocks[: self.split_layer]),
-            held(self.blocks[self.split_layer].register_forward_pre_hook(inject, with_kwargs=True)),
+            removed_on_exit(self.blocks[self.split_layer].register_forward_pre_hook(inject, with_kwargs=True)),
         ):
             return self._run(state.batch, state.batch.predicts)
 
-    def whole(self, batch: TokenBatch) -> Tensor:
-        """Logits as from :meth:`top`, by the unsplit model."""
+    def full(self, batch: TokenBatch) -> Tensor:
+        """Run the model without splitting it; the logits are those of :meth:`top`."""
         with self.lock:
             return self._run(batch, batch.predicts)
 
-    def _run(self, batch: TokenBatch, wanted: Tensor) -> Tensor:
-        """The model's forward, with only the ``wanted`` positions entering the output layer."""
+    def _run(self, batch: TokenBatch, positions: Tensor) -> Tensor:
+        """Run the model's forward; only the ``positions``, a (rows, length) mask, enter the output layer."""
 
         def gather(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (args[0][wanted.to(args[0].device)][None], *args[1:])
+            return (args[0][positions.to(args[0].device)][None], *args[1:])
 
         inputs: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.mask.long(), "use_cache": False}
         if self._takes_positions:
             inputs["position_ids"] = batch.positions
-        with held(self.head.register_forward_pre_hook(gather)):
+        with removed_on_exit(self.head.register_forward_pre_hook(gather)):
             logits: Tensor = self.model(**inputs).logits
         return logits[0]
 
     @contextmanager
     def _bypassed(self, blocks: Sequence[nn.Module]) -> Iterator[None]:
-        """Let these blocks return their input."""
+        """Replace these blocks by the identity inside the ``with`` block."""
 
-        def passing(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            return (hidden_states,) if self.tuples else hidden_states
+        def identity(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return (hidden_states,) if self.returns_tuple else hidden_states
 
         with ExitStack() as stack:
             for block in blocks:
                 stack.callback(_restore_forward(block))
-                block.forward = passing
+                block.forward = identity
             yield
 
 
 @torch.no_grad()
 def blocks_return_tuples(model: PreTrainedModel, structure: Structure, device: torch.device) -> bool:
-    """Whether a block returns a tuple or a tensor, seen on one token.
+    """Return whether the model's blocks return a tuple, found by running the model on a single token.
 
-    To be asked before an edit is attached: an edit of several rows takes no batch of one.
+    Call it before an edit is attached: an edit with one delta for each row rejects a batch of one row.
 
     Args:
-        device: where the model takes its inputs.
+        model: a causal language model.
+        structure: the structure of that model.
+        device: the device of the model's inputs.
     """
-    kinds: list[bool] = []
-    first = model.get_submodule(structure.blocks[0])
-    one = torch.ones(1, 1, dtype=torch.long, device=device)
-    with held(first.register_forward_hook(lambda *call: kinds.append(isinstance(call[2], tuple)))):
-        model(input_ids=one, attention_mask=one, use_cache=False)
-    return kinds[0]
+    returned_tuple: list[bool] = []
+    first_block = model.get_submodule(structure.blocks[0])
+    token = torch.ones(1, 1, dtype=torch.long, device=device)
+    hook = first_block.register_forward_hook(lambda *call: returned_tuple.append(isinstance(call[2], tuple)))
+    with removed_on_exit(hook):
+        model(input_ids=token, attention_mask=token, use_cache=False)
+    return returned_tuple[0]
 
 
-def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def _hidden_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     assert isinstance(hidden, Tensor)
     return hidden
 
 
 def _restore_forward(block: nn.Module) -> Callable[[], None]:
-    """How to undo an assignment to ``block.forward``; a forward that others had assigned comes back."""
+    """Return a function that undoes an assignment to ``block.forward``, also if it was assigned before."""
     if "forward" in vars(block):
         previous = vars(block)["forward"]
         return lambda: setattr(block, "forward", previous)

@@ -1,6 +1,7 @@
-"""Finding a language model's blocks and MLPs by structure: what contains what, and which shapes fit together.
+"""Detection of a language model's blocks and MLPs from its module tree and weight shapes.
 
-No class name, model type or parameter name is asked for; a new architecture works if it is built like one.
+No class name, model type or parameter name is used, so a new architecture works without a change if its blocks have
+the usual structure.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ class Matrix:
 
     Attributes:
         name: the module's dotted name in the model.
-        inputs, outputs: widths of x and y.
+        inputs: width of x.
+        outputs: width of y.
     """
 
     name: str
@@ -30,14 +32,14 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Structure:
-    """What an editor has to know of a model.
+    """The parts of a decoder-only model that editing uses.
 
     Attributes:
-        blocks: names of the transformer blocks, from the bottom up.
-        mlps: the matrices of each block's MLP, in the order of the module tree.
-        final_norm: name of the norm after the last block; None where a model has none.
-        head: name of the output layer; logits come from there.
-        hidden: width of the residual stream.
+        blocks: names of the transformer blocks, first to last.
+        mlps: for each block, the matrices of its MLP in the order of the module tree.
+        final_norm: name of the norm after the last block; None if there is none.
+        head: name of the output layer, which computes the logits.
+        hidden: hidden size, the width of the residual stream.
     """
 
     blocks: tuple[str, ...]
@@ -47,25 +49,32 @@ class Structure:
     hidden: int
 
     def last_mlps(self, blocks: int) -> tuple[Matrix, ...]:
-        """The MLP matrices of the last ``blocks`` blocks, bottom up (the paper edits the last 3)."""
+        """Return the MLP matrices of the last ``blocks`` blocks, first to last (the paper edits the last 3).
+
+        Raises:
+            ModelError: the model has fewer blocks.
+        """
         if not 1 <= blocks <= len(self.blocks):
-            raise ModelError(f"cannot edit the last {blocks} blocks: the model has {len(self.blocks)}")
+            raise ModelError(
+                f"cannot edit the last {blocks} blocks: the model has {len(self.blocks)}. Set editor.blocks to at most "
+                "that number"
+            )
         return tuple(matrix for mlp in self.mlps[-blocks:] for matrix in mlp)
 
     def block_of(self, name: str) -> int:
-        """Index of the block that contains the module ``name``.
+        """Return the index of the block that contains the module ``name``.
 
         Raises:
-            ModelError: it lies in no block.
+            ModelError: the module is not part of any block.
         """
         for index, block in enumerate(self.blocks):
             if name.startswith(block + "."):
                 return index
-        raise ModelError(f"module {name} lies in no block; blocks are {self.blocks[0]} … {self.blocks[-1]}")
+        raise ModelError(f"module {name} is not part of a block; the blocks are {self.blocks[0]} … {self.blocks[-1]}")
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """(inputs, outputs) of a linear layer, GPT-2's transposed kind included; None for any other module."""
+    """Return (inputs, outputs) of a linear layer or of GPT-2's transposed ``Conv1D``; None for any other module."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     if isinstance(module, Conv1D):
@@ -75,14 +84,14 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
 
 
 def find_structure(model: PreTrainedModel) -> Structure:
-    """Find blocks, MLPs, final norm and head.
+    """Find the blocks, MLPs, final norm and head of a model.
 
     Raises:
-        ModelError: an encoder-decoder, a mixture of experts, or a tree in which no block or no MLP can be
-            told; the message says what was found instead.
+        ModelError: the model is an encoder-decoder or a mixture of experts, or has no recognisable blocks or MLPs. The
+            message lists the modules that were considered.
     """
     if getattr(model.config, "is_encoder_decoder", False):
-        raise ModelError("this is an encoder-decoder model; only decoder-only causal language models are edited")
+        raise ModelError("this is an encoder-decoder model; only decoder-only causal language models can be edited")
     hidden = int(model.config.get_text_config().hidden_size)
     names = {module: name for name, module in model.named_modules()}
     stack = _block_stack(model)
@@ -103,7 +112,7 @@ def find_structure(model: PreTrainedModel) -> Structure:
 
 
 def _block_stack(model: nn.Module) -> list[nn.Module]:
-    """The module list of alike children that holds the most parameters: the stack of blocks."""
+    """Return the blocks: the children of the ``ModuleList`` of one module type that has the most parameters."""
     candidates = [
         list(module)
         for module in model.modules()
@@ -115,7 +124,7 @@ def _block_stack(model: nn.Module) -> list[nn.Module]:
     if not candidates:
         lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
         raise ModelError(
-            f"found no stack of transformer blocks in {type(model).__name__}; module lists: {lists or 'none'}"
+            f"found no stack of transformer blocks in {type(model).__name__}; its module lists: {lists or 'none'}"
         )
     return max(candidates, key=lambda stack: sum(p.numel() for block in stack for p in block.parameters()))
 
@@ -131,39 +140,40 @@ def _refuse_experts(block: nn.Module, name: str) -> None:
     ]
     if fused or listed:
         raise ModelError(
-            f"block {name} is a mixture of experts ({(fused + listed)[0]}); its MLP is several MLPs, each seeing "
-            "a part of the tokens. Only dense models are edited so far."
+            f"block {name} is a mixture of experts ({(fused + listed)[0]}), which routes tokens to several MLPs. Only "
+            "dense models can be edited"
         )
 
 
 def _mlp(block: nn.Module, name: str, hidden: int) -> tuple[Matrix, ...]:
-    """The block's MLP: sibling matrices that go up from the hidden width and one that comes back down.
+    """Return the matrices of a block's MLP.
 
-    An MLP has one ``down`` (inner -> hidden) and one or two ``up`` (hidden -> inner, or hidden -> 2 * inner where
-    gate and up are fused), and no other sibling. Attention may look alike where its projections are fused; it
-    is narrower than the MLP, so the widest group wins.
+    An MLP consists of sibling modules: one down projection (inner -> hidden) and one or two up projections
+    (hidden -> inner, or hidden -> 2 * inner where gate and up are fused). Attention with fused projections can have the
+    same pattern but is narrower, so the group with the largest inner width is the MLP.
     """
     groups: list[tuple[int, tuple[Matrix, ...]]] = []
-    seen = []
+    shapes = []
     for prefix, parent in block.named_modules(prefix=name):
         matrices = tuple(
             Matrix(f"{prefix}.{child_name}", *shape)
             for child_name, child in parent.named_children()
             if (shape := linear_shape(child)) is not None
         )
-        seen += [f"{m.name} {m.inputs}->{m.outputs}" for m in matrices]
+        shapes += [f"{m.name} {m.inputs}->{m.outputs}" for m in matrices]
         inner = _inner_width(matrices, hidden)
         if inner is not None:
             groups.append((inner, matrices))
     if not groups:
         raise ModelError(
-            f"found no MLP in block {name} (hidden width {hidden}). Its linear layers: {'; '.join(seen) or 'none'}. "
-            "Name the matrices to edit in the recipe (editor.matrices)."
+            f"found no MLP in block {name} (hidden size {hidden}); its linear layers: {'; '.join(shapes) or 'none'}. "
+            "Name the matrices to edit in the recipe (editor.matrices)"
         )
     return max(groups, key=lambda group: group[0])[1]
 
 
 def _inner_width(matrices: tuple[Matrix, ...], hidden: int) -> int | None:
+    """Return the inner width of an MLP that consists of these matrices; None if they do not form one."""
     if not 2 <= len(matrices) <= 3:
         return None
     for down in matrices:
@@ -179,7 +189,7 @@ def _inner_width(matrices: tuple[Matrix, ...], hidden: int) -> int | None:
 
 
 def _final_norm(model: nn.Module, stack: list[nn.Module], hidden: int) -> str | None:
-    """The last module outside the blocks whose weight is a vector of the hidden width."""
+    """Return the name of the last module outside the blocks whose weight is a vector of the hidden size."""
     inside = {module for block in stack for module in block.modules()}
     norms = [
         name

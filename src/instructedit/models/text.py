@@ -1,4 +1,4 @@
-"""From text to tokens: how prompts and targets are joined, padded and labelled."""
+"""Tokenization of prompts and targets, padding, and label masks."""
 
 from __future__ import annotations
 
@@ -13,85 +13,96 @@ from transformers import PreTrainedTokenizerBase
 
 from instructedit.errors import DataError
 
-#: Texts whose tokens a :class:`TextEncoder` remembers; the least recently used are forgotten first.
-REMEMBERED_TEXTS = 100_000
+#: Number of queries whose tokens a :class:`TextEncoder` caches; the least recently used are evicted first.
+MAX_CACHED_TEXTS = 100_000
 
 
-def join(prompt: str, target: str) -> tuple[str, str]:
-    """Prompt and continuation with exactly one space between them, which belongs to the continuation.
+def join_prompt_and_target(prompt: str, target: str) -> tuple[str, str]:
+    """Return prompt and target such that their concatenation has exactly one space between them.
 
-    Data sets disagree on who brings the space, and the place decides the tokens of a byte-level vocabulary.
+    The space belongs to the target. Data sets disagree on this, and the position of the space decides the tokens of a
+    byte-level vocabulary.
     """
     return prompt.rstrip(), " " + target.strip()
 
 
-def closed(answer: str) -> str:
-    """The answer with a full stop, unless it brings an end mark of its own."""
+def with_period(answer: str) -> str:
+    """Return the answer with a full stop, unless it already ends in ``.``, ``!`` or ``?``."""
     return answer if answer.rstrip()[-1:] in ".!?" else answer.rstrip() + "."
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One tokenised query: ``ids`` of prompt and target, and where the target's tokens begin."""
+    """A tokenized query.
+
+    Attributes:
+        ids: token ids of prompt and target.
+        target_start: index of the first target token; ``len(ids)`` if there is no target.
+    """
 
     ids: tuple[int, ...]
     target_start: int
 
 
 class TextEncoder:
-    """Tokenises (prompt, target) pairs of one tokenizer, and remembers the last :data:`REMEMBERED_TEXTS` of them.
+    """Tokenizer of prompts and targets with a cache of the last :data:`MAX_CACHED_TEXTS` queries.
 
     Args:
         tokenizer: any Hugging Face tokenizer.
-        max_length: longest sequence in tokens that the base model takes.
-        embeddings: how many token ids it knows; None asks no further.
+        max_length: maximum sequence length of the base model in tokens.
+        embeddings: number of rows of the model's embedding; larger token ids are rejected. None skips the check.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, *, embeddings: int | None = None) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.embeddings = embeddings
-        self._lock = Lock()  # a fast tokenizer is not made for two threads at once, and the memory is not, either
-        self._seen: OrderedDict[tuple[str, str], Encoded] = OrderedDict()
+        self._lock = Lock()  # neither fast tokenizers nor the cache are thread-safe
+        self._cache: OrderedDict[tuple[str, str], Encoded] = OrderedDict()
 
     @property
     def pad_id(self) -> int:
-        """Padding token; any id will do, as padding is masked everywhere."""
+        """Padding token id. Any valid id works, because padding is always masked."""
         for name in ("pad_token_id", "eos_token_id"):
-            found = getattr(self.tokenizer, name)
-            # A padding token that was added to the tokenizer alone has no embedding.
-            if found is not None and (self.embeddings is None or found < self.embeddings):
-                return int(found)
+            token_id = getattr(self.tokenizer, name)
+            # A padding token that was added to the tokenizer but not to the model has no embedding.
+            if token_id is not None and (self.embeddings is None or token_id < self.embeddings):
+                return int(token_id)
         return 0
 
-    def prompt(self, prompt: str) -> Encoded:
-        """A prompt alone, without target tokens."""
-        return self._encode(prompt.rstrip(), "")
-
-    def pair(self, prompt: str, target: str) -> Encoded:
-        """A prompt with its continuation.
+    def encode_prompt(self, prompt: str) -> Encoded:
+        """Tokenize a prompt without a target.
 
         Raises:
-            DataError: no tokens for the target, or the whole is longer than the model takes.
+            DataError: the prompt has no tokens, is too long for the model, or contains a token without an embedding.
+        """
+        return self._encode(prompt.rstrip(), "")
+
+    def encode_pair(self, prompt: str, target: str) -> Encoded:
+        """Tokenize a prompt followed by a target.
+
+        Raises:
+            DataError: prompt or target has no tokens, the sequence is too long for the model, or it contains a token
+                without an embedding.
         """
         if not target.strip():
-            raise DataError(f"the target after {prompt!r} is blank", field="target")
-        return self._encode(*join(prompt, target))
+            raise DataError(f"the target of the prompt {prompt!r} is blank; give at least one word", field="target")
+        return self._encode(*join_prompt_and_target(prompt, target))
 
     def _encode(self, prompt: str, target: str) -> Encoded:
         key = (prompt, target)
         with self._lock:
-            if key not in self._seen:
-                self._seen[key] = self._tokenise(prompt, target)
-                if len(self._seen) > REMEMBERED_TEXTS:
-                    self._seen.popitem(last=False)
-            self._seen.move_to_end(key)
-            return self._seen[key]
+            if key not in self._cache:
+                self._cache[key] = self._tokenize(prompt, target)
+                if len(self._cache) > MAX_CACHED_TEXTS:
+                    self._cache.popitem(last=False)
+            self._cache.move_to_end(key)
+            return self._cache[key]
 
-    def _tokenise(self, prompt: str, target: str) -> Encoded:
+    def _tokenize(self, prompt: str, target: str) -> Encoded:
         if self.tokenizer.is_fast:
-            # The whole text is tokenised at once, as a user's query would be; a token belongs to the target
-            # if it reaches past the prompt's last character.
+            # Prompt and target are tokenized as one text, as in normal use of the model. A token belongs to the
+            # target if it ends after the prompt's last character.
             encoding = self.tokenizer(prompt + target, return_offsets_mapping=True)
             ids = list(encoding["input_ids"])
             ends = [end for _, end in encoding["offset_mapping"]]
@@ -99,38 +110,48 @@ class TextEncoder:
         else:
             ids = list(self.tokenizer(prompt + target)["input_ids"])
             start = min(len(self.tokenizer(prompt)["input_ids"]), len(ids))
+        self._check(ids, start, prompt, target)
+        return Encoded(tuple(ids), start)
+
+    def _check(self, ids: Sequence[int], start: int, prompt: str, target: str) -> None:
         if not ids:
-            raise DataError("the prompt is blank", field="prompt")
+            raise DataError("the prompt is blank; give at least one word", field="prompt")
         if target and start == len(ids):
-            raise DataError(f"the target {target.strip()!r} has no tokens after {prompt!r}", field="target")
+            raise DataError(
+                f"the tokenizer gives no tokens for the target {target.strip()!r} after the prompt {prompt!r}; choose "
+                "another spelling",
+                field="target",
+            )
         if target and start == 0:
-            raise DataError("the prompt has no tokens of its own before the target", field="prompt")
+            raise DataError(
+                f"the tokenizer gives no tokens for the prompt {prompt!r} before the target; give at least one word",
+                field="prompt",
+            )
         if len(ids) > self.max_length:
             raise DataError(
-                f"{len(ids)} tokens, the model takes {self.max_length}: shorten {prompt[:60] + '…'!r}",
+                f"{len(ids)} tokens, but the model takes at most {self.max_length}: shorten {prompt[:60] + '…'!r}",
                 field="prompt",
             )
         if self.embeddings is not None and max(ids) >= self.embeddings:
             token = self.tokenizer.convert_ids_to_tokens(max(ids))
             raise DataError(
-                f"the token {token!r} has the id {max(ids)}, and the model's embedding has {self.embeddings} rows: "
-                "leave it out",
+                f"the token {token!r} has id {max(ids)}, but the model's embedding has only {self.embeddings} rows: "
+                "remove it from the text",
                 field="prompt",
             )
-        return Encoded(tuple(ids), start)
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Padded queries.
+    """A batch of padded queries.
 
     Attributes:
         ids: (rows, length) token ids.
-        mask: (rows, length) True at real tokens.
-        predicts: (rows, length) True where the NEXT token is a target token; such a position's logits are
-            read, all others are not. Alignment is by this mask alone, so the padding side does not matter.
+        mask: (rows, length) True at tokens, False at padding.
+        predicts: (rows, length) True where the NEXT token is a target token. Only the logits at these positions are
+            computed. Labels are aligned by this mask alone, so the padding side does not matter.
         labels: (predicted,) the target token of every True in ``predicts``, in row-major order.
-        rows: (predicted,) the row of every label.
+        rows: (predicted,) the batch row of every label.
     """
 
     ids: Tensor
@@ -140,20 +161,27 @@ class TokenBatch:
     rows: Tensor
 
     def __len__(self) -> int:
+        """Return the number of rows."""
         return self.ids.shape[0]
 
     @property
     def positions(self) -> Tensor:
-        """(rows, length) position of each token in its text; at padding it means nothing."""
+        """Position of each token in its text, (rows, length); undefined at padding."""
         return (self.mask.long().cumsum(1) - 1).clamp_min(0)
 
     def to(self, device: torch.device | str) -> TokenBatch:
-        """The same batch on another device."""
+        """Return the batch on another device."""
         return TokenBatch(*(t.to(device) for t in (self.ids, self.mask, self.predicts, self.labels, self.rows)))
 
 
 def pad(queries: Sequence[Encoded], pad_id: int, side: str = "right") -> TokenBatch:
-    """Pad queries to the longest; ``side`` is ``right`` or ``left``."""
+    """Pad queries to the length of the longest.
+
+    Args:
+        queries: at least one tokenized query.
+        pad_id: token id to pad with.
+        side: ``right`` or ``left``.
+    """
     length = max(len(query.ids) for query in queries)
     ids = torch.full((len(queries), length), pad_id)
     mask = torch.zeros(len(queries), length, dtype=torch.bool)

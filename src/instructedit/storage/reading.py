@@ -1,4 +1,4 @@
-"""Reading users' text, JSON and YAML: whatever is wrong with a file is a :class:`DataError` that says where."""
+"""Reading of text, JSON and YAML files; every problem of a file is a :class:`DataError` that states where."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ import yaml
 
 from instructedit.errors import DataError
 
-#: Values that a YAML file may stand for once its aliases are written out; a few lines of aliases can mean billions.
-MOST_YAML_VALUES = 1_000_000
-#: Brackets inside each other in a YAML file; the reader's time grows with the square of their number.
-MOST_YAML_BRACKETS = 100
-#: A wrong value is repeated in a message up to this many characters.
-LONGEST_QUOTE = 200
+#: Maximum number of values of a YAML file after its aliases are expanded; a few lines of aliases can mean billions.
+MAX_YAML_VALUES = 1_000_000
+#: Maximum nesting of brackets in a YAML file; the parser's time grows with the square of the depth.
+MAX_YAML_NESTING = 100
+#: Maximum length of a value in an error message, in characters.
+MAX_REPR_LENGTH = 200
 
 
-def quoted(value: object) -> str:
-    """``repr`` of a user's value for a message, cut to :data:`LONGEST_QUOTE` characters."""
+def short_repr(value: object) -> str:
+    """Return the ``repr`` of a value for a message, truncated to :data:`MAX_REPR_LENGTH` characters."""
     text = repr(value)
-    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}… ({len(text):,} characters)"
+    return text if len(text) <= MAX_REPR_LENGTH else f"{text[:MAX_REPR_LENGTH]}… ({len(text):,} characters)"
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The content of a file.
+    """Return the content of a file.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     try:
         return Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", file=path) from None
     except ValueError as error:  # a NUL character in the path
-        raise DataError(f"is not a file name: {error}", file=repr(str(path))) from None
+        raise DataError(f"is not a valid file name: {error}", file=repr(str(path))) from None
 
 
 def read_text(path: str | Path) -> str:
-    """The content of a UTF-8 text file.
+    """Return the content of a UTF-8 text file, without a byte order mark.
 
     Raises:
-        DataError: it cannot be read or is not UTF-8.
+        DataError: the file cannot be read or is not UTF-8.
     """
     try:
         return read_bytes(path).decode("utf-8-sig")
@@ -52,21 +52,23 @@ def read_text(path: str | Path) -> str:
 
 
 def parse_json(text: str, *, file: object = None, place: str = "", lone_surrogates: bool = False) -> Any:
-    """The value of a JSON text, by the standard: no NaN, no infinity, no half of a surrogate pair.
+    """Parse standard JSON, which has no NaN, no infinity and no lone surrogates.
 
     Args:
-        file: the file that the text stands in.
-        place: where in the file, for messages (``line 3``); a text that is a whole file has none.
-        lone_surrogates: let halves of surrogate pairs through, for texts that are kept as they came.
+        text: the JSON.
+        file: the file that contains the text, for messages.
+        place: the position in the file, for messages (``line 3``); empty if the text is the full file.
+        lone_surrogates: accept lone surrogates, for texts that are stored unchanged.
 
     Raises:
-        DataError: it is not JSON, nests too deeply, or holds a number or character that nothing here can hold.
+        DataError: the text is not JSON, is nested too deeply, or contains a number or character that cannot be
+            represented.
     """
     prefix = f"{place} " if place else ""
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
-        # Strings that are no Unicode text ("\\ud800") pass the parser, and fail wherever they are printed or written.
-        # The same for numbers beyond a float's range (1e999), which become infinity.
+        # The parser accepts lone surrogates ("\\ud800"), which cannot be printed or written, and numbers beyond the
+        # range of a float (1e999), which it turns into infinity. Encoding the value again finds both.
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode(
             errors="surrogatepass" if lone_surrogates else "strict"
         )
@@ -76,12 +78,12 @@ def parse_json(text: str, *, file: object = None, place: str = "", lone_surrogat
             f"{prefix}is not valid JSON at {where}: {error.msg}. The file may be truncated; copy it again.", file=file
         ) from None
     except RecursionError:
-        raise DataError(f"{prefix}is not usable JSON: it nests too deeply", file=file) from None
+        raise DataError(f"{prefix}is not usable JSON: it is nested too deeply", file=file) from None
     except UnicodeEncodeError:
         raise DataError(
-            f"{prefix}is not usable JSON: a string holds half of a surrogate pair (\\ud800 to \\udfff)", file=file
+            f"{prefix}is not usable JSON: a string contains a lone surrogate (\\ud800 to \\udfff)", file=file
         ) from None
-    except ValueError as error:  # a number of thousands of digits, or none that JSON has
+    except ValueError as error:  # a number of thousands of digits, NaN or infinity
         raise DataError(f"{prefix}is not usable JSON: {str(error).split(';')[0]}", file=file) from None
     return value
 
@@ -91,23 +93,25 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def read_json_file(path: str | Path) -> Any:
-    """The value of a JSON file.
+    """Return the value of a JSON file.
 
     Raises:
-        DataError: it cannot be read, is not UTF-8 or is not JSON.
+        DataError: the file cannot be read, is not UTF-8 or is not JSON.
     """
     return parse_json(read_text(path), file=path)
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader; what a value's type refuses (``2024-13-45``, ``!!int abc``) is said with its line."""
+    """PyYAML's safe loader with a nesting limit, and with line numbers for invalid values (``2024-13-45``)."""
 
     def fetch_flow_collection_start(self, TokenClass: Any) -> None:  # noqa: N803 - PyYAML's
-        if self.flow_level >= MOST_YAML_BRACKETS:
-            raise yaml.scanner.ScannerError(None, None, "brackets nest too deeply", self.get_mark())
+        """Raise an error if brackets are nested too deeply."""
+        if self.flow_level >= MAX_YAML_NESTING:
+            raise yaml.scanner.ScannerError(None, None, "brackets are nested too deeply", self.get_mark())
         super().fetch_flow_collection_start(TokenClass)
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
+        """Construct a value; an error that its type raises gets the line number."""
         try:
             return super().construct_object(node, deep=deep)
         except (ValueError, OverflowError, AttributeError, KeyError, TypeError) as error:
@@ -117,11 +121,11 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml_file(path: str | Path) -> Any:
-    """The value of a user's YAML file.
+    """Return the value of a YAML file.
 
     Raises:
-        DataError: it cannot be read, is not UTF-8, is not YAML, or its aliases stand for more than
-            :data:`MOST_YAML_VALUES` values.
+        DataError: the file cannot be read, is not UTF-8 or YAML, or its aliases expand to more than
+            :data:`MAX_YAML_VALUES` values.
     """
     text = read_text(path)
     try:
@@ -135,19 +139,24 @@ def read_yaml_file(path: str | Path) -> Any:
     except yaml.YAMLError as error:
         raise DataError(f"is not valid YAML: {str(error).splitlines()[0]}", file=path) from None
     except RecursionError:
-        raise DataError("is not usable YAML: it nests too deeply", file=path) from None
+        raise DataError("is not usable YAML: it is nested too deeply", file=path) from None
     except UnicodeEncodeError:
-        raise DataError("is not usable YAML: a string holds half of a surrogate pair", file=path) from None
+        raise DataError("is not usable YAML: a string contains a lone surrogate", file=path) from None
     except (ValueError, TypeError) as error:
         raise DataError(f"is not usable YAML: {error}", file=path) from None
     return value
 
 
 def _expanded_size(value: Any, known: dict[int, int], above: set[int]) -> int:
-    """How many values there are once aliases are written out; each shared part is counted once and multiplied.
+    """Return the number of values after aliases are expanded, without expanding them.
+
+    Args:
+        value: a value of the file.
+        known: sizes that are already computed, by the identity of the value.
+        above: identities of the values that contain ``value``.
 
     Raises:
-        ValueError: too many, or a value that contains itself.
+        ValueError: there are too many values, or a value contains itself.
     """
     if isinstance(value, dict):
         parts = [*value.keys(), *value.values()]
@@ -157,17 +166,17 @@ def _expanded_size(value: Any, known: dict[int, int], above: set[int]) -> int:
         return 1
     key = id(value)
     if key in above:
-        raise ValueError("an alias stands inside the value that it names")
+        raise ValueError("an alias is used inside the value that it names")
     if key not in known:
         total = 1 + sum(_expanded_size(part, known, above | {key}) for part in parts)
-        if total > MOST_YAML_VALUES:
-            raise ValueError(f"its aliases stand for more than {MOST_YAML_VALUES:,} values")
+        if total > MAX_YAML_VALUES:
+            raise ValueError(f"its aliases expand to more than {MAX_YAML_VALUES:,} values")
         known[key] = total
     return known[key]
 
 
 def as_mapping(value: Any, file: object = None) -> dict[str, Any]:
-    """The value, if it is an object with texts as keys.
+    """Return a value after checking that it is a mapping with strings as keys.
 
     Raises:
         DataError: it is not.
@@ -176,5 +185,5 @@ def as_mapping(value: Any, file: object = None) -> dict[str, Any]:
         raise DataError(f"expected `key: value` pairs at the top level, found {type(value).__name__}", file=file)
     wrong: list[Hashable] = [key for key in value if not isinstance(key, str)]
     if wrong:
-        raise DataError(f"expected texts as keys, found {quoted(wrong[0])}", file=file)
+        raise DataError(f"expected strings as keys, found {short_repr(wrong[0])}", file=file)
     return value

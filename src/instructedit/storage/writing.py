@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever reads half of one, and keeping a second process out of an output folder."""
+"""Atomic writing of files, and locks on output folders."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from typing import Any
 
 from instructedit.errors import DataError
 
-#: What temporary files are called: not after their target, whose name may be as long as a name can be.
+#: Name of temporary files. It does not contain the target's name, which may already have the maximum length.
 _TEMPORARY = ".instructedit-{}.tmp"
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
-    """Replace a file's content: write to a temporary file beside it, sync, then rename.
+    """Replace a file's content: write to a temporary file in the same folder, sync, then rename.
 
-    A symbolic link is followed, an existing file keeps its mode, and a new one gets what the umask leaves. A device
-    or pipe that the user names (``/dev/null``, a FIFO) is written to, never replaced.
+    Symbolic links are followed, an existing file keeps its mode, and a new file gets the default mode of the umask.
+    Devices and pipes (``/dev/null``, a FIFO) are written to, never replaced. Missing folders are created.
 
     Raises:
-        DataError: the folder cannot be made or written, or the path is a folder.
+        DataError: the folder cannot be created or written, or the path is a folder.
     """
-    with _failing_as_data_error(path):
+    with _os_errors_as_data_errors(path):
         target, mode = _target(path)
         if mode is not None and not stat.S_ISREG(mode):
             with target.open("wb") as stream:
@@ -40,41 +40,48 @@ def write_atomically(path: str | Path, content: bytes) -> None:
 
 
 def as_json(value: Any, *, indent: int | None = None, file: object = None) -> str:
-    """JSON by the standard.
+    """Return a value as standard JSON, which has no NaN and no infinity.
+
+    Args:
+        value: dictionaries, lists, strings and numbers.
+        indent: spaces for each level; None writes one line.
+        file: the file that the text is for, for the message.
 
     Raises:
-        DataError: a number in it is NaN or infinite, which no reader has to take, and no result should be; its place is
-            named.
+        DataError: a number is NaN or infinite; its position in ``value`` is named.
     """
     try:
         return json.dumps(value, indent=indent, allow_nan=False)
     except ValueError:
-        place = _not_finite(value, "")
-        raise DataError(f"is not written: {place or 'a number'} is NaN or infinite", file=file) from None
+        position = _first_not_finite(value, "")
+        raise DataError(f"is not written: {position or 'a number'} is NaN or infinite", file=file) from None
 
 
-def _not_finite(value: Any, place: str) -> str | None:
+def _first_not_finite(value: Any, position: str) -> str | None:
+    """Return the position of the first number that is not finite, as ``a.0.b``; None if there is none."""
     if isinstance(value, float):
-        return None if math.isfinite(value) else place.removeprefix(".")
+        return None if math.isfinite(value) else position.removeprefix(".")
     parts: Iterable[tuple[object, Any]] = ()
     if isinstance(value, dict):
         parts = value.items()
     elif isinstance(value, (list, tuple)):
         parts = enumerate(value)
-    return next((found for key, part in parts if (found := _not_finite(part, f"{place}.{key}")) is not None), None)
+    positions = (_first_not_finite(part, f"{position}.{key}") for key, part in parts)
+    return next((position for position in positions if position is not None), None)
 
 
 def append_line(path: str | Path, line: str, *, sync: bool = True) -> None:
-    """Add a line to a UTF-8 text file, which is made if it is not there.
+    """Append a line to a UTF-8 text file, which is created if needed.
 
     Args:
-        line: without its end.
-        sync: see to it that the line is on the disk before going on.
+        path: the file.
+        line: the text without a line break.
+        sync: flush the line to disk before returning.
 
     Raises:
         DataError: the file cannot be written, or the disk is full.
     """
-    with _failing_as_data_error(path):
+    with _os_errors_as_data_errors(path):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("a", encoding="utf-8", newline="\n") as stream:
@@ -85,17 +92,17 @@ def append_line(path: str | Path, line: str, *, sync: bool = True) -> None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Make sure, before hours of work, that :func:`write_atomically` can write here.
+    """Check that :func:`write_atomically` can write a file, so that a long run does not fail at its end.
 
     Raises:
-        DataError: as :func:`write_atomically`.
+        DataError: the file cannot be written.
     """
-    with _failing_as_data_error(path):
+    with _os_errors_as_data_errors(path):
         target, mode = _target(path)
         if mode is not None and not os.access(target, os.W_OK):
             raise PermissionError(0, "no permission")
         if mode is None or stat.S_ISREG(mode):
-            # Asking for permissions is not enough: root has them on a read-only file system, too.
+            # A test file is created, because permissions are not enough: root has them on a read-only file system.
             if len(os.fsencode(target.name)) > os.pathconf(target.parent, "PC_NAME_MAX"):
                 raise OSError(0, "the name is too long")
             probe = _temporary(target.parent)
@@ -104,12 +111,12 @@ def check_writable(path: str | Path) -> None:
 
 
 def make_folder(path: str | Path) -> Path:
-    """Make an output folder, with those above it, and make sure that files can be written into it.
+    """Create an output folder with its parents, and check that files can be written into it.
 
     Raises:
-        DataError: it cannot be made or written.
+        DataError: it cannot be created or written.
     """
-    with _failing_as_data_error(path, "the folder cannot be made", "folder"):
+    with _os_errors_as_data_errors(path, "the folder cannot be created", "folder"):
         Path(path).mkdir(parents=True, exist_ok=True)
     check_writable(Path(path) / ".probe")
     return Path(path)
@@ -117,13 +124,13 @@ def make_folder(path: str | Path) -> Path:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep every other process that asks for the same lock out of a folder (or an existing file).
+    """Hold an exclusive lock on a folder, or an existing file, inside the ``with`` block.
 
-    The lock is on the folder itself, so no lock file is left behind, and it ends with the process, however it ends.
-    Temporary files that a killed process left in the folder are removed.
+    The lock is on the folder itself: there is no lock file, and the system releases the lock when the process ends.
+    Temporary files that a killed process has left in the folder are removed.
 
     Raises:
-        DataError: another process holds it, or the folder cannot be opened.
+        DataError: another process holds the lock, or the folder cannot be opened.
     """
     try:
         handle = os.open(path, os.O_RDONLY)
@@ -134,34 +141,34 @@ def locked(path: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(
-                "another process is writing here. Wait until it has ended, or give another --out", file=path
+                "another process is writing here. Wait until it ends, or choose another --out", file=path
             ) from None
         except OSError:
             pass  # some network file systems have no locks
-        if path.is_dir():  # nobody else writes here, so what is temporary was left by a process that was killed
-            for left in path.glob(_TEMPORARY.format("*")):
-                left.unlink(missing_ok=True)
+        if path.is_dir():  # with the lock no other process writes here, so temporary files are left over
+            for temporary in path.glob(_TEMPORARY.format("*")):
+                temporary.unlink(missing_ok=True)
         yield
     finally:
         os.close(handle)
 
 
 @contextmanager
-def _failing_as_data_error(path: str | Path, what: str = "cannot be written", kind: str = "file") -> Iterator[None]:
-    """What the system refuses inside the ``with`` becomes a :class:`DataError` that names the path."""
+def _os_errors_as_data_errors(path: str | Path, what: str = "cannot be written", kind: str = "file") -> Iterator[None]:
+    """Convert an ``OSError`` inside the ``with`` block into a :class:`DataError` that names the path."""
     try:
         yield
     except OSError as error:
         raise DataError(f"{what}: {error.strerror or error}", file=path) from None
     except ValueError as error:  # a NUL character in the path
-        raise DataError(f"is not a {kind} name: {error}", file=repr(str(path))) from None
+        raise DataError(f"is not a valid {kind} name: {error}", file=repr(str(path))) from None
 
 
 def _target(path: str | Path) -> tuple[Path, int | None]:
-    """The file that a path leads to through links, its folder made, and its mode; None where there is no file.
+    """Resolve links, create the parent folder, and return the file and its mode (None if it does not exist).
 
     Raises:
-        DataError: it is a folder.
+        DataError: the path is a folder.
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -172,7 +179,7 @@ def _target(path: str | Path) -> tuple[Path, int | None]:
 
 
 def _mode(path: Path) -> int | None:
-    """A file's mode; None where there is no file."""
+    """Return a file's mode; None if it does not exist."""
     try:
         return path.stat().st_mode
     except FileNotFoundError:
@@ -185,7 +192,7 @@ def _temporary(folder: Path) -> Path:
 
 def _replace(target: Path, content: bytes, mode: int | None) -> None:
     temporary = _temporary(target.parent)
-    # Made with what the umask leaves of 0666, as any new file is.
+    # The umask applies to the mode 0666, as for any new file.
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -196,8 +203,8 @@ def _replace(target: Path, content: bytes, mode: int | None) -> None:
                 os.fchmod(stream.fileno(), mode)
         temporary.replace(target)
     finally:
-        temporary.unlink(missing_ok=True)  # still there only if something failed
+        temporary.unlink(missing_ok=True)  # it exists only after an error
     folder = os.open(target.parent, os.O_RDONLY)
-    with suppress(OSError):  # makes the rename itself durable; not every file system can
+    with suppress(OSError):  # makes the rename durable; not supported by every file system
         os.fsync(folder)
     os.close(folder)

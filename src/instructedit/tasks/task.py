@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from instructedit.assets import ASSETS, read_yaml
-from instructedit.errors import DataError, mistakes_of
+from instructedit.errors import DataError, validation_messages
 from instructedit.instructions.grammar import scope_grammar
 from instructedit.records import PORTABILITY_KINDS, EditRecord, EditRequest, ProbeKind
-from instructedit.storage.reading import as_mapping, quoted, read_yaml_file
+from instructedit.storage.reading import as_mapping, read_yaml_file, short_repr
 
 Line = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\n]*$")]
 
@@ -149,7 +149,7 @@ def _parse(raw: Any, source: object) -> Task:
     try:
         return Task.model_validate(raw)
     except ValidationError as error:
-        problems = "; ".join(mistakes_of(error))
+        problems = "; ".join(validation_messages(error))
         raise DataError(f"is not a task: {problems}", file=source) from None
 
 
@@ -200,5 +200,5 @@ def load_task(name_or_path: str | Path) -> Task:
     near = difflib.get_close_matches(str(name_or_path), tasks, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise DataError(
-        f"no task is named {quoted(str(name_or_path))}.{hint} Known: {', '.join(tasks)}; or give a task's YAML file"
+        f"no task is named {short_repr(str(name_or_path))}.{hint} Known: {', '.join(tasks)}; or give a task's YAML file"
     )

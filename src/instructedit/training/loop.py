@@ -132,7 +132,7 @@ def train(
     make_folder(out)
     with _alone_in(out), _numerics(recipe), _telling_of_lost_processes(out / CHECKPOINT):
         run = _Run(recipe, language_model, out, data or find_data(), on_report)
-        with _remembering_trunks(recipe, language_model, run.editor.split_layer) as cache:
+        with _trunk_cache(recipe, language_model, run.editor.split_layer) as cache:
             run.forgets = cache if recipe.trunk_memory.keep == "step" else None
             editor = run.train()
         if cache is not None and cache.hits + cache.misses:
@@ -164,7 +164,7 @@ def _numerics(recipe: Recipe) -> Iterator[None]:
 
 
 @contextmanager
-def _remembering_trunks(recipe: Recipe, language_model: LanguageModel, split_layer: int) -> Iterator[TrunkCache | None]:
+def _trunk_cache(recipe: Recipe, language_model: LanguageModel, split_layer: int) -> Iterator[TrunkCache | None]:
     """The recipe's trunk cache, if it wants one and there is a trunk."""
     wanted = recipe.trunk_memory
     if split_layer == 0 or wanted.memory == 0:
@@ -172,7 +172,7 @@ def _remembering_trunks(recipe: Recipe, language_model: LanguageModel, split_lay
         return
     folder = None if wanted.folder is None else Path(wanted.folder)
     memory, disk = int(wanted.memory * 1e9), int(wanted.disk * 1e9)
-    with language_model.remembering_trunks(split_layer, memory=memory, folder=folder, disk=disk) as cache:
+    with language_model.cache_trunk(split_layer, memory=memory, folder=folder, disk=disk) as cache:
         yield cache
 
 

@@ -94,7 +94,7 @@ def typical_examples(language_model: LanguageModel, recipe: Recipe, lengths: Tex
     def text(tokens: int) -> str:
         """About so many tokens of the base model's."""
         words = ["the"]
-        while len(language_model.text.prompt(" ".join(words)).ids) < tokens:
+        while len(language_model.text.encode_prompt(" ".join(words)).ids) < tokens:
             words.append("the")
         return " ".join(words)
 

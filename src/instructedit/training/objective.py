@@ -141,7 +141,7 @@ def _rows(
     """All queries of a batch with their weights, by the loss that they are for."""
 
     def pair(prompt: str, answer: str) -> Encoded:
-        return language_model.text.pair(prompt, editor.answer(answer))
+        return language_model.text.encode_pair(prompt, editor.answer(answer))
 
     rows: dict[_LabelLoss, list[_Row]] = {_cross_entropy: [], unlikelihood: [], _divergence: []}
 
@@ -167,7 +167,7 @@ def _rows(
         for want in wanted:
             add(_cross_entropy, edit, pair(want.prompt, want.answer), want.weight / whole, c_edit, first)
         for want in example.fall:
-            add(unlikelihood, edit, language_model.text.pair(want.prompt, want.answer), want.weight, c_edit)
+            add(unlikelihood, edit, language_model.text.encode_pair(want.prompt, want.answer), want.weight, c_edit)
         own_labels = sum(len(query.ids) - query.target_start for query in queries)
         c_loc = objective.locality_weight * example.locality
         for query in queries:

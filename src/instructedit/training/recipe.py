@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from instructedit.editors.gradient import EditorConfig
-from instructedit.errors import DataError, RecipeError, place_of, shorten
-from instructedit.storage.reading import as_mapping, quoted, read_yaml_file
+from instructedit.errors import DataError, RecipeError, location_text, shorten
+from instructedit.storage.reading import as_mapping, read_yaml_file, short_repr
 
 #: Beyond these limits nothing sensible happens: they catch a slip of the keyboard before hours of work.
 MOST_STEPS = 100_000_000
@@ -199,8 +199,8 @@ def parse_recipe(raw: Any, source: object = "recipe") -> Recipe:
             if problem["type"] == "too_short" and len(inside) > 1:
                 continue  # "too few" only because the entries inside are wrong, which is said anyway
             given = problem.get("input")
-            shown = f" (given: {quoted(given)})" if isinstance(given, (str, int, float, bool)) else ""
-            place = place_of(problem["loc"]) or "recipe"
+            shown = f" (given: {short_repr(given)})" if isinstance(given, (str, int, float, bool)) else ""
+            place = location_text(problem["loc"]) or "recipe"
             mistakes.append(f"{place}: {shorten(problem['msg'])}{shown}")
         raise RecipeError(source, mistakes) from None
 
