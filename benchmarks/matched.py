@@ -35,6 +35,7 @@ from instructedit.editors.base import Editor
 from instructedit.editors.saving import digest_of, load_editor
 from instructedit.evaluation.demonstration import TEST_FILES
 from instructedit.evaluation.intervals import estimate
+from instructedit.evaluation.metrics import MetricGroup, registered_metrics
 from instructedit.evaluation.protocols import Protocol
 from instructedit.evaluation.runner import evaluate
 from instructedit.models.language_model import LanguageModel, load_language_model
@@ -64,8 +65,9 @@ def scores(
     editors: Sequence[Editor], factor: float, model: LanguageModel, task: str, edits: list[EditRecord], how: Protocol
 ) -> Scores:
     """Every edit's scores, averaged over the editors."""
+    core = registered_metrics(MetricGroup.CORE)
     found = [
-        evaluate(resized(editor, factor), model, load_task(task), edits, protocol=how, headlines_only=True).records
+        evaluate(resized(editor, factor), model, load_task(task), edits, protocol=how, metrics=core).records
         for editor in editors
     ]
     return {

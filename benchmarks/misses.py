@@ -22,7 +22,7 @@ from instructedit.editors.base import Editor
 from instructedit.editors.saving import find_editor
 from instructedit.evaluation.generation import generate, matches, normalised
 from instructedit.evaluation.protocols import Control, InstructionChooser
-from instructedit.evaluation.runner import PROBES_A_KIND
+from instructedit.evaluation.queries import MAX_PROBES_PER_KIND
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord, ProbeKind
 from instructedit.tasks.task import Task, fitting, load_task
@@ -49,7 +49,7 @@ def questions(task: Task, record: EditRecord) -> list[tuple[str, str, tuple[str,
         (str(kind), probe.prompt, (request.target,) if kind is ProbeKind.NEIGHBOUR else probe.answers)
         for kind in ProbeKind
         if kind in task.change
-        for probe in record.of_kind(kind)[:PROBES_A_KIND]
+        for probe in record.of_kind(kind)[:MAX_PROBES_PER_KIND]
     ]
 
 

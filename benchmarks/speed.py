@@ -31,6 +31,7 @@ from workload import SHAPES, Load, load_model, make_examples
 
 from instructedit.editors.gradient import EditorConfig, GradientEditor
 from instructedit.editors.saving import create_editor
+from instructedit.evaluation.metrics import MetricGroup, registered_metrics
 from instructedit.evaluation.runner import evaluate
 from instructedit.models.allocator import keep_freed_memory
 from instructedit.models.fusion import fuse_activations_in_place
@@ -125,7 +126,8 @@ def _ours(job: Job, language_model: LanguageModel) -> list[float]:
     if job.what == "evaluate":
         records = [_record(example, index) for index, example in enumerate(examples)]
         task = load_task("counterfact")
-        return _seconds(lambda _: evaluate(editor, language_model, task, records, headlines_only=True), job)
+        core = registered_metrics(MetricGroup.CORE)
+        return _seconds(lambda _: evaluate(editor, language_model, task, records, metrics=core), job)
     optimizer = make_optimizer(editor, Optimisation(learning_rate=1e-6, step_size_learning_rate=1e-4))
     editor.train()
     autocast = torch.autocast(language_model.device.type, torch.bfloat16, enabled=job.numbers == "fast")

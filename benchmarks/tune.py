@@ -24,6 +24,7 @@ from tqdm import tqdm
 from instructedit.data.locations import find_data
 from instructedit.editors.base import DirectEditor, editor_class
 from instructedit.errors import EditorError
+from instructedit.evaluation.metrics import MetricGroup, registered_metrics
 from instructedit.evaluation.runner import evaluate
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord
@@ -99,7 +100,7 @@ def measured(
         return {"method": method, "numbers": numbers, "score": 0.0, "fault": str(error)}
     began, tasks = time.perf_counter(), {}
     for name, records in edits.items():
-        found = evaluate(editor, model, load_task(name), records, headlines_only=True).metrics
+        found = evaluate(editor, model, load_task(name), records, metrics=registered_metrics(MetricGroup.CORE)).metrics
         tasks[name] = {m: found[m].mean for m in ("reliability", "generalization", "locality") if m in found}
     score = statistics.fmean(statistics.harmonic_mean(list(scores.values())) for scores in tasks.values())
     seconds = time.perf_counter() - began

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from instructedit.evaluation.generation import matches, natural_stop, normalised
 from instructedit.evaluation.intervals import estimate
-from instructedit.evaluation.metrics import ngram_entropy, score_and_magnitude, sentiment_shift
+from instructedit.evaluation.metrics.formulas import ngram_entropy, score_and_magnitude, sentiment_shift
 
 likelihoods = st.lists(st.floats(-50, 0), min_size=1, max_size=5)
 

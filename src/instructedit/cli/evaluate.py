@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,57 +14,63 @@ from instructedit.cli.options import BankFile, Device, DeviceMap, Dtype, EditorF
 from instructedit.errors import DataError
 from instructedit.evaluation.protocols import Control, Protocol
 
+if TYPE_CHECKING:
+    from instructedit.evaluation.runner import Evaluation
+
 
 def evaluate_command(
-    task: Annotated[str, typer.Option(help="A task's name (see `instructedit tasks`) or its YAML file.")],
+    task: Annotated[str, typer.Option(help="Name of a task (see `instructedit tasks`), or its YAML file.")],
     data: Annotated[
-        Path, typer.Option(help="The edits: a JSON or JSON Lines file in any known form; `own/…` is one that ships.")
+        Path,
+        typer.Option(
+            help="The edits: a JSON or JSON Lines file in any known format; `own/…` is a file of the package."
+        ),
     ],
     model: Model = "bundled",
     editor: EditorFile = "bundled",
     protocol: Annotated[
         Protocol,
         typer.Option(
-            help="plain: queries as users write them. generation: the same, decoded freely and compared whole, with "
-            "fluency. paper: the instruction before the queries."
+            help="plain: no instruction before the queries, teacher forcing. generation: the same queries, free "
+            "generation and exact match, with the metrics of generated text. paper: the instruction before the "
+            "queries, teacher forcing."
         ),
     ] = Protocol.PLAIN,
     instruction: Annotated[
         Control,
         typer.Option(
-            help="Which instruction edits get. Own name and text: unseen (tenth description, in no training), seen. "
-            "Of the opposite scope: text-swapped, name-swapped, swapped-scope (both). Controls: text-alone (behind a "
-            "neutral name), unrelated (a text about something else), other-task, none."
+            help="Instruction of the edits. Of the task itself: unseen (description held out from training) or seen. "
+            "Swapped-instruction controls, with the opposite task: text-swapped, name-swapped, swapped-scope (both). "
+            "Other controls: text-alone (neutral name), unrelated, other-task, none."
         ),
     ] = Control.UNSEEN,
     wording: Annotated[
-        str | None, typer.Option(help="validation or test: hand-written wordings behind a neutral task name.")
+        str | None, typer.Option(help="validation or test: hand-written descriptions behind a neutral task name.")
     ] = None,
     opposite: Annotated[
         str | None,
-        typer.Option(help="The task that --instruction swapped-scope swaps with, and `following` is against."),
+        typer.Option(help="The opposite task, for the swapped-instruction controls and for what must differ."),
     ] = None,
     bank: BankFile = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="That many edits, drawn at random with --seed.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Number of edits, drawn at random with --seed.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the drawn edits, instructions and intervals.")] = 0,
-    fluency: Annotated[bool, typer.Option(help="Also generate texts and measure their n-gram entropy.")] = False,
+    text_metrics: Annotated[
+        bool, typer.Option("--text-metrics", help="Also measure the metrics of the group `text`, which generate text.")
+    ] = False,
     batch: Annotated[int, typer.Option(min=1, help="Edits at a time.")] = 32,
-    records: Annotated[bool, typer.Option(help="Keep every edit's own scores in the JSON.")] = False,
+    records: Annotated[bool, typer.Option(help="Include the scores of every edit in the JSON.")] = False,
     skip_incomplete: Annotated[bool, typer.Option(help="Leave out records that lack a field.")] = False,
     dtype: Dtype = "float32",
     device: Device = None,
     device_map: DeviceMap = None,
     json_: JsonFile = None,
 ) -> None:
-    """Measure an editor on a file of edits: every edit by itself, with all its probes, before and after.
-
-    Protocols: `plain` (queries as users write them, teacher-forced token accuracy), `generation` (the same, greedy
-    decoding and exact match) and `paper` (the instruction before edit, rephrase and portability prompts).
-    """
+    """Measure an editor on a file of edits, each made by itself; `instructedit metrics` lists what is measured."""
     quiet_libraries()
     from instructedit.data.locations import data_file
     from instructedit.data.readers import read_records
     from instructedit.editors.saving import find_editor
+    from instructedit.evaluation.metrics import MetricGroup, registered_metrics
     from instructedit.evaluation.provenance import provenance
     from instructedit.evaluation.runner import evaluate
     from instructedit.instructions.bank import task_with
@@ -74,49 +81,55 @@ def evaluate_command(
     keep_freed_memory()
     if wording not in (None, "validation", "test"):
         raise DataError(f"--wording takes validation or test, not {wording!r}")
-    found_task = task_with(task, bank)
-    found = read_records(data_file(data), found_task.form, skip_incomplete=skip_incomplete)
-    edits = fitting(found_task, found, data)
+    chosen_task = task_with(task, bank)
+    edits = fitting(chosen_task, read_records(data_file(data), chosen_task.form, skip_incomplete=skip_incomplete), data)
     if limit is not None and limit < len(edits):
         edits = random.Random(seed).sample(edits, limit)
     language_model = load_language_model(model, dtype=dtype, device=device, device_map=device_map)
-    trained = find_editor(editor, language_model)
+    loaded_editor = find_editor(editor, language_model)
+    groups = [MetricGroup.CORE, MetricGroup.EXTENDED]
+    if text_metrics or protocol is Protocol.GENERATION:
+        groups.append(MetricGroup.TEXT)
     with progress() as bar:
-        job = bar.add_task(f"evaluating {found_task.name}", total=len(edits), note="")
+        job = bar.add_task(f"evaluating {chosen_task.name}", total=len(edits), note="")
         result = evaluate(
-            trained,
+            loaded_editor,
             language_model,
-            found_task,
+            chosen_task,
             edits,
+            metrics=registered_metrics(*groups),
             protocol=protocol,
             instruction=instruction,
             wording=wording,
             opposite=opposite,
-            fluency=fluency or protocol is Protocol.GENERATION,
             seed=seed,
             batch=batch,
             on_edits=lambda done: bar.update(job, completed=done),
         )
-    value: dict[str, Any] = {
+    content: dict[str, Any] = {
         "model": model,
-        **provenance(editor, trained, language_model, data),
+        **provenance(editor, loaded_editor, language_model, data),
         "seed": seed,
         **result.as_dict(with_records=records),
     }
     if json_ is not None:
-        emit_json(value, json_)
+        emit_json(content, json_)
         if str(json_) == "-":
             return
         err.print(f"written to {json_}")
-    rows = table(
+    _print_table(result, content["met"])
+
+
+def _print_table(result: Evaluation, met: Mapping[str, str]) -> None:
+    figures = table(
         "metric",
         "mean",
         "95% interval",
         "edits",
-        title=f"{found_task.name}: protocol {protocol}, instruction {result.instruction}, {result.edits} edits",
+        title=f"{result.task}: protocol {result.protocol}, instruction {result.instruction}, {result.edits} edits",
     )
     for name, figure in result.metrics.items():
-        rows.add_row(name, f"{figure.mean:.3f}", f"{figure.low:.3f} to {figure.high:.3f}", str(figure.count))
-    out.print(rows)
-    out.print(f"Base model: {value['met']['base']}. Editor: {value['met']['editor']}.")
-    out.print("Intervals: percentile bootstrap over edits. Metrics are explained in docs/metrics.md.")
+        figures.add_row(name, f"{figure.mean:.3f}", f"{figure.low:.3f} to {figure.high:.3f}", str(figure.count))
+    out.print(figures)
+    out.print(f"Base model: {met['base']}. Editor: {met['editor']}.")
+    out.print("Intervals: percentile bootstrap over edits. `instructedit metrics` explains the metrics.")

@@ -14,6 +14,7 @@ from instructedit.data.readers import read_records
 from instructedit.editors.gradient import GradientEditor
 from instructedit.errors import DataError
 from instructedit.evaluation.generation import generate, natural_stop
+from instructedit.evaluation.metrics import MetricGroup, registered_metrics
 from instructedit.evaluation.protocols import Control
 from instructedit.evaluation.runner import Evaluation, evaluate
 from instructedit.models.language_model import LanguageModel
@@ -132,7 +133,13 @@ def measure(
         on_task(name)
         records, files[name] = demo_records(name, data, count, seed)
         return evaluate(
-            editor, language_model, load_task(name), records, instruction=control, headlines_only=True, seed=seed
+            editor,
+            language_model,
+            load_task(name),
+            records,
+            metrics=registered_metrics(MetricGroup.CORE),
+            instruction=control,
+            seed=seed,
         )
 
     for name, metrics in HEADLINES.items():

@@ -1,4 +1,4 @@
-"""The one scorer: what a model, edited or not, predicts at the answer positions of many queries."""
+"""Teacher-forced scoring: the model's predictions at the answer positions of many queries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from instructedit.models.text import pad
 
 @dataclass(frozen=True)
 class Query:
-    """``answer`` after ``prompt``, asked of the model with the delta of edit number ``edit``."""
+    """An answer after a prompt, for the model with one edit.
+
+    Attributes:
+        edit: row of the edit in its batch; ignored by the unedited model.
+        prompt: text before the answer.
+        answer: text whose tokens are scored.
+    """
 
     edit: int
     prompt: str
@@ -24,21 +30,21 @@ class Query:
 
 @dataclass(frozen=True)
 class Scored:
-    """What the model makes of one query, with the answer's earlier tokens given (teacher forcing).
+    """The predictions for one query, each conditioned on the prompt and the answer's earlier tokens.
 
     Attributes:
-        predicted: its first choice at each position of the answer.
-        hits: share of positions where that is the answer's token.
-        log_likelihood: mean log probability of the answer's tokens.
+        predicted: the most likely token at each position of the answer.
+        token_accuracy: share of positions where that is the answer's token.
+        log_likelihood: mean log probability of the answer's tokens, in nats.
     """
 
     predicted: tuple[int, ...]
-    hits: float
+    token_accuracy: float
     log_likelihood: float
 
     def agreement(self, other: Scored) -> float:
-        """Share of positions where both have the same first choice."""
-        same = [mine == theirs for mine, theirs in zip(self.predicted, other.predicted, strict=True)]
+        """Return the share of positions where both have the same most likely token."""
+        same = [token == other_token for token, other_token in zip(self.predicted, other.predicted, strict=True)]
         return sum(same) / len(same)
 
 
@@ -46,11 +52,17 @@ class Scored:
 def score(
     language_model: LanguageModel, split_layer: int, queries: Sequence[Query], edits: Edits | None, tokens: int = 4096
 ) -> list[Scored]:
-    """Score queries in batches of about ``tokens`` padded tokens, in any order, reported in the given one.
+    """Score queries in batches, sorted by length.
 
     Args:
-        split_layer: where the forward is split; blocks below it carry no delta.
-        edits: each query is asked of its own edit's model; None asks the unedited one.
+        language_model: the base model.
+        split_layer: block at which the forward pass is split; blocks below it carry no delta.
+        queries: in any order.
+        edits: the edits by row, each attached for its own queries; None scores the unedited model.
+        tokens: padded tokens in a batch, at most; a longer query is a batch of its own.
+
+    Returns:
+        The scores, in the order of the queries.
     """
     prompts = [query.prompt if edits is None else edits.rewrite_prompt(query.edit, query.prompt) for query in queries]
     encoded = [
@@ -58,7 +70,7 @@ def score(
     ]
     order = sorted(range(len(queries)), key=lambda index: len(encoded[index].ids))
     split = language_model.split(split_layer)
-    found: dict[int, Scored] = {}
+    scores: dict[int, Scored] = {}
     start = 0
     while start < len(order):
         end = start + 1
@@ -77,8 +89,8 @@ def score(
         for index, predicted, labels, values in zip(
             chosen, best.split(counts), batch.labels.split(counts), likelihood.split(counts), strict=True
         ):
-            found[index] = Scored(
+            scores[index] = Scored(
                 tuple(predicted.tolist()), (predicted == labels).float().mean().item(), values.mean().item()
             )
         start = end
-    return [found[index] for index in range(len(queries))]
+    return [scores[index] for index in range(len(queries))]

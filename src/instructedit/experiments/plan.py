@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from instructedit.errors import DataError, RecipeError, validation_messages
+from instructedit.evaluation.metrics import get_metric
 from instructedit.evaluation.protocols import Control, InstructionChooser, Protocol
 from instructedit.storage.reading import as_mapping, read_yaml_file
 from instructedit.tasks.task import load_task
@@ -18,6 +19,13 @@ Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _registered(metric: str) -> str:
+    try:
+        return get_metric(metric).name
+    except DataError as error:
+        raise ValueError(str(error)) from None
 
 
 class Test(_Strict):
@@ -42,6 +50,11 @@ class Test(_Strict):
     opposite: str | None = None
     protocol: Protocol = Protocol.PLAIN
     name: str = ""
+
+    @field_validator("metrics")
+    @classmethod
+    def _are_registered(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_registered(name) for name in names)
 
     @model_validator(mode="after")
     def _can_be_asked(self) -> Test:
@@ -124,6 +137,11 @@ class Experiment(_Strict):
         if unknown:
             raise ValueError(f"compare names editors that are not there: {', '.join(unknown)}")
         return self
+
+    @field_validator("overview")
+    @classmethod
+    def _is_registered(cls, name: str | None) -> str | None:
+        return None if name is None else _registered(name)
 
     def work(self) -> list[tuple[str, int]]:
         """(label, seed) of everything that has to be run."""

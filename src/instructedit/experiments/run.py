@@ -24,6 +24,7 @@ from instructedit.data.readers import read_records
 from instructedit.editors.base import Editor, Edits
 from instructedit.editors.saving import digest_of, find_editor
 from instructedit.errors import DataError, EditorError
+from instructedit.evaluation.metrics import MetricGroup, get_metric, registered_metrics
 from instructedit.evaluation.protocols import Protocol, described
 from instructedit.evaluation.provenance import provenance
 from instructedit.evaluation.runner import Evaluation, evaluate
@@ -241,12 +242,13 @@ def _of_same_scores(editor: Editor, test: Test) -> tuple[object, ...]:
     """Tests on which an editor has the same scores: one that reads no instruction is measured once for all of them."""
     asked = (test.task, test.file, test.opposite, test.protocol, tuple(test.metrics))
     # These depend on the instruction's text even so: it stands before the queries.
-    prefixed = test.protocol is Protocol.PAPER or not _headlines_only(test)
+    prefixed = test.protocol is Protocol.PAPER or MetricGroup.EXTENDED in metric_groups(test)
     return (*asked, test.instruction, test.wording) if editor.reads_instruction or prefixed else asked
 
 
-def _headlines_only(test: Test) -> bool:
-    return not {"portability", "locality_prefixed"} & set(test.metrics)
+def metric_groups(test: Test) -> set[MetricGroup]:
+    """Return the groups of metrics that a test measures: the core and those of the metrics that it shows."""
+    return {MetricGroup.CORE, *(get_metric(name).group for name in test.metrics)}
 
 
 def _measure(
@@ -277,8 +279,7 @@ def _measure(
         instruction=test.instruction,
         wording=test.wording,
         opposite=test.opposite,
-        fluency="fluency" in test.metrics,
-        headlines_only=_headlines_only(test),
+        metrics=registered_metrics(*metric_groups(test)),
     )
     return evaluation, seconds, peak
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from instructedit.editors.base import Editor
+from instructedit.evaluation.metrics import MetricGroup, registered_metrics
 from instructedit.evaluation.runner import evaluate
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import PORTABILITY_KINDS, EditRecord
@@ -75,13 +76,14 @@ class Trial:
         # Where the task wants such probes to stay as they were, or to say nothing, what follows is not to be rewarded.
         unwanted = self.task.forgets or bool(set(PORTABILITY_KINDS) & set(self.task.stay))
         has_portability = not unwanted and any(record.of_kind(*PORTABILITY_KINDS) for record in part)
+        groups = (MetricGroup.CORE, MetricGroup.EXTENDED) if has_portability else (MetricGroup.CORE,)
         found = evaluate(
             self.editor,
             self.language_model,
             self.task,
             asked,
             descriptions=[text for text in texts for _ in part],
-            headlines_only=not has_portability,
+            metrics=registered_metrics(*groups),
             seed=self.seed,
             batch=self.batch,
             on_edits=on_edits,

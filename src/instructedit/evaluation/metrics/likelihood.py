@@ -1,0 +1,80 @@
+"""Metrics of answer probabilities: SERAC's sentiment shift and ROME's score and magnitude."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from instructedit.evaluation.metrics.formulas import mean, score_and_magnitude, sentiment_shift
+from instructedit.evaluation.metrics.metric import Metric, MetricGroup, Unit
+
+if TYPE_CHECKING:
+    from instructedit.evaluation.queries import MetricQuery, RecordQueries, Result
+
+#: (new object, true object) at each prompt.
+ObjectQueries = list[tuple["MetricQuery", "MetricQuery"]]
+
+
+def _sentiment_shift(results: Sequence[Result]) -> float | None:
+    wanted = [result for result in results if result.query.before]  # only these are needed of the unedited model
+    unwanted = [result for result in results if not result.query.before]
+    if not wanted or not unwanted:
+        return None
+    return sentiment_shift(
+        [result.score for result in wanted],
+        [result.score for result in unwanted],
+        [result.score_before for result in wanted],
+    )
+
+
+def _object_metrics(
+    name: str, prompts: str, objects: Callable[[RecordQueries], ObjectQueries], *, true_is_right: bool = False
+) -> tuple[Metric, Metric]:
+    """Return ROME's score and magnitude over one set of prompts."""
+
+    def queries(record: RecordQueries) -> list[MetricQuery]:
+        return [query for pair in objects(record) for query in pair]
+
+    def scores(results: Sequence[Result]) -> Iterator[tuple[float, float]]:
+        for new, true in zip(results[::2], results[1::2], strict=True):
+            right, wrong = (true, new) if true_is_right else (new, true)
+            yield score_and_magnitude(right.score, wrong.score)
+
+    right, wrong = ("true", "new") if true_is_right else ("new", "true")
+    score = Metric(
+        name=f"{name}_score",
+        definition=f"Is the {right} object likelier than the {wrong} one {prompts}?",
+        formula="share of prompts, by mean token log likelihood (ROME, Meng et al. 2022)",
+        queries=queries,
+        reduce=lambda results: mean([score for score, _ in scores(results)]),
+        caveat="satisfied as soon as one object is slightly likelier",
+    )
+    magnitude = Metric(
+        name=f"{name}_magnitude",
+        definition=f"By how much is the {right} object likelier than the {wrong} one {prompts}?",
+        formula=f"P({right}) - P({wrong}), each the exponential of a mean token log likelihood (ROME, Meng et al. "
+        "2022)",
+        queries=queries,
+        reduce=lambda results: mean([magnitude for _, magnitude in scores(results)]),
+        unit=Unit.PROBABILITY,
+    )
+    return score, magnitude
+
+
+LIKELIHOOD_METRICS = (
+    Metric(
+        name="sentiment_shift",
+        definition="ConvSent: have replies with the wanted sentiment become likelier than the others, without leaving "
+        "the topic?",
+        formula="sigmoid(l+ after - l- after) * min(1, exp(l+ after - l+ before)), l the mean token log likelihood of "
+        "up to 5 replies with the wanted (+) or the other (-) sentiment (SERAC, Mitchell et al. 2022)",
+        queries=lambda record: [*record.wanted_replies, *record.unwanted_replies],
+        reduce=_sentiment_shift,
+        unit=Unit.PROBABILITY,
+        group=MetricGroup.CORE,
+        caveat="0.5 means no shift",
+    ),
+    *_object_metrics("efficacy", "after the edit prompt", lambda record: record.request_objects),
+    *_object_metrics("paraphrase", "after paraphrases", lambda record: record.rephrase_objects),
+    *_object_metrics("neighbourhood", "for neighbours", lambda record: record.neighbour_objects, true_is_right=True),
+)

@@ -1,0 +1,121 @@
+"""The responses of the edited and the unedited model to queries, in batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+
+from instructedit.editors.base import Edits
+from instructedit.evaluation.generation import generate, matches, natural_stop, normalised
+from instructedit.evaluation.protocols import Protocol
+from instructedit.evaluation.queries import TEXT_TOKENS, Criterion, MetricQuery, ResponseKind, Result
+from instructedit.evaluation.scoring import Query, Scored, score
+from instructedit.models.language_model import LanguageModel
+
+#: Generated answers are cut there, however long the expected answer is.
+MAX_ANSWER_TOKENS = 48
+#: Tokens that an answer may be longer than the longest expected one.
+SPARE_TOKENS = 8
+
+_Responder = Callable[[Sequence[MetricQuery], LanguageModel, int, Edits], Iterator[Result]]
+
+
+def respond(
+    queries: Sequence[MetricQuery], language_model: LanguageModel, split_layer: int, edits: Edits, protocol: Protocol
+) -> dict[MetricQuery, Result]:
+    """Put the queries to the edited and to the unedited model, each kind of response in batches of its own.
+
+    Args:
+        queries: about any of the edits, in any order.
+        split_layer: lowest block that the edits touch.
+        edits: the edits, by row.
+        protocol: how answers are given. Under free generation LIKELIHOOD queries are left out.
+
+    Returns:
+        The results by query.
+    """
+    generated = protocol is Protocol.GENERATION
+    responders: dict[ResponseKind, _Responder] = {
+        ResponseKind.ANSWER: _generated_answers if generated else _teacher_forced_answers,
+        ResponseKind.LIKELIHOOD: _likelihoods,
+        ResponseKind.TEXT: _texts,
+    }
+    if generated:
+        del responders[ResponseKind.LIKELIHOOD]
+    results: dict[MetricQuery, Result] = {}
+    for kind, responder in responders.items():
+        of_kind = [query for query in queries if query.kind is kind]
+        if of_kind:
+            results |= {result.query: result for result in responder(of_kind, language_model, split_layer, edits)}
+    return results
+
+
+def _teacher_forced_answers(
+    queries: Sequence[MetricQuery], language_model: LanguageModel, split_layer: int, edits: Edits
+) -> Iterator[Result]:
+    """Of an answer with aliases the first is scored; of unwanted answers, each."""
+    answers = [query.answers if query.criterion is Criterion.ABSENT else query.answers[:1] for query in queries]
+    pairs = [
+        Query(query.edit, query.prompt, answer) for query, own in zip(queries, answers, strict=True) for answer in own
+    ]
+    scores_after = iter(score(language_model, split_layer, pairs, edits))
+    scores_before = iter(score(language_model, split_layer, pairs, None))
+    for query, own in zip(queries, answers, strict=True):
+        after, before = list(islice(scores_after, len(own))), list(islice(scores_before, len(own)))
+        yield Result(query, _forced_score(query, after, before), _forced_score(query, before, before))
+
+
+def _forced_score(query: MetricQuery, response: Sequence[Scored], unedited: Sequence[Scored]) -> float:
+    if query.criterion is Criterion.UNCHANGED:
+        return response[0].agreement(unedited[0])
+    if query.criterion is Criterion.ABSENT:
+        return float(all(scored.token_accuracy < 1 for scored in response))
+    return response[0].token_accuracy
+
+
+def _generated_answers(
+    queries: Sequence[MetricQuery], language_model: LanguageModel, split_layer: int, edits: Edits
+) -> Iterator[Result]:
+    prompts = [query.prompt for query in queries]
+    longest = max(
+        len(language_model.text.encode_pair("a", answer).ids) for query in queries for answer in query.answers[:1]
+    )
+    new_tokens = min(MAX_ANSWER_TOKENS, longest + SPARE_TOKENS)
+    rows = [query.edit for query in queries]
+    texts_after = generate(language_model, prompts, edits=edits, rows=rows, new_tokens=new_tokens)
+    texts_before = generate(language_model, prompts, new_tokens=new_tokens)
+    for query, after, before in zip(queries, texts_after, texts_before, strict=True):
+        yield Result(query, _text_score(query, after, before), _text_score(query, before, before), after)
+
+
+def _text_score(query: MetricQuery, response: str, unedited: str) -> float:
+    if query.criterion is Criterion.UNCHANGED:
+        return float(normalised(natural_stop(response)) == normalised(natural_stop(unedited)))
+    if query.criterion is Criterion.ABSENT:
+        text = normalised(response)
+        return float(not any(text.startswith(normalised(answer)) for answer in query.answers))
+    return float(matches(response, query.answers))
+
+
+def _likelihoods(
+    queries: Sequence[MetricQuery], language_model: LanguageModel, split_layer: int, edits: Edits
+) -> Iterator[Result]:
+    def log_likelihoods(edited: Edits | None, chosen: Sequence[MetricQuery]) -> dict[MetricQuery, float]:
+        pairs = [Query(query.edit, query.prompt, query.answers[0]) for query in chosen]
+        scores = score(language_model, split_layer, pairs, edited)
+        return {query: scored.log_likelihood for query, scored in zip(chosen, scores, strict=True)}
+
+    after = log_likelihoods(edits, queries)
+    before = log_likelihoods(None, [query for query in queries if query.before])
+    for query in queries:
+        yield Result(query, after[query], before.get(query, math.nan))
+
+
+def _texts(
+    queries: Sequence[MetricQuery], language_model: LanguageModel, split_layer: int, edits: Edits
+) -> Iterator[Result]:
+    prompts, rows = [query.prompt for query in queries], [query.edit for query in queries]
+    texts = generate(language_model, prompts, edits=edits, rows=rows, new_tokens=TEXT_TOKENS)
+    for query, text in zip(queries, texts, strict=True):
+        yield Result(query, text=text)
