@@ -168,7 +168,7 @@ class EasyEditMend:
     def _batch(self, example: Example) -> dict[str, Any]:
         pair = self.language_model.text.encode_pair
         edit = pair(example.request.prompt, example.request.target)
-        stays = [pair(*query) for query in example.stay]
+        stays = [pair(*query) for query in example.locality_targets]
 
         def tensors(queries: Sequence[Any]) -> dict[str, torch.Tensor]:
             ids = torch.tensor([query.ids for query in queries], device=self.device)
@@ -195,7 +195,7 @@ class EasyEditMend:
             "ground_truth": request.target,
             "locality": {
                 f"probe {index}": {"prompt": [prompt], "ground_truth": [answer]}
-                for index, (prompt, answer) in enumerate(example.stay)
+                for index, (prompt, answer) in enumerate(example.locality_targets)
             },
         }
 

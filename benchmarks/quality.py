@@ -32,8 +32,8 @@ from instructedit.models.language_model import LanguageModel, load_language_mode
 from instructedit.records import EditRecord
 from instructedit.storage.writing import write_atomically
 from instructedit.tasks.task import fitting, load_task
-from instructedit.training.loop import read_sources
-from instructedit.training.recipe import load_recipe
+from instructedit.training.data import read_sources
+from instructedit.training.recipe_file import load_stages
 
 WIKI = "wiki_counterfact/test_cf.json"
 #: task, file, protocol, instruction, wording
@@ -56,7 +56,7 @@ VALIDATION_RUNS: tuple[tuple[str, str, Protocol, Control, str | None], ...] = (
 
 def _held_out(recipe: str) -> dict[str, Sequence[EditRecord]]:
     """The records that a recipe validates on, by task."""
-    _, validation = read_sources(load_recipe(recipe), find_data())
+    _, validation = read_sources(load_stages(recipe)[-1], find_data())
     return {source.task.name: source.pool.records for source in validation}
 
 

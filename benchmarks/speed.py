@@ -41,7 +41,7 @@ from instructedit.tasks.task import load_task
 from instructedit.training.loop import make_optimizer
 from instructedit.training.memory import peak_bytes
 from instructedit.training.mixture import Example
-from instructedit.training.objective import descend
+from instructedit.training.objective import loss_and_backward
 from instructedit.training.recipe import Objective, Optimisation
 
 
@@ -140,7 +140,7 @@ def train_step(
 ) -> float:
     """What the training loop does in one step; returns the mean loss of the edits."""
     deltas = editor(language_model, [e.request for e in examples], [None] * len(examples))
-    losses = descend(editor, language_model, deltas, examples, Objective())
+    losses = loss_and_backward(editor, language_model, deltas, examples, Objective())
     torch.nn.utils.clip_grad_norm_(editor.parameters(), 100.0)
     optimizer.step()
     optimizer.zero_grad()
@@ -148,7 +148,9 @@ def train_step(
 
 
 def _record(example: Example, index: int) -> EditRecord:
-    probes = tuple(Probe(kind=ProbeKind.UNRELATED, prompt=prompt, answers=(answer,)) for prompt, answer in example.stay)
+    probes = tuple(
+        Probe(kind=ProbeKind.UNRELATED, prompt=prompt, answers=(answer,)) for prompt, answer in example.locality_targets
+    )
     return EditRecord(record_id=str(index), request=example.request, probes=probes)
 
 

@@ -30,8 +30,8 @@ from instructedit.models.language_model import LanguageModel, load_language_mode
 from instructedit.records import EditRecord
 from instructedit.storage.writing import write_atomically
 from instructedit.tasks.task import load_task
-from instructedit.training.loop import read_sources
-from instructedit.training.recipe import load_recipe
+from instructedit.training.data import read_sources
+from instructedit.training.recipe_file import load_stages
 
 TASKS = ("counterfact", "recent", "convsent")
 GRIDS: dict[str, dict[str, list[Any]]] = {
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     model = load_language_model(options.base)
-    _, validation = read_sources(load_recipe(options.recipe), find_data())
+    _, validation = read_sources(load_stages(options.recipe)[-1], find_data())
     edits = {s.task.name: s.pool.records[: options.edits] for s in validation if s.task.name in TASKS}
     asked = {"base": model.fingerprint, "edits": options.edits, "recipe": options.recipe.name}
     done: list[dict[str, Any]] = []

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
-from instructedit.training.mixture import Example, Wanted
+from instructedit.training.mixture import Example, WeightedTarget
 
 
 @dataclass(frozen=True)
@@ -94,5 +94,5 @@ def make_examples(count: int, load: Load, vocabulary: int, seed: int = 0) -> lis
     for _ in range(count):
         request = EditRequest(prompt=words(load.edit - load.target), target=words(load.target))
         stay = tuple((words(load.stay - load.answer), words(load.answer)) for _ in range(load.stays))
-        found.append(Example("random", request, "", (Wanted(request.prompt, request.target, 1.0),), (), stay))
+        found.append(Example("random", request, "", (WeightedTarget(request.prompt, request.target, 1.0),), (), stay))
     return found

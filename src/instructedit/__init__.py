@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from instructedit.records import EditRecord, EditRequest, Probe
     from instructedit.tasks.task import Task, load_task
     from instructedit.training.loop import train
-    from instructedit.training.recipe import Recipe, load_recipe
+    from instructedit.training.recipe import Recipe
+    from instructedit.training.recipe_file import load_stages
+    from instructedit.training.stages import train_stages
 
 _MODULES = {
     "Delta": "deltas.delta",
@@ -38,13 +40,14 @@ _MODULES = {
     "load_delta": "deltas.saving",
     "load_editor": "editors.saving",
     "load_language_model": "models.language_model",
-    "load_recipe": "training.recipe",
+    "load_stages": "training.recipe_file",
     "load_task": "tasks.task",
     "make_edit": "editors.editing",
     "read_records": "data.readers",
     "report_edit": "evaluation.edit_report",
     "save_delta": "deltas.saving",
     "train": "training.loop",
+    "train_stages": "training.stages",
 }
 
 __all__ = [
@@ -62,13 +65,14 @@ __all__ = [
     "load_delta",
     "load_editor",
     "load_language_model",
-    "load_recipe",
+    "load_stages",
     "load_task",
     "make_edit",
     "read_records",
     "report_edit",
     "save_delta",
     "train",
+    "train_stages",
 ]
 
 

@@ -37,7 +37,7 @@ from instructedit.storage.checkpoints import FORMAT as CHECKPOINT
 from instructedit.storage.checkpoints import load_checkpoint
 from instructedit.storage.tensors import pack
 from instructedit.tasks.task import load_task
-from instructedit.training.recipe import load_recipe
+from instructedit.training.recipe_file import load_stages
 
 REQUEST = EditRequest(prompt="Lena was born in", target="Oston", subject="Lena")
 
@@ -148,7 +148,7 @@ def use_yaml(path: Path) -> Ran | None:
     """Read it as what it is, and take from it what a run would."""
     kind = path.name.rsplit(".", 2)[1]
     if kind == "recipe":
-        json.dumps(load_recipe(path).settings(), allow_nan=False).encode()
+        json.dumps([recipe.settings() for recipe in load_stages(path)], allow_nan=False).encode()
     elif kind == "build":
         load_build_recipe(path).model_dump_json()
     elif kind == "experiment":

@@ -25,7 +25,8 @@ from instructedit.models.text import Encoded, TokenBatch, pad
 from instructedit.models.trunk_cache import TrunkCache, TrunkKey
 from instructedit.records import EditRecord
 from instructedit.storage.writing import append_line, as_json
-from instructedit.training.loop import LOG, train
+from instructedit.training.log import LOG
+from instructedit.training.loop import train
 from instructedit.training.recipe import Recipe, parse_recipe
 
 FILE = "own.jsonl"
@@ -67,7 +68,13 @@ def recipe(steps: int = 2) -> Recipe:
         {
             "editor": {"name": "mend", "blocks": 2, "rank": 4},
             "tasks": [{"task": "counterfact", "files": [FILE]}],
-            "optimisation": {"steps": steps, "batch": 2, "warmup": 1, "validation_edits": 2, "checkpoint_every": 1},
+            "optimisation": {
+                "steps": steps,
+                "batch": 2,
+                "warmup_steps": 1,
+                "validation_edits": 2,
+                "checkpoint_every": 1,
+            },
         }
     )
 
@@ -142,7 +149,7 @@ def test_a_disk_that_fills_up_in_training_is_told(
     gpt2: LanguageModel, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "instructedit.training.loop.append_line", lambda path, line, sync: append_line("/dev/full", line, sync=sync)
+        "instructedit.training.log.append_line", lambda path, line, sync: append_line("/dev/full", line, sync=sync)
     )
     with pytest.raises(DataError, match="cannot be written: No space left"):
         train(recipe(), gpt2, data / "out", data)

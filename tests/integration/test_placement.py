@@ -23,8 +23,8 @@ from instructedit.evaluation.runner import evaluate
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord
 from instructedit.tasks.task import load_task
-from instructedit.training.mixture import Source, draw
-from instructedit.training.objective import descend
+from instructedit.training.mixture import Source, draw_batch
+from instructedit.training.objective import loss_and_backward
 from instructedit.training.recipe import Objective
 
 
@@ -80,12 +80,12 @@ def test_training_gradients_are_equal(
     records: list[EditRecord],
 ) -> None:
     source = Source(load_task("rename"), RecordPool(records))
-    examples = draw([source], [1.0], 4, Objective(), 0.5, random.Random(0))
+    examples = draw_batch([source], [1.0], 4, Objective(), 0.5, random.Random(0))
     gradients = []
     for model in (any_model, offloaded):
         editor = new_editor(model)
         deltas = editor(model, [e.request for e in examples], [e.instruction for e in examples])
-        descend(editor, model, deltas, examples, Objective())
+        loss_and_backward(editor, model, deltas, examples, Objective())
         gradients.append({name: p.grad for name, p in editor.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():

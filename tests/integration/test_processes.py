@@ -18,7 +18,8 @@ import yaml
 from safetensors.torch import load_file
 
 from instructedit.records import EditRecord
-from instructedit.training.loop import CHECKPOINT, LOG
+from instructedit.training.log import LOG
+from instructedit.training.loop import CHECKPOINT
 
 FILE = "own.jsonl"
 #: Of a parameter, relative to its largest value: sums over processes are added up in another order.
@@ -33,7 +34,13 @@ def write_recipe(folder: Path, base: Path, steps: int, locality_average: str = "
         "tasks": [{"task": "counterfact", "files": [FILE]}, {"task": "rename", "files": [FILE]}],
         "encoder_warmup": {"steps": 3, "batch": 4},
         "objective": {"locality_average": locality_average},
-        "optimisation": {"steps": steps, "batch": batch, "warmup": 2, "validation_edits": 2, "checkpoint_every": 2},
+        "optimisation": {
+            "steps": steps,
+            "batch": batch,
+            "warmup_steps": 2,
+            "validation_edits": 2,
+            "checkpoint_every": 2,
+        },
     }
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path

@@ -29,10 +29,14 @@ from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
 from instructedit.storage.checkpoints import load_checkpoint
 from instructedit.tasks.task import load_task
 from instructedit.training import loop
-from instructedit.training.loop import CHECKPOINT, EDITOR, LOG, Report, read_sources, schedule, train
-from instructedit.training.mixture import Example, Source, Wanted, draw, example, shares, split_validation
-from instructedit.training.objective import descend, measure
-from instructedit.training.recipe import Objective, Recipe, TrunkMemory, load_recipe, parse_recipe
+from instructedit.training.data import read_sources, split_validation
+from instructedit.training.log import LOG
+from instructedit.training.loop import CHECKPOINT, EDITOR, Report, train
+from instructedit.training.mixture import Example, Source, WeightedTarget, draw_batch, make_example, task_shares
+from instructedit.training.objective import compute_loss, loss_and_backward
+from instructedit.training.recipe import Objective, Recipe, TrunkCacheSettings, parse_recipe
+from instructedit.training.recipe_file import load_stages
+from instructedit.training.schedule import learning_rate_factor
 
 FILE = "own.jsonl"
 TALK = "talk.jsonl"
@@ -66,7 +70,7 @@ def recipe(steps: int = 3, editor: dict[str, Any] | None = None, **optimisation:
                 {"task": "convsent", "files": [TALK], "weight": 2.0},
             ],
             "encoder_warmup": {"steps": 3, "batch": 4},
-            "optimisation": {"steps": steps, "batch": 3, "warmup": 2, "validation_edits": 2} | optimisation,
+            "optimisation": {"steps": steps, "batch": 3, "warmup_steps": 2, "validation_edits": 2} | optimisation,
         }
     )
 
@@ -187,19 +191,19 @@ def test_every_editor_trains(gpt2: LanguageModel, data: Path, editor: dict[str, 
     assert all(parameter.grad is None for parameter in gpt2.model.parameters())
 
 
-@pytest.mark.parametrize("keep", ["step", "run"])
-def test_remembering_trunks_changes_no_loss(gpt2: LanguageModel, data: Path, keep: str) -> None:
+@pytest.mark.parametrize("scope", ["step", "run"])
+def test_trunk_cache_changes_no_loss(gpt2: LanguageModel, data: Path, scope: str) -> None:
     plain = recipe(8)
-    plain = plain.model_copy(update={"trunk_memory": TrunkMemory(memory=0)})
-    folder = str(data / "trunks") if keep == "run" else None
-    remembering = plain.model_copy(update={"trunk_memory": TrunkMemory(keep=keep, folder=folder)})
+    plain = plain.model_copy(update={"trunk_cache": TrunkCacheSettings(memory=0)})
+    folder = str(data / "trunks") if scope == "run" else None
+    remembering = plain.model_copy(update={"trunk_cache": TrunkCacheSettings(scope=scope, folder=folder)})
     train(plain, gpt2, data / "plain", data)
     train(remembering, gpt2, data / "remembering", data)
     losses = [[entry["loss"] for entry in log_of(data / out, "train")] for out in ("plain", "remembering")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     (account,) = log_of(data / "remembering", "trunk")
-    assert account["hit_rate"] > (0.5 if keep == "run" else 0.1)
-    if keep == "run":
+    assert account["hit_rate"] > (0.5 if scope == "run" else 0.1)
+    if scope == "run":
         train(remembering, gpt2, data / "again", data)
         (account,) = log_of(data / "again", "trunk")
         assert account["hit_rate"] == 1.0, "the folder outlives the run"
@@ -221,7 +225,7 @@ def test_loss_falls_on_what_is_trained(gpt2: LanguageModel, data: Path) -> None:
 
 
 def test_diverged_training_says_so(gpt2: LanguageModel, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = loop.descend
+    real = loop.loss_and_backward
 
     def broken(editor: Mend, *args: Any, **options: Any) -> Any:
         losses = real(editor, *args, **options)
@@ -229,7 +233,7 @@ def test_diverged_training_says_so(gpt2: LanguageModel, data: Path, monkeypatch:
         editor.log_lr.grad.fill_(float("nan"))
         return losses
 
-    monkeypatch.setattr(loop, "descend", broken)
+    monkeypatch.setattr(loop, "loss_and_backward", broken)
     with pytest.raises(EditorError, match="step 0: the gradient is not finite"):
         train(recipe(), gpt2, data / "out", data)
 
@@ -237,8 +241,8 @@ def test_diverged_training_says_so(gpt2: LanguageModel, data: Path, monkeypatch:
 def test_accumulating_the_same_batch_changes_nothing(
     gpt2: LanguageModel, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = loop.draw
-    monkeypatch.setattr(loop, "draw", lambda *args: real(*args[:-1], random.Random(0)))
+    real = loop.draw_batch
+    monkeypatch.setattr(loop, "draw_batch", lambda *args: real(*args[:-1], random.Random(0)))
     norms = []
     for accumulate in (1, 2):
         out = data / str(accumulate)
@@ -249,8 +253,7 @@ def test_accumulating_the_same_batch_changes_nothing(
 
 
 def test_schedule_rises_stays_and_falls() -> None:
-    wanted = recipe(100, warmup=10, decay=0.2)
-    factors = [schedule(step, wanted) for step in range(100)]
+    factors = [learning_rate_factor(step, 100, warmup_steps=10, cooldown_fraction=0.2) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[9:81] == [1.0] * 72
     assert factors[90] == pytest.approx(0.5)
@@ -328,18 +331,18 @@ def sources_of(*sizes: int, weights: tuple[float, ...] = (1.0, 1.0)) -> list[Sou
     [("equal", 2.0, 0.5), ("size", 2.0, 0.1), ("temperature", 2.0, 0.25), ("temperature", 1.0, 0.1)],
 )
 def test_mixture_shares(mixture: str, temperature: float, expected: float) -> None:
-    found = shares(sources_of(1, 9), mixture, temperature)
+    found = task_shares(sources_of(1, 9), mixture, temperature)
     assert found == pytest.approx([expected, 1 - expected])
 
 
 def test_weights_multiply_shares() -> None:
-    assert shares(sources_of(5, 5, weights=(3.0, 1.0)), "equal", 2.0) == pytest.approx([0.75, 0.25])
+    assert task_shares(sources_of(5, 5, weights=(3.0, 1.0)), "equal", 2.0) == pytest.approx([0.75, 0.25])
 
 
 def test_batch_is_as_mixed_as_the_mixture() -> None:
     sources = sources_of(5, 5)
     for seed in range(20):
-        drawn = draw(sources, [0.25, 0.75], 8, Objective(), 0.0, random.Random(seed))
+        drawn = draw_batch(sources, [0.25, 0.75], 8, Objective(), 0.0, random.Random(seed))
         assert Counter(item.request.subject[0] for item in drawn) == {"0": 2, "1": 6}
 
 
@@ -347,38 +350,44 @@ def test_rare_task_is_drawn_by_its_share() -> None:
     drawn = [
         item.request.subject[0]
         for seed in range(300)
-        for item in draw(sources_of(5, 5), [0.05, 0.95], 4, Objective(), 0.0, random.Random(seed))
+        for item in draw_batch(sources_of(5, 5), [0.05, 0.95], 4, Objective(), 0.0, random.Random(seed))
     ]
     assert drawn.count("0") / len(drawn) == pytest.approx(0.05, abs=0.02)
 
 
 def test_draws_depend_on_the_random_state_alone(records: list[EditRecord]) -> None:
     sources = [Source(load_task(name), RecordPool(records)) for name in ("counterfact", "rename")]
-    one, other, third = (draw(sources, [0.5, 0.5], 6, Objective(), 0.5, random.Random(s)) for s in ("a", "a", "b"))
+    one, other, third = (
+        draw_batch(sources, [0.5, 0.5], 6, Objective(), 0.5, random.Random(s)) for s in ("a", "a", "b")
+    )
     assert one == other != third
 
 
 def test_rename_teaches_neighbours_what_counterfact_keeps(records: list[EditRecord]) -> None:
     keeping, renaming = (
-        example(Source(load_task(name), RecordPool(records)), records[0], Objective(), 0.0, random.Random(0))
+        make_example(Source(load_task(name), RecordPool(records)), records[0], Objective(), 0.0, random.Random(0))
         for name in ("this-fact", "rename")
     )
     new = records[0].request.target
     old = records[0].request.ground_truth
     neighbours = {f"{name} was born in" for name in ("Hugo", "Nora", "Emil")}
-    assert {(w.prompt, w.answer) for w in renaming.rise if w.prompt in neighbours} >= {("Hugo was born in", new)}
-    assert ("Hugo was born in", old) in keeping.stay
-    assert not neighbours & {want.prompt for want in keeping.rise}
-    assert not neighbours & {prompt for prompt, _ in renaming.stay}
+    assert {(w.prompt, w.answer) for w in renaming.likelihood_targets if w.prompt in neighbours} >= {
+        ("Hugo was born in", new)
+    }
+    assert ("Hugo was born in", old) in keeping.locality_targets
+    assert not neighbours & {want.prompt for want in keeping.likelihood_targets}
+    assert not neighbours & {prompt for prompt, _ in renaming.locality_targets}
 
 
 def test_forgetting_lowers_both_answers_and_raises_none(records: list[EditRecord]) -> None:
-    found = example(Source(load_task("forget"), RecordPool(records)), records[0], Objective(), 0.0, random.Random(0))
+    found = make_example(
+        Source(load_task("forget"), RecordPool(records)), records[0], Objective(), 0.0, random.Random(0)
+    )
     request = records[0].request
-    assert found.rise == ()
-    assert {want.answer for want in found.fall} == {request.target, request.ground_truth}
-    assert {want.prompt for want in found.fall} <= {request.prompt, *records[0].rephrases}
-    assert found.stay
+    assert found.likelihood_targets == ()
+    assert {want.answer for want in found.unlikelihood_targets} == {request.target, request.ground_truth}
+    assert {want.prompt for want in found.unlikelihood_targets} <= {request.prompt, *records[0].rephrases}
+    assert found.locality_targets
 
 
 @pytest.mark.parametrize(
@@ -392,12 +401,12 @@ def test_a_scope_reaches_its_own_probes(records: list[EditRecord], name: str, ri
     )
     record = records[0].model_copy(update={"probes": probes})
     source = Source(load_task(name), RecordPool(records))
-    found = example(source, record, Objective(stay_probes=9, reach_weight=0.25), 0.0, random.Random(0))
-    reached = {want.prompt: want for want in found.rise if want.prompt in {"a", "r"}}
+    found = make_example(source, record, Objective(locality_probes=9, propagation_weight=0.25), 0.0, random.Random(0))
+    reached = {want.prompt: want for want in found.likelihood_targets if want.prompt in {"a", "r"}}
     assert reached.keys() == risen
     assert all(want.weight == 0.25 for want in reached.values())
-    assert {prompt for prompt, _ in found.stay} >= kept
-    assert not {prompt for prompt, _ in found.stay} & risen
+    assert {prompt for prompt, _ in found.locality_targets} >= kept
+    assert not {prompt for prompt, _ in found.locality_targets} & risen
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -409,19 +418,21 @@ def test_hardest_probe_is_asked_in_every_step(records: list[EditRecord], seed: i
     probes = (*records[0].probes, *easy, probe(ProbeKind.FORGETFULNESS, "Hard question"))
     record = records[0].model_copy(update={"probes": probes})
     source = Source(load_task("counterfact"), RecordPool(records))
-    asked = [prompt for prompt, _ in example(source, record, Objective(), 0.0, random.Random(seed)).stay]
+    asked = [
+        prompt for prompt, _ in make_example(source, record, Objective(), 0.0, random.Random(seed)).locality_targets
+    ]
     assert "Hard question" in asked
-    assert len(asked) == Objective().stay_probes
+    assert len(asked) == Objective().locality_probes
 
 
 def test_convsent_lowers_the_opposite(opinions: list[EditRecord]) -> None:
     source = Source(load_task("convsent"), RecordPool(opinions))
-    found = example(source, opinions[0], Objective(), 0.0, random.Random(0))
-    assert {want.answer for want in found.fall} <= set(opinions[0].other_label_replies)
-    assert found.fall
+    found = make_example(source, opinions[0], Objective(), 0.0, random.Random(0))
+    assert {want.answer for want in found.unlikelihood_targets} <= set(opinions[0].other_label_replies)
+    assert found.unlikelihood_targets
     assert found.request.target in opinions[0].same_label_replies
     assert "garden gnomes" in found.request.prompt
-    assert found.stay == (("What do you think about roads?", "Not much."),)
+    assert found.locality_targets == (("What do you think about roads?", "Not much."),)
 
 
 people = st.sampled_from(["Ann", "Bo", "Cy", "Dee", "Eve"])
@@ -469,33 +480,39 @@ def test_objective_is_the_sum_over_single_rows(gpt2: LanguageModel, average: str
     editor = Mend.create(EditorConfig(name="mend", blocks=2, rank=4, step_size=1.0), gpt2).eval()
     weights = {"locality_weight": 0.7, "edit_weight": 1.3, "first_token_weight": first}
     first_kept = 2 * first if average == "prompt" else 1.0
-    weights["first_kept_weight"] = first_kept
+    weights["locality_first_token_weight"] = first_kept
     objective = Objective.model_validate({"locality_average": average, **weights})
     examples = [
         Example(
             "a",
             EditRequest(prompt="Lena was born in", target="Oston"),
             "",
-            rise=(Wanted("Lena was born in", "Oston", 1.0), Wanted("The birthplace of Lena is", "Oston", 0.5)),
-            fall=(Wanted("Lena was born in", "some other place", 0.1), Wanted("Lena was born in", "Oston", 0.3)),
-            stay=(("Otto was born in", "Maravel"), ("Why", "not, after all?")),
+            likelihood_targets=(
+                WeightedTarget("Lena was born in", "Oston", 1.0),
+                WeightedTarget("The birthplace of Lena is", "Oston", 0.5),
+            ),
+            unlikelihood_targets=(
+                WeightedTarget("Lena was born in", "some other place", 0.1),
+                WeightedTarget("Lena was born in", "Oston", 0.3),
+            ),
+            locality_targets=(("Otto was born in", "Maravel"), ("Why", "not, after all?")),
             worst_token=worst,
         ),
         Example(
             "b",
             EditRequest(prompt="Otto likes", target="old garden gnomes"),
             "",
-            rise=(Wanted("Otto likes", "old garden gnomes", 1.0),),
-            fall=(),
-            stay=(("The sky is", "blue"),),
+            likelihood_targets=(WeightedTarget("Otto likes", "old garden gnomes", 1.0),),
+            unlikelihood_targets=(),
+            locality_targets=(("The sky is", "blue"),),
             worst_token=worst,
         ),
     ]
     made, deltas = (editor(gpt2, [item.request for item in examples], [None, None]) for _ in range(2))
-    found = descend(editor, gpt2, made, examples, objective, scale=0.5)
+    found = loss_and_backward(editor, gpt2, made, examples, objective, scale=0.5)
     gradient = editor.log_lr.grad
     assert gradient is not None
-    assert measure(editor, gpt2, deltas, examples, objective) == found
+    assert compute_loss(editor, gpt2, deltas, examples, objective) == found
 
     def logits(edit: int | None, prompt: str, answer: str) -> tuple[torch.Tensor, torch.Tensor]:
         batch = pad([gpt2.text.encode_pair(prompt, answer)], gpt2.text.pad_id)
@@ -507,19 +524,19 @@ def test_objective_is_the_sum_over_single_rows(gpt2: LanguageModel, average: str
     edit_losses, divergences, likely = [], [], []
     for edit, item in enumerate(examples):
         rise = []
-        for want in item.rise:
+        for want in item.likelihood_targets:
             losses = functional.cross_entropy(*logits(edit, want.prompt, want.answer), reduction="none")
             counts = torch.tensor([first] + [1.0] * (len(losses) - 1))
             rise.append((want.weight, (1 - worst) * (losses * counts).sum() / counts.sum() + worst * losses.max()))
         loss = sum(weight * value for weight, value in rise) / sum(weight for weight, _ in rise)
-        for want in item.fall:
+        for want in item.unlikelihood_targets:
             after, labels = logits(edit, want.prompt, want.answer)
             p = after.softmax(-1).gather(1, labels[:, None])
             likely.append(p.max().item())
             loss = loss - want.weight * torch.log(1 - p).mean()
         edit_losses.append(loss)
         rows = []
-        for prompt, answer in item.stay:
+        for prompt, answer in item.locality_targets:
             after, before = (logits(which, prompt, answer)[0].log_softmax(-1) for which in (edit, None))
             rows.append((before.exp() * (before - after)).sum(-1))
         divergences.append(rows)
@@ -557,14 +574,15 @@ def test_recipes_for_large_models_take_ten_steps(
     kinds = (ProbeKind.SUBJECT_ALIAS,)
     more = tuple(Probe(kind=kind, prompt=f"By the way, {kind}:", answers=("Oston",)) for kind in kinds)
     write_jsonl(data / FILE, [record.model_copy(update={"probes": record.probes + more}) for record in records])
-    raw = load_recipe(Path(__file__).parents[2] / "recipes" / f"{name}.yaml").model_dump(mode="json")
+    [stage] = load_stages(Path(__file__).parents[2] / "recipes" / f"{name}.yaml")
+    raw = stage.model_dump(mode="json")
     own = recipe(10).model_dump(mode="json")
     assert raw["dtype"] == "bfloat16"
     small = {
         "tasks": [mix | {"files": [TALK if mix["task"] == "convsent" else FILE]} for mix in raw["tasks"]],
         "editor": raw["editor"] | {"rank": 8, "embedding_dim": 8},
         "encoder_warmup": own["encoder_warmup"],
-        "optimisation": raw["optimisation"] | {"steps": 10, "warmup": 2, "batch": 4, "validation_edits": 2},
+        "optimisation": raw["optimisation"] | {"steps": 10, "warmup_steps": 2, "batch": 4, "validation_edits": 2},
     }
     model = load_language_model(checkpoint(family), dtype=raw["dtype"])
     train(parse_recipe(raw | small), model, data / "run", data)
@@ -577,14 +595,14 @@ def test_recipes_for_large_models_take_ten_steps(
 def test_closed_answers_are_learned_with_their_full_stop(gpt2: LanguageModel, new_editor: Callable[..., Mend]) -> None:
     """What rises and what stays goes on to the full stop; what falls does not."""
     request = EditRequest(prompt="Lena was born in", target="Oston")
-    parts = ((Wanted("Lena was born in", "Oston", 1.0),), (Wanted("Lena was born in", "Maravel", 1.0),))
+    parts = ((WeightedTarget("Lena was born in", "Oston", 1.0),), (WeightedTarget("Lena was born in", "Maravel", 1.0),))
 
     def losses(mark: str, append_period: bool) -> tuple[float, float]:
         rise, fall = parts
-        rise = tuple(Wanted(w.prompt, w.answer + mark, w.weight) for w in rise)
+        rise = tuple(WeightedTarget(w.prompt, w.answer + mark, w.weight) for w in rise)
         item = Example("counterfact", request, "", rise, fall, (("Otto likes", "rivers" + mark),))
         editor = new_editor(gpt2, name="mend", append_period=append_period)
-        found = measure(editor, gpt2, editor(gpt2, [request], [None]), [item], Objective())
+        found = compute_loss(editor, gpt2, editor(gpt2, [request], [None]), [item], Objective())
         return found.mean_edit, found.mean_locality
 
     assert losses("", append_period=True) == losses(".", append_period=True)

@@ -15,7 +15,8 @@ from instructedit.instructions.edits import HELD_OUT_FILES, validation_edits
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRecord
 from instructedit.tasks.task import load_task
-from instructedit.training.loop import EDITOR, read_sources, train
+from instructedit.training.data import read_sources
+from instructedit.training.loop import EDITOR, train
 from instructedit.training.recipe import parse_recipe
 
 
@@ -33,7 +34,7 @@ def trained(
     recipe = {
         "editor": {"name": "mend", "blocks": 2, "rank": 4, "step_size": 0.1},
         "tasks": [{"task": "counterfact", "files": ["own.jsonl"]}],
-        "optimisation": {"steps": 1, "batch": 2, "warmup": 1, "validation_edits": 3},
+        "optimisation": {"steps": 1, "batch": 2, "warmup_steps": 1, "validation_edits": 3},
     }
     train(parse_recipe(recipe), gpt2, tmp_path / "run", tmp_path)
     return str(tmp_path / "run" / EDITOR), recipe

@@ -11,8 +11,8 @@ import torch
 from instructedit.editors.mend import Mend
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
-from instructedit.training.mixture import Example, Wanted
-from instructedit.training.objective import descend, measure, unlikelihood
+from instructedit.training.mixture import Example, WeightedTarget
+from instructedit.training.objective import compute_loss, loss_and_backward, unlikelihood
 from instructedit.training.recipe import Objective
 
 
@@ -33,12 +33,12 @@ def test_unlikelihood_is_exact_and_steep_for_answers_known_by_heart(margin: floa
 def test_what_weighs_nothing_is_not_asked(gpt2: LanguageModel, new_editor: Callable[..., Mend], forgets: bool) -> None:
     """A forgetting task, or one whose every wanted answer has the weight 0."""
     request = EditRequest(prompt="Lena was born in", target="Oston")
-    rise = (Wanted("Otto was born in", "Oston", 0.0),)
-    fall = (Wanted(request.prompt, "Teverley", 1.5),) if forgets else ()
-    example = Example("own", request, "Task: Edit", rise, fall, ())
+    likelihood = (WeightedTarget("Otto was born in", "Oston", 0.0),)
+    forgotten = (WeightedTarget(request.prompt, "Teverley", 1.5),) if forgets else ()
+    example = Example("own", request, "Task: Edit", likelihood, forgotten, ())
     editor = new_editor(gpt2)
     deltas = editor(gpt2, [request], ["Task: Edit"])
-    losses = descend(editor, gpt2, deltas, [example], Objective(reach_weight=0.0))
+    losses = loss_and_backward(editor, gpt2, deltas, [example], Objective(propagation_weight=0.0))
     assert (losses.total > 0) == forgets
     assert math.isfinite(losses.total)
-    assert measure(editor, gpt2, deltas, [example], Objective()).total == pytest.approx(losses.total)
+    assert compute_loss(editor, gpt2, deltas, [example], Objective()).total == pytest.approx(losses.total)

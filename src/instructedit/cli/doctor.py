@@ -37,9 +37,9 @@ def doctor(
     from instructedit.editors.saving import load_editor
     from instructedit.models.language_model import load_language_model
     from instructedit.training.memory import TextLengths, predict
-    from instructedit.training.recipe import load_recipe
+    from instructedit.training.recipe_file import load_stages
 
-    planned = load_recipe(recipe) if recipe is not None else None
+    planned = load_stages(recipe)[0] if recipe is not None else None
     config = planned.editor if planned is not None else EditorConfig()
     language_model = load_language_model(model, dtype=dtype, device=device, device_map=device_map)
     loaded = load_editor(editor, language_model) if editor is not None else None

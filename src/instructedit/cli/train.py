@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries
+from instructedit.cli.console import Progress, emit_json, err, out, progress, quiet_libraries
 from instructedit.cli.hub import offline_if_unreachable
 from instructedit.cli.options import Device, DeviceMap, JsonFile, known_model
 
+if TYPE_CHECKING:
+    from instructedit.training.loop import Report
+    from instructedit.training.recipe import Recipe
+
 
 def train_command(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see recipes/.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A YAML recipe, or a shipped editor's name for the recipe it was trained with.")
+    ],
     out_folder: Annotated[
         Path | None, typer.Option("--out", help="Folder for log, checkpoint and editor; default runs/RECIPE.")
     ] = None,
@@ -23,49 +30,33 @@ def train_command(
     ] = None,
     device: Device = None,
     device_map: DeviceMap = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Stop the schedule after this many steps instead.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Train every stage for this many steps instead.")] = None,
     seed: Annotated[int | None, typer.Option(help="Another seed than the recipe's.")] = None,
     json_: JsonFile = None,
 ) -> None:
-    """Meta-train an editor. A run that was stopped goes on from its checkpoint when started again.
+    """Meta-train an editor. A run that was stopped resumes from its checkpoint when started again.
 
-    The folder gets `log.jsonl` (a line a step), `checkpoint.safetensors` and `editor.safetensors`, the editor of
-    the best validation loss. Several processes share the work: `accelerate launch -m instructedit.cli.app train …`
-    (docs/scale.md).
+    The folder gets `log.jsonl` (an entry per step) and `editor.safetensors`, the editor with the best validation loss
+    of the last stage. A recipe of several stages keeps each in a folder `stage-N`, with its log, editor and
+    `checkpoint.safetensors`. Several processes share the work:
+    `accelerate launch -m instructedit.cli.app train …` (docs/scale.md).
     """
     quiet_libraries()
     from instructedit.models.allocator import keep_freed_memory
     from instructedit.models.language_model import load_language_model
     from instructedit.storage.writing import make_folder
-    from instructedit.training.loop import EDITOR, LOG, Report, train
-    from instructedit.training.recipe import load_recipe
+    from instructedit.training.log import LOG
+    from instructedit.training.loop import EDITOR
+    from instructedit.training.recipe_file import load_stages
+    from instructedit.training.stages import train_stages
 
     keep_freed_memory()
-    found = load_recipe(recipe)
-    changes = {"base": base, "seed": seed}
-    found = found.model_copy(update={key: value for key, value in changes.items() if value is not None})
-    if steps is not None:
-        found = found.model_copy(update={"optimisation": found.optimisation.model_copy(update={"steps": steps})})
-    folder = make_folder(out_folder or Path("runs") / recipe.stem)
-    offline_if_unreachable(found.base)
-    language_model = load_language_model(found.base, dtype=found.dtype, device=device, device_map=device_map)
+    stages = [_with_options(stage, base, seed, steps) for stage in load_stages(recipe)]
+    folder = make_folder(out_folder or Path("runs") / Path(recipe).stem)
+    offline_if_unreachable(stages[0].base)
+    language_model = load_language_model(stages[0].base, dtype=stages[0].dtype, device=device, device_map=device_map)
     with progress() as bar:
-        jobs: dict[str, int] = {}
-        note = ""
-
-        def show(report: Report) -> None:
-            nonlocal note
-            if report.phase == "validation":
-                note = f"validation {report.values['loss']:.4f}"
-                return
-            if report.phase not in jobs:
-                jobs[report.phase] = bar.add_task(report.phase, total=report.steps, note="")
-            values = " ".join(
-                f"{key} {report.values[key]:.3f}" for key in ("loss", "edit", "locality") if key in report.values
-            )
-            bar.update(jobs[report.phase], completed=report.step, note=f"{values} {note}")
-
-        train(found, language_model, folder, data, show)
+        train_stages(stages, language_model, folder, data, _display(bar))
     summary = {"editor": str(folder / EDITOR), "log": str(folder / LOG), "base": language_model.fingerprint}
     if json_ is not None:
         emit_json(summary, json_)
@@ -73,3 +64,33 @@ def train_command(
             return
     err.print("trained")
     out.print(f"editor: {summary['editor']}\nlog:    {summary['log']}")
+
+
+def _with_options(stage: Recipe, base: str | None, seed: int | None, steps: int | None) -> Recipe:
+    """Return a stage's settings with what the command line overrides."""
+    overrides: dict[str, Any] = {"base": base, "seed": seed}
+    if steps is not None:
+        overrides["optimisation"] = stage.optimisation.model_copy(update={"steps": steps})
+    return stage.model_copy(update={key: value for key, value in overrides.items() if value is not None})
+
+
+def _display(bar: Progress) -> Callable[[Report], None]:
+    """Return a function that shows reports as one progress bar per phase; a stage starts new ones."""
+    jobs: dict[str, tuple[int, int]] = {}  # by phase: its bar, and the last step shown
+    note = ""
+
+    def show(report: Report) -> None:
+        nonlocal note
+        if report.phase == "validation":
+            note = f"validation {report.values['loss']:.4f}"
+            return
+        job, last_step = jobs.get(report.phase, (None, 0))
+        if job is None or report.step < last_step:
+            job = bar.add_task(report.phase, total=report.steps, note="")
+        jobs[report.phase] = (job, report.step)
+        values = " ".join(
+            f"{key} {report.values[key]:.3f}" for key in ("loss", "edit", "locality") if key in report.values
+        )
+        bar.update(job, completed=report.step, note=f"{values} {note}")
+
+    return show

@@ -12,9 +12,10 @@ from instructedit.evaluation.metrics import get_metric
 from instructedit.evaluation.protocols import Control, InstructionChooser, Protocol
 from instructedit.storage.reading import as_mapping, read_yaml_file
 from instructedit.tasks.task import load_task
-from instructedit.training.recipe import LARGEST_SEED, Recipe, merged, parse_recipe, read_recipe
+from instructedit.training.recipe import MAX_SEED, Recipe, parse_recipe
+from instructedit.training.recipe_file import merged, read_recipe
 
-Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
 class _Strict(BaseModel):

@@ -35,7 +35,8 @@ from instructedit.records import EditRecord, EditRequest
 from instructedit.storage.reading import as_mapping, parse_json, read_json_file, read_text
 from instructedit.storage.writing import as_json, locked, make_folder, write_atomically
 from instructedit.tasks.task import fitting, load_task
-from instructedit.training.loop import EDITOR, LOG, train
+from instructedit.training.log import LOG
+from instructedit.training.loop import EDITOR, train
 from instructedit.training.memory import peak_bytes
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from instructedit.errors import DataError, RecipeError
 from instructedit.evaluation.demonstration import OWN_FILES
 from instructedit.records import EditRecord
 from instructedit.tasks.task import Task, fitting
-from instructedit.training.loop import read_sources
+from instructedit.training.data import read_sources
 from instructedit.training.recipe import parse_recipe
 
 #: Edits of a task that no editor is trained on; apart from its test file.

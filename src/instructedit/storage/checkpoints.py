@@ -1,24 +1,26 @@
-"""Checkpoints of a run in safetensors and JSON: weights, optimisers' state and progress, nothing pickled.
+"""Checkpoints of a run in safetensors and JSON: weights, optimiser state and progress, nothing pickled.
 
-What a step draws depends on the seed and the step's number alone, so no random state has to be kept.
+The draws of a step depend on the seed and the step's number alone, so no random state is saved.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from instructedit.errors import CheckpointError, DataError
+from instructedit.errors import CheckpointError, DataError, shorten
 from instructedit.storage.reading import parse_json
 from instructedit.storage.tensors import pack, unpack
 from instructedit.storage.writing import write_atomically
 
-FORMAT = "instructedit-checkpoint/3"
+FORMAT = "instructedit-checkpoint/4"
+#: So many differing settings a message names.
+MAX_DIFFERENCES = 3
 
 
 def save_checkpoint(
@@ -26,43 +28,60 @@ def save_checkpoint(
     module: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
     progress: Mapping[str, Any],
-    recipe: Mapping[str, Any],
+    settings: Mapping[str, Any],
 ) -> None:
-    """Write everything that a run needs to go on, in one file that is either whole or not there.
+    """Write all that a run needs to resume, in one file that is either complete or not there.
 
     Args:
-        progress: where the run stands; JSON values.
-        recipe: what the run was told; JSON values.
+        path: The file.
+        module: Whose parameters and buffers are written.
+        optimizers: Whose state is written.
+        progress: How far the run is; JSON values.
+        settings: All settings that decide the run; JSON values.
+
+    Raises:
+        DataError: The file cannot be written.
     """
     tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
     for number, optimizer in enumerate(optimizers):
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
-    header = {"format": FORMAT, "progress": json.dumps(progress), "recipe": json.dumps(recipe, sort_keys=True)}
-    # Weights that are tied share their memory, which safetensors refuses; each name gets its own.
+    header = {"format": FORMAT, "progress": json.dumps(progress), "settings": json.dumps(settings, sort_keys=True)}
+    # Tied weights share memory, which safetensors refuses; each name gets its own copy.
     copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
     write_atomically(path, pack(copies, header))
 
 
 def load_checkpoint(
-    path: Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], recipe: Mapping[str, Any]
+    path: Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Put a checkpoint's state into a module and its optimisers, in place; returns the progress.
+    """Restore a module and its optimisers, in place.
+
+    Args:
+        path: The file.
+        module: Gets the parameters and buffers.
+        optimizers: Get their state.
+        settings: Of this run; those of the checkpoint must be the same.
+
+    Returns:
+        The progress that was saved.
 
     Raises:
-        CheckpointError: damaged, or written under another recipe.
+        CheckpointError: The file is damaged, or was written under other settings; the first that differ are named.
     """
     header, tensors = unpack(path, FORMAT, "a checkpoint", CheckpointError)
     try:
-        written_under, progress = parse_json(header["recipe"]), parse_json(header["progress"])
+        written_under, progress = parse_json(header["settings"]), parse_json(header["progress"])
     except (KeyError, DataError) as error:
         raise CheckpointError(f"file {path}: its header is damaged: {error}") from None
-    if written_under != json.loads(json.dumps(recipe)):
+    differences = list(_differences(written_under, json.loads(json.dumps(settings))))
+    if differences:
         raise CheckpointError(
-            f"file {path}: was written under another recipe; give another --out, or delete the folder to start anew"
+            f"file {path}: was written under another recipe ({'; '.join(differences[:MAX_DIFFERENCES])}); give another "
+            "--out, or delete the folder to start anew"
         )
     if not isinstance(progress, dict):
-        raise CheckpointError(f"file {path}: its header is damaged: the progress is no object")
+        raise CheckpointError(f"file {path}: its header is damaged: the progress is not a mapping")
     try:
         module.load_state_dict({n.removeprefix("module."): t for n, t in tensors.items() if n.startswith("module.")})
         for number, optimizer in enumerate(optimizers):
@@ -75,13 +94,28 @@ def load_checkpoint(
     return progress
 
 
+def _differences(written: Any, current: Any, place: str = "") -> Iterator[str]:
+    """Yield, in words, where the settings of a checkpoint differ from those of a run."""
+    if isinstance(written, dict) and isinstance(current, dict):
+        for key in sorted(written.keys() | current.keys()):
+            here = f"{place}.{key}" if place else key
+            if key not in written:
+                yield f"{here}: this version's setting is not in the checkpoint"
+            elif key not in current:
+                yield f"{here}: the checkpoint's setting is not known to this version"
+            else:
+                yield from _differences(written[key], current[key], here)
+    elif written != current:
+        yield f"{place or 'settings'}: {shorten(json.dumps(written))} there, {shorten(json.dumps(current))} now"
+
+
 def _state(
     tensors: Mapping[str, Tensor], number: int, optimizer: torch.optim.Optimizer
 ) -> dict[int, dict[str, Tensor]]:
-    """An optimiser's state by parameter.
+    """Return an optimiser's state by index of the parameter.
 
     Raises:
-        ValueError: a tensor belongs to no parameter of it, has another shape or is no float, or one is missing.
+        ValueError: A tensor belongs to no parameter, has the wrong shape or dtype, or is missing.
     """
     state: dict[int, dict[str, Tensor]] = {}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -98,10 +132,10 @@ def _state(
         if key == "step" and tensor.ndim:
             raise ValueError(f"{name} has the shape {tuple(tensor.shape)}")
         state.setdefault(int(index), {})[key] = tensor
-    every = {key for values in state.values() for key in values}
-    for place, values in state.items():
-        if values.keys() != every:
-            raise ValueError(f"optimizer.{number}.{place} lacks {', '.join(sorted(every - values.keys()))}")
-        if any(not tensor.ndim and key != "step" and parameters[place].ndim for key, tensor in values.items()):
-            raise ValueError(f"optimizer.{number}.{place} has another shape")
+    all_keys = {key for values in state.values() for key in values}
+    for position, values in state.items():
+        if values.keys() != all_keys:
+            raise ValueError(f"optimizer.{number}.{position} lacks {', '.join(sorted(all_keys - values.keys()))}")
+        if any(not tensor.ndim and key != "step" and parameters[position].ndim for key, tensor in values.items()):
+            raise ValueError(f"optimizer.{number}.{position} has another shape")
     return state

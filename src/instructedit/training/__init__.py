@@ -1,0 +1,1 @@
+"""Meta-training: recipes, data, objective, the training loop, and its checkpoints."""

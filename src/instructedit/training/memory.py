@@ -25,8 +25,8 @@ from instructedit.editors.gradient import GradientEditor
 from instructedit.editors.saving import create_editor
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
-from instructedit.training.mixture import Example, Wanted
-from instructedit.training.objective import descend
+from instructedit.training.mixture import Example, WeightedTarget
+from instructedit.training.objective import loss_and_backward
 from instructedit.training.recipe import Recipe
 
 #: What the C library keeps beyond the tensors that live; 1.0 to 1.25 of them were measured.
@@ -39,7 +39,7 @@ class TextLengths:
 
     edit: int = 32
     target: int = 4
-    stay: int = 20
+    locality: int = 20
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _peak_of_step(
     editor.zero_grad(set_to_none=True)
     with _Meter() as meter:
         deltas = editor(language_model, [e.request for e in examples], [e.instruction for e in examples])
-        descend(editor, language_model, deltas, examples, recipe.objective)
+        loss_and_backward(editor, language_model, deltas, examples, recipe.objective)
     editor.zero_grad(set_to_none=True)
     return int(meter.peak)
 
@@ -101,10 +101,10 @@ def typical_examples(language_model: LanguageModel, recipe: Recipe, lengths: Tex
     target = text(lengths.target)
     request = EditRequest(prompt=text(lengths.edit - lengths.target), target=target, subject="it", label="positive")
     weights = (1.0, recipe.objective.rephrase_weight)
-    rise = tuple(Wanted(request.prompt, target, weight) for weight in weights if weight > 0)
-    stay = ((text(lengths.stay - lengths.target), target),) * recipe.objective.stay_probes
+    likelihood = tuple(WeightedTarget(request.prompt, target, weight) for weight in weights if weight > 0)
+    locality = ((text(lengths.locality - lengths.target), target),) * recipe.objective.locality_probes
     rng = random.Random(0)
-    return [Example("a", request, f"Task: {rng.random()}", rise, (), stay) for _ in range(edits)]
+    return [Example("a", request, f"Task: {rng.random()}", likelihood, (), locality) for _ in range(edits)]
 
 
 def peak_bytes() -> int:

@@ -1,27 +1,30 @@
-"""Which edit is trained on next: a mixture of tasks, drawn anew for every step from the step's number alone.
+"""Training examples: a mixture of tasks, drawn anew for every step from the seed and the step's number alone.
 
-Nothing has to be remembered between steps, so a run that is killed and resumed draws what it would have drawn.
+No state is kept between steps, so a run that is killed and resumed draws what it would have drawn.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from instructedit.data.opinions import opinion_questions
 from instructedit.data.pool import RecordPool
 from instructedit.editors.instructedit import with_instruction
-from instructedit.records import EditRecord, EditRequest, ProbeKind
+from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
 from instructedit.tasks.task import Task
 from instructedit.training.recipe import Objective
 from instructedit.training.recombine import Recombination
 
+#: Share of edits whose request is phrased as a paraphrase; the original prompt is then the paraphrase to generalise to.
+PARAPHRASED_REQUESTS = 0.25
+
 
 @dataclass(frozen=True)
-class Wanted:
-    """A continuation whose likelihood is to rise (or to fall), and how much that counts."""
+class WeightedTarget:
+    """A continuation of a prompt, with its weight in L_edit."""
 
     prompt: str
     answer: str
@@ -33,27 +36,29 @@ class Example:
     """One edit of a training step.
 
     Attributes:
-        task: its task's name.
-        request, instruction: what the editor sees.
-        rise, fall: continuations that are to become more, or less, likely.
-        stay: (prompt, answer) pairs whose predictions are to stay.
-        locality: multiplies c_loc for this edit.
-        worst_token: share of each answer's loss that stands on its worst token.
+        task: Name of its task.
+        request: What the editor is given.
+        instruction: What the editor is conditioned on.
+        likelihood_targets: Continuations that the edit must make likely.
+        unlikelihood_targets: Continuations that the edit must make unlikely.
+        locality_targets: (prompt, answer) pairs whose predictions the edit must not change.
+        locality: Factor on c_loc for this edit.
+        worst_token: Share of each answer's loss that goes to its worst token.
     """
 
     task: str
     request: EditRequest
     instruction: str
-    rise: tuple[Wanted, ...]
-    fall: tuple[Wanted, ...]
-    stay: tuple[tuple[str, str], ...]
+    likelihood_targets: tuple[WeightedTarget, ...]
+    unlikelihood_targets: tuple[WeightedTarget, ...]
+    locality_targets: tuple[tuple[str, str], ...]
     locality: float = 1.0
     worst_token: float = 0.0
 
 
 @dataclass(frozen=True)
 class Source:
-    """A task with the records that it is trained on, and how often those are recombined."""
+    """A task with its records and its settings in the mixture; see :class:`TaskMix`."""
 
     task: Task
     pool: RecordPool
@@ -64,126 +69,172 @@ class Source:
 
     @cached_property
     def recombination(self) -> Recombination:
-        """Of this source's records."""
+        """Recombination of this source's records."""
         return Recombination(self.pool.records)
 
     def draw(self, rng: random.Random) -> EditRecord:
-        """A record, or one recombined from several."""
+        """Return a record, or one recombined from several."""
         record = rng.choice(self.pool.records)
         return self.recombination(record, rng) if rng.random() < self.recombine else record
 
 
-def shares(sources: Sequence[Source], mixture: str, temperature: float) -> list[float]:
-    """Each task's share of the edits: equal, by size, or by size ** (1 / temperature); then its weight."""
+def task_shares(sources: Sequence[Source], mixture: str, temperature: float) -> list[float]:
+    """Return each task's share of the edits; the shares sum to 1.
+
+    Args:
+        sources: The tasks.
+        mixture: ``equal``, ``size``, or ``temperature`` for size ** (1 / temperature); the task's weight multiplies it.
+        temperature: Used by the last.
+    """
     exponent = {"equal": 0.0, "size": 1.0, "temperature": 1.0 / temperature}[mixture]
     raw = [source.weight * len(source.pool.records) ** exponent for source in sources]
     return [value / sum(raw) for value in raw]
 
 
-def draw(
+def draw_batch(
     sources: Sequence[Source],
-    weights: Sequence[float],
+    shares: Sequence[float],
     count: int,
     objective: Objective,
-    wordings: float,
+    scope_template_share: float,
     rng: random.Random,
 ) -> list[Example]:
-    """``count`` examples; tasks are drawn evenly along their shares, so a batch is as mixed as the mixture."""
+    """Return ``count`` examples; tasks are drawn evenly along their shares, so each batch is mixed as the mixture.
+
+    Args:
+        sources: The tasks.
+        shares: Their shares, which sum to 1.
+        count: Number of examples.
+        objective: Numbers and weights of targets.
+        scope_template_share: Share of instructions drawn from the templates of the task's scope.
+        rng: Source of all randomness.
+    """
     offset = rng.random()
     points = [(index + offset) / count for index in range(count)]
     examples = []
     for point in points:
         edge, chosen = 0.0, len(sources) - 1
-        for index, weight in enumerate(weights):
-            edge += weight
+        for index, share in enumerate(shares):
+            edge += share
             if point < edge:
                 chosen = index
                 break
         source = sources[chosen]
-        examples.append(example(source, source.draw(rng), objective, wordings, rng))
+        examples.append(make_example(source, source.draw(rng), objective, scope_template_share, rng))
     return examples
 
 
-def example(source: Source, record: EditRecord, objective: Objective, wordings: float, rng: random.Random) -> Example:
-    """What one record teaches in one step; probes, paraphrase and instruction are drawn at random."""
-    task, request = source.task, record.request
-    if record.same_label_replies:
-        request = _another_reply(record, rng)
-    elif record.rephrases and rng.random() < 0.25:
-        # Now and then the edit is asked for in the words of the paraphrase, and the prompt is the paraphrase.
-        request = request.model_copy(update={"prompt": rng.choice(record.rephrases)})
-    instruction = task.instructions.drawn(request, rng, wordings)
+def make_example(
+    source: Source, record: EditRecord, objective: Objective, scope_template_share: float, rng: random.Random
+) -> Example:
+    """Turn a record into an example; its phrasing, instruction, paraphrase and probes are drawn at random.
 
-    def query(prompt: str) -> str:
-        return with_instruction(prompt, instruction) if objective.prefix_queries else prompt
-
-    prompts = [(query(request.prompt), 1.0)]
-    others = [prompt for prompt in (record.request.prompt, *record.rephrases) if prompt != request.prompt]
-    if others and objective.rephrase_weight > 0 and "rephrase" in task.change:
-        prompts.append((query(rng.choice(others)), objective.rephrase_weight))
-    rise: list[Wanted] = []
-    fall: list[Wanted] = []
-    if task.forgets:
-        assert request.ground_truth is not None  # see Task.fits
-        # Both alike: where the old answer counts more, the easiest way to be rid of it is to say the new one.
-        given, forgetting = (request.ground_truth, request.target), objective.forget_weight
-        fall += [Wanted(prompt, answer, forgetting * weight) for prompt, weight in prompts for answer in given]
-    else:
-        rise += [Wanted(prompt, request.target, weight) for prompt, weight in prompts]
-    if "opposite_label" in task.change and record.other_label_replies and objective.opposite_weight > 0:
-        fall.append(Wanted(request.prompt, rng.choice(record.other_label_replies), objective.opposite_weight))
+    The draws come in a fixed order, on which the reproducibility of every trained editor depends.
+    """
+    task = source.task
+    request = _draw_request(record, rng)
+    instruction = task.instructions.drawn(request, rng, scope_template_share)
+    prefix = instruction if objective.prefix_queries else None
+    likelihood, unlikelihood = _targets_of_request(task, record, request, prefix, objective, rng)
     neighbours = [
         source.pool.in_words_of(record.request, probe) if rng.random() < objective.own_sentence else probe
         for probe in source.pool.neighbours(record, objective.neighbours, rng)
     ]
-    if task.renames:
-        rise += [Wanted(probe.prompt, request.target, objective.reach_weight) for probe in neighbours]
-    for kind in task.reached:
-        found = record.of_kind(kind)
-        for probe in rng.sample(found, min(objective.neighbours, len(found))):
-            rise.append(Wanted(query(probe.prompt), rng.choice(probe.answers), objective.reach_weight))
-    own = [probe for probe in record.of_kind(*task.stay) if probe.kind is not ProbeKind.NEIGHBOUR]
-    rng.shuffle(own)
-    # The probe that names the new target and asks for the old answer is the hardest to keep: always among them.
-    own.sort(key=lambda probe: probe.kind is not ProbeKind.FORGETFULNESS)
-    near = neighbours if ProbeKind.NEIGHBOUR in task.stay else []
-    # Neighbours leave at least one place to another kind of probe.
-    kept = [*near, *own[: max(1, objective.stay_probes - len(near))]]
-    stay = [(probe.prompt, rng.choice(probe.answers)) for probe in kept]
-    missing = objective.stay_probes - len(stay)
-    if missing > 0 and ProbeKind.UNRELATED in task.stay:
-        stay += [(probe.prompt, probe.answers[0]) for probe in source.pool.unrelated(record, missing, rng)]
+    likelihood += _propagation_targets(task, record, request, neighbours, prefix, objective, rng)
+    locality = _locality_targets(source, record, neighbours, objective, rng)
     return Example(
-        task.name, request, instruction, tuple(rise), tuple(fall), tuple(stay), source.locality, source.worst_token
+        task.name,
+        request,
+        instruction,
+        tuple(likelihood),
+        tuple(unlikelihood),
+        tuple(locality),
+        source.locality,
+        source.worst_token,
     )
 
 
-def _another_reply(record: EditRecord, rng: random.Random) -> EditRequest:
-    """ConvSent: the topic's question and wanted reply are drawn anew in every step."""
-    question = rng.choice(opinion_questions()).format(topic=record.request.subject)
-    return record.request.model_copy(update={"prompt": question, "target": rng.choice(record.same_label_replies)})
+def _draw_request(record: EditRecord, rng: random.Random) -> EditRequest:
+    """Return the record's request: for ConvSent with another question and reply, else at times as a paraphrase."""
+    request = record.request
+    if record.same_label_replies:
+        question = rng.choice(opinion_questions()).format(topic=request.subject)
+        return request.model_copy(update={"prompt": question, "target": rng.choice(record.same_label_replies)})
+    if record.rephrases and rng.random() < PARAPHRASED_REQUESTS:
+        return request.model_copy(update={"prompt": rng.choice(record.rephrases)})
+    return request
 
 
-def split_validation(
-    pools: Mapping[str, Sequence[EditRecord]], per_task: int, seed: int
-) -> tuple[dict[str, list[EditRecord]], dict[str, list[EditRecord]]]:
-    """Hold out ``per_task`` records of each task by SUBJECT, over all tasks at once.
-
-    Two tasks may read the same file; a subject held out in one is trained on in none.
-
-    Returns:
-        training and validation records by task.
-    """
-    held: set[str] = set()
-    for name, records in sorted(pools.items()):
-        subjects = sorted({_subject(record) for record in records})
-        random.Random(f"{seed}-{name}").shuffle(subjects)
-        already = sum(_subject(record) in held for record in records)
-        held.update(subjects[: max(0, min(per_task, max(1, len(subjects) // 5)) - already)])
-    train = {name: [r for r in records if _subject(r) not in held] for name, records in pools.items()}
-    validation = {name: [r for r in records if _subject(r) in held][:per_task] for name, records in pools.items()}
-    return train, validation
+def _query(prompt: str, prefix: str | None) -> str:
+    return prompt if prefix is None else with_instruction(prompt, prefix)
 
 
-def _subject(record: EditRecord) -> str:
-    return record.request.subject or record.request.prompt
+def _targets_of_request(
+    task: Task,
+    record: EditRecord,
+    request: EditRequest,
+    prefix: str | None,
+    objective: Objective,
+    rng: random.Random,
+) -> tuple[list[WeightedTarget], list[WeightedTarget]]:
+    """Return likelihood and unlikelihood targets of the request itself and of a paraphrase."""
+    prompts = [(_query(request.prompt, prefix), 1.0)]
+    paraphrases = [prompt for prompt in (record.request.prompt, *record.rephrases) if prompt != request.prompt]
+    if paraphrases and objective.rephrase_weight > 0 and "rephrase" in task.change:
+        prompts.append((_query(rng.choice(paraphrases), prefix), objective.rephrase_weight))
+    likelihood: list[WeightedTarget] = []
+    unlikelihood: list[WeightedTarget] = []
+    if task.forgets:
+        assert request.ground_truth is not None  # see Task.fits
+        # Equal weights: if the old answer counted more, the easiest way to lose it would be to give the new one.
+        unlikelihood += [
+            WeightedTarget(prompt, answer, objective.forget_weight * weight)
+            for prompt, weight in prompts
+            for answer in (request.ground_truth, request.target)
+        ]
+    else:
+        likelihood += [WeightedTarget(prompt, request.target, weight) for prompt, weight in prompts]
+    if "opposite_label" in task.change and record.other_label_replies and objective.opposite_weight > 0:
+        reply = rng.choice(record.other_label_replies)
+        unlikelihood.append(WeightedTarget(request.prompt, reply, objective.opposite_weight))
+    return likelihood, unlikelihood
+
+
+def _propagation_targets(
+    task: Task,
+    record: EditRecord,
+    request: EditRequest,
+    neighbours: Sequence[Probe],
+    prefix: str | None,
+    objective: Objective,
+    rng: random.Random,
+) -> list[WeightedTarget]:
+    """Return likelihood targets beyond the request that the task's scope includes."""
+    weight = objective.propagation_weight
+    targets = []
+    if task.renames:
+        targets += [WeightedTarget(probe.prompt, request.target, weight) for probe in neighbours]
+    for kind in task.reached:
+        probes = record.of_kind(kind)
+        for probe in rng.sample(probes, min(objective.neighbours, len(probes))):
+            targets.append(WeightedTarget(_query(probe.prompt, prefix), rng.choice(probe.answers), weight))
+    return targets
+
+
+def _locality_targets(
+    source: Source, record: EditRecord, neighbours: Sequence[Probe], objective: Objective, rng: random.Random
+) -> list[tuple[str, str]]:
+    """Return (prompt, answer) pairs that the edit must not change: neighbours, the record's probes, unrelated ones."""
+    kinds = source.task.stay
+    others = [probe for probe in record.of_kind(*kinds) if probe.kind is not ProbeKind.NEIGHBOUR]
+    rng.shuffle(others)
+    # The probe that names the new target and asks for the old answer is the hardest to keep: it always comes first.
+    others.sort(key=lambda probe: probe.kind is not ProbeKind.FORGETFULNESS)
+    near = list(neighbours) if ProbeKind.NEIGHBOUR in kinds else []
+    # At least one probe of another kind stands beside the neighbours.
+    probes = [*near, *others[: max(1, objective.locality_probes - len(near))]]
+    targets = [(probe.prompt, rng.choice(probe.answers)) for probe in probes]
+    missing = objective.locality_probes - len(targets)
+    if missing > 0 and ProbeKind.UNRELATED in kinds:
+        targets += [(probe.prompt, probe.answers[0]) for probe in source.pool.unrelated(record, missing, rng)]
+    return targets

@@ -1,19 +1,20 @@
-"""The meta-training loss: what the edited model must say, and what it must go on saying.
+"""The meta-training loss.
 
     L = c_edit * L_edit + c_loc * L_loc                                     (MEND, equation 4; the paper's section 3)
 
-L_edit is the mean over edits of the weighted cross-entropy of the wanted continuations under each edit's own
-delta, plus the unlikelihood -log(1 - p) of unwanted ones; L_loc is KL(before || after) on the probes that must stay.
+L_edit is the mean over edits of the weighted cross-entropy of the likelihood targets under each edit's own delta, plus
+the unlikelihood -log(1 - p) of the unlikelihood targets; L_loc is KL(unedited || edited) on the locality targets.
 
-How much every answer counts is known before anything is computed, so the queries go through the model group by
-group, and each group's backward pass follows its forward at once: only one group's activations are held. The
-gradients meet at the deltas and pass the hypernetwork together, once.
+The weight of every label is known before anything is computed, so the queries pass the model group by group, and the
+backward pass of a group follows its forward pass: only one group's activations are in memory. The gradients add up at
+the deltas and pass the hypernetwork together, once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -30,12 +31,13 @@ from instructedit.training.recipe import Objective
 
 @dataclass(frozen=True)
 class Losses:
-    """What a batch of edits lost.
+    """Losses of a batch of edits.
 
     Attributes:
         total: L.
-        edit, locality: each edit's own L_edit and L_loc.
-        tasks: each edit's task.
+        edit: L_edit of each edit.
+        locality: L_loc of each edit.
+        tasks: Task of each edit.
     """
 
     total: float
@@ -45,23 +47,35 @@ class Losses:
 
     @property
     def mean_edit(self) -> float:
+        """Mean of L_edit over the edits."""
         return sum(self.edit) / len(self.edit)
 
     @property
     def mean_locality(self) -> float:
+        """Mean of L_loc over the edits."""
         return sum(self.locality) / len(self.locality)
 
     def by_task(self) -> dict[str, dict[str, float]]:
-        """Means of the task's edits."""
-        found: dict[str, dict[str, float]] = {}
+        """Return mean L_edit and L_loc of each task's edits, rounded for the log."""
+        means: dict[str, dict[str, float]] = {}
         for name in sorted(set(self.tasks)):
-            where = [index for index, task in enumerate(self.tasks) if task == name]
+            indices = [index for index, task in enumerate(self.tasks) if task == name]
             parts = {"edit": self.edit, "locality": self.locality}
-            found[name] = {key: round(sum(v[i] for i in where) / len(where), 4) for key, v in parts.items()}
-        return found
+            means[name] = {key: round(sum(v[i] for i in indices) / len(indices), 4) for key, v in parts.items()}
+        return means
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Losses]) -> Self:
+        """Return the losses of several batches of equal size as those of one."""
+        return cls(
+            sum(part.total for part in parts) / len(parts),
+            tuple(value for part in parts for value in part.edit),
+            tuple(value for part in parts for value in part.locality),
+            tuple(task for part in parts for task in part.tasks),
+        )
 
 
-def descend(
+def loss_and_backward(
     editor: GradientEditor,
     language_model: LanguageModel,
     deltas: DeltaBatch,
@@ -71,11 +85,16 @@ def descend(
     scale: float = 1.0,
     mean_over_processes: Callable[[float], float] = lambda value: value,
 ) -> Losses:
-    """The losses of a batch under its deltas; adds ``scale`` times the gradient of L to the editor's parameters.
+    """Compute the losses of a batch and add ``scale`` times the gradient of L to the editor's parameters.
 
     Args:
-        deltas: as the editor made them, with their graph.
-        mean_over_processes: averages a number over the processes that share the batch.
+        editor: That made the deltas.
+        language_model: The base model.
+        deltas: One per example, with their graph.
+        examples: The batch.
+        objective: Weights of the loss.
+        scale: Factor on the gradient; 1 / number of accumulated batches.
+        mean_over_processes: Averages a number over the processes that share the batch.
     """
     leaves = deltas.leaves()
     losses = _losses(editor, language_model, leaves, examples, objective, scale, mean_over_processes)
@@ -84,18 +103,18 @@ def descend(
 
 
 @torch.no_grad()
-def measure(
+def compute_loss(
     editor: GradientEditor,
     language_model: LanguageModel,
     deltas: DeltaBatch,
     examples: Sequence[Example],
     objective: Objective,
 ) -> Losses:
-    """The losses of a batch under its deltas."""
+    """Compute the losses of a batch without gradients; arguments as of :func:`loss_and_backward`."""
     return _losses(editor, language_model, deltas, examples, objective, 1.0, lambda value: value)
 
 
-#: A loss per label (labels,), from edited logits (labels, vocabulary), labels, and what gives the unedited logits.
+#: A loss per label (labels,), from edited logits (labels, vocabulary), labels, and a function for the unedited logits.
 _LabelLoss = Callable[[Tensor, Tensor, Callable[[], Tensor]], Tensor]
 
 
@@ -104,7 +123,7 @@ def _cross_entropy(logits: Tensor, labels: Tensor, unedited: Callable[[], Tensor
 
 
 def unlikelihood(logits: Tensor, labels: Tensor, unedited: Callable[[], Tensor]) -> Tensor:
-    """-log(1 - p), with 1 - p as the sum of all other tokens' probabilities: exact, and steep, up to p = 1."""
+    """Return -log(1 - p) (labels,), with 1 - p as the sum of all other probabilities: exact, and steep, up to p = 1."""
     others = logits.scatter(1, labels[:, None], -torch.inf)
     return logits.logsumexp(-1) - others.logsumexp(-1)
 
@@ -115,69 +134,98 @@ def _divergence(logits: Tensor, labels: Tensor, unedited: Callable[[], Tensor]) 
 
 
 @dataclass(frozen=True)
-class _Row:
-    """One query.
+class _Query:
+    """A prompt and answer with its weights.
 
     Attributes:
-        shares: what each of its labels counts in the edit's own loss.
-        factor: times that, what it counts in L.
-        worst: how much of all that goes to the label that is lost most.
+        text: Tokens of prompt and answer.
+        edit: Index of the edit under whose delta it is computed.
+        shares: Weight of each of its labels in the edit's own loss.
+        factor: Factor on these for their weight in L.
+        worst_token: Share of all that weight that goes to the label with the largest loss.
     """
 
-    query: Encoded
+    text: Encoded
     edit: int
     shares: tuple[float, ...]
     factor: float
-    worst: float
+    worst_token: float
 
 
-def _rows(
+_Queries = Mapping[_LabelLoss, list[_Query]]
+
+
+class _QueryBuilder:
+    """Collects the queries of a batch by the loss that they are for."""
+
+    def __init__(self, editor: GradientEditor, language_model: LanguageModel, examples: Sequence[Example]) -> None:
+        self._editor, self._text, self._examples = editor, language_model.text, examples
+        self.queries: dict[_LabelLoss, list[_Query]] = {_cross_entropy: [], unlikelihood: [], _divergence: []}
+
+    def pair(self, prompt: str, answer: str) -> Encoded:
+        """Tokenise a prompt with an answer that is trained to end where the editor's answers end."""
+        return self._text.encode_pair(prompt, self._editor.answer(answer))
+
+    def add(
+        self, loss: _LabelLoss, edit: int, text: Encoded, weight: float, factor: float, first_token: float = 1.0
+    ) -> None:
+        """Add a query.
+
+        Args:
+            loss: Of each of its labels.
+            edit: Index of its edit.
+            text: Its tokens.
+            weight: Sum of its labels' weights in the edit's own loss.
+            factor: Factor on that in L.
+            first_token: Weight of its first label relative to each later one.
+        """
+        weights = [first_token, *[1.0] * (_labels(text) - 1)]
+        shares = tuple(weight * value / sum(weights) for value in weights)
+        # An answer becomes impossible as soon as any one of its tokens does, so no token of it is the worst.
+        worst_token = 0.0 if loss is unlikelihood else self._examples[edit].worst_token
+        self.queries[loss].append(_Query(text, edit, shares, factor, worst_token))
+
+
+def _labels(text: Encoded) -> int:
+    return len(text.ids) - text.target_start
+
+
+def _queries(
     editor: GradientEditor,
     language_model: LanguageModel,
     examples: Sequence[Example],
     objective: Objective,
     mean_over_processes: Callable[[float], float],
-) -> Mapping[_LabelLoss, list[_Row]]:
-    """All queries of a batch with their weights, by the loss that they are for."""
-
-    def pair(prompt: str, answer: str) -> Encoded:
-        return language_model.text.encode_pair(prompt, editor.answer(answer))
-
-    rows: dict[_LabelLoss, list[_Row]] = {_cross_entropy: [], unlikelihood: [], _divergence: []}
-
-    def add(loss: _LabelLoss, edit: int, query: Encoded, weight: float, factor: float, first: float = 1.0) -> None:
-        labels = len(query.ids) - query.target_start
-        weights = [first, *[1.0] * (labels - 1)]
-        shares = tuple(weight * value / sum(weights) for value in weights)
-        # An answer is gone as soon as any of its tokens is.
-        worst = 0.0 if loss is unlikelihood else examples[edit].worst_token
-        rows[loss].append(_Row(query, edit, shares, factor, worst))
-
-    stays = [[pair(*query) for query in example.stay] for example in examples]
-    kept_labels = float(sum(len(query.ids) - query.target_start for queries in stays for query in queries))
+) -> _Queries:
+    """Return all queries of a batch with their weights, by the loss that they are for."""
+    builder = _QueryBuilder(editor, language_model, examples)
+    locality = [[builder.pair(*target) for target in example.locality_targets] for example in examples]
     per_token = objective.locality_average == "token"
+    batch_labels = float(sum(_labels(text) for texts in locality for text in texts))
     if per_token:
-        kept_labels = mean_over_processes(kept_labels)
+        batch_labels = mean_over_processes(batch_labels)
     c_edit = objective.edit_weight / len(examples)
-    first = objective.first_token_weight
-    for edit, (example, queries) in enumerate(zip(examples, stays, strict=True)):
-        # What weighs nothing is not asked; a forgetting task, or reach_weight 0, may leave nothing to ask.
-        wanted = [want for want in example.rise if want.weight > 0]
-        whole = sum(want.weight for want in wanted)
-        for want in wanted:
-            add(_cross_entropy, edit, pair(want.prompt, want.answer), want.weight / whole, c_edit, first)
-        for want in example.fall:
-            add(unlikelihood, edit, language_model.text.encode_pair(want.prompt, want.answer), want.weight, c_edit)
-        own_labels = sum(len(query.ids) - query.target_start for query in queries)
+    for edit, (example, texts) in enumerate(zip(examples, locality, strict=True)):
+        # Targets of weight 0 are not computed; a forgetting task, or propagation_weight 0, may leave none.
+        targets = [target for target in example.likelihood_targets if target.weight > 0]
+        total_weight = sum(target.weight for target in targets)
+        for target in targets:
+            text, weight = builder.pair(target.prompt, target.answer), target.weight / total_weight
+            builder.add(_cross_entropy, edit, text, weight, c_edit, objective.first_token_weight)
+        for target in example.unlikelihood_targets:
+            text = language_model.text.encode_pair(target.prompt, target.answer)
+            builder.add(unlikelihood, edit, text, target.weight, c_edit)
+        edit_labels = sum(_labels(text) for text in texts)
         c_loc = objective.locality_weight * example.locality
-        for query in queries:
-            # Per token, long answers weigh more across the whole batch; per prompt, every edit counts once.
+        for text in texts:
+            # Per token, long answers weigh more across the whole batch; per prompt, every edit weighs the same.
             if per_token:
-                share = (len(query.ids) - query.target_start) / own_labels
-                add(_divergence, edit, query, share, c_loc * own_labels / kept_labels)
+                share = _labels(text) / edit_labels
+                builder.add(_divergence, edit, text, share, c_loc * edit_labels / batch_labels)
             else:
-                add(_divergence, edit, query, 1 / len(queries), c_loc / len(examples), objective.first_kept_weight)
-    return rows
+                first_token = objective.locality_first_token_weight
+                builder.add(_divergence, edit, text, 1 / len(texts), c_loc / len(examples), first_token)
+    return builder.queries
 
 
 def _losses(
@@ -189,29 +237,29 @@ def _losses(
     scale: float,
     mean_over_processes: Callable[[float], float],
 ) -> Losses:
-    """The losses; where gradients are recorded, those of ``scale`` times L are left in the deltas."""
+    """Compute the losses; where gradients are recorded, leave those of ``scale`` times L in the deltas."""
     device = language_model.device
     split = language_model.split(editor.split_layer)
     total = torch.zeros((), device=device)
-    own: dict[_LabelLoss, Tensor] = {
+    per_edit: dict[_LabelLoss, Tensor] = {
         loss: torch.zeros(len(examples), device=device) for loss in (_cross_entropy, unlikelihood, _divergence)
     }
-    for loss, rows in _rows(editor, language_model, examples, objective, mean_over_processes).items():
-        for group in by_length(rows):
-            losses, rows_of = _label_losses(split, language_model, deltas, group, loss)
-            shares = _shares(group, losses.detach(), rows_of)
-            factors = torch.tensor([row.factor for row in group], device=device)[rows_of]
+    for loss, queries in _queries(editor, language_model, examples, objective, mean_over_processes).items():
+        for group in by_length(queries):
+            losses, query_of_label = _label_losses(split, language_model, deltas, group, loss)
+            shares = _label_shares(group, losses.detach(), query_of_label)
+            factors = torch.tensor([query.factor for query in group], device=device)[query_of_label]
             part = (losses * shares * factors).sum()
             if part.requires_grad:
                 (scale * part).backward()
             total += part.detach()
-            edits = torch.tensor([row.edit for row in group], device=device)[rows_of]
-            own[loss].index_add_(0, edits, losses.detach() * shares)
-    edit = own[_cross_entropy] + own[unlikelihood]
+            edits = torch.tensor([query.edit for query in group], device=device)[query_of_label]
+            per_edit[loss].index_add_(0, edits, losses.detach() * shares)
+    edit_losses = per_edit[_cross_entropy] + per_edit[unlikelihood]
     return Losses(
         total.item(),
-        tuple(edit.tolist()),
-        tuple(own[_divergence].tolist()),
+        tuple(edit_losses.tolist()),
+        tuple(per_edit[_divergence].tolist()),
         tuple(example.task for example in examples),
     )
 
@@ -220,13 +268,13 @@ def _label_losses(
     split: SplitForward,
     language_model: LanguageModel,
     deltas: DeltaBatch,
-    group: Sequence[_Row],
+    group: Sequence[_Query],
     loss: _LabelLoss,
 ) -> tuple[Tensor, Tensor]:
-    """(labels,) the loss at every label of a group of queries, and the row of the group that it belongs to."""
+    """Return the loss at every label of a group (labels,) and the index of the label's query in the group (labels,)."""
     device = language_model.device
-    batch = pad([row.query for row in group], language_model.text.pad_id).to(device)
-    edits = torch.tensor([row.edit for row in group], device=device)
+    batch = pad([query.text for query in group], language_model.text.pad_id).to(device)
+    edits = torch.tensor([query.edit for query in group], device=device)
     state = split.trunk(batch)
     with deltas.attached(language_model, edits):
         logits = split.top(state).float()
@@ -238,28 +286,34 @@ def _label_losses(
     return loss(logits, batch.labels, unedited), batch.rows
 
 
-def _shares(group: Sequence[_Row], losses: Tensor, rows: Tensor) -> Tensor:
-    """(labels,) what each label counts: its own share, of which a part moves to its answer's worst label."""
-    shares = torch.tensor([share for row in group for share in row.shares], device=losses.device)
-    moved = torch.tensor([row.worst for row in group], device=losses.device)[rows]
-    none = torch.zeros(len(group), device=losses.device)
-    worst = (losses == none.scatter_reduce(0, rows, losses, "amax", include_self=False)[rows]).float()
-    whole, alike = none.index_add(0, rows, shares), none.index_add(0, rows, worst)
-    return (1 - moved) * shares + moved * worst * (whole / alike)[rows]
+def _label_shares(group: Sequence[_Query], losses: Tensor, query_of_label: Tensor) -> Tensor:
+    """Return each label's weight (labels,): its own share, of which a part moves to its answer's worst label."""
+    shares = torch.tensor([share for query in group for share in query.shares], device=losses.device)
+    moved = torch.tensor([query.worst_token for query in group], device=losses.device)[query_of_label]
+    zeros = torch.zeros(len(group), device=losses.device)
+    largest = zeros.scatter_reduce(0, query_of_label, losses, "amax", include_self=False)
+    is_worst = (losses == largest[query_of_label]).float()
+    sums, ties = zeros.index_add(0, query_of_label, shares), zeros.index_add(0, query_of_label, is_worst)
+    return (1 - moved) * shares + moved * is_worst * (sums / ties)[query_of_label]
 
 
-def by_length(rows: Sequence[_Row], waste: float = 0.25) -> Iterator[list[_Row]]:
-    """Rows in groups of like length: at most about a share ``waste`` of a group is padding."""
-    if not rows:
+def by_length(queries: Sequence[_Query], max_padding: float = 0.25) -> Iterator[list[_Query]]:
+    """Yield the queries in groups of similar length.
+
+    Args:
+        queries: In any order.
+        max_padding: About the largest share of a group that may be padding; groups of fewer than 8 may have more.
+    """
+    if not queries:
         return
-    ordered = sorted(rows, key=lambda row: len(row.query.ids))
-    group: list[_Row] = []
+    ordered = sorted(queries, key=lambda query: len(query.text.ids))
+    group: list[_Query] = []
     tokens = 0
-    for row in ordered:
-        length = len(row.query.ids)
-        if len(group) >= 8 and tokens + length < (1 - waste) * length * (len(group) + 1):
+    for query in ordered:
+        length = len(query.text.ids)
+        if len(group) >= 8 and tokens + length < (1 - max_padding) * length * (len(group) + 1):
             yield group
             group, tokens = [], 0
-        group.append(row)
+        group.append(query)
         tokens += length
     yield group

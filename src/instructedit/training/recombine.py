@@ -1,8 +1,8 @@
-"""More edits from few: another target of the same relation, or another relation of the same subject.
+"""Data augmentation: more edits from few, by another target of the relation or another relation of the subject.
 
-The training file of recent facts has some hundreds of records, and an editor learns them by heart within a
-thousand steps. Sentences, subjects and targets recombine into millions of edits that are as good to practise on:
-an edit has to be carried out whether or not it is true.
+The training file of recent facts has some hundreds of records, which an editor memorises within a thousand steps.
+Sentences, subjects and targets recombine into millions of edits that serve training as well, since an edit must be
+carried out whether or not it is true.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
 
 
 class Recombination:
-    """Draws new records from the parts of old ones.
+    """Recombination of the sentences, subjects and targets of a set of records.
 
-    Only records that name their subject in a prompt with a question form (``The name of the spouse of X is``)
-    are taken apart; a paraphrase and the probe that excludes the new target are then made by rule.
+    Only records that name their subject in a prompt with a question form (``The name of the spouse of X is``) are
+    recombined; their paraphrase, and the probe that excludes the new target, are then made by rule.
+
+    Args:
+        records: Whose parts are drawn.
     """
 
     def __init__(self, records: Sequence[EditRecord]) -> None:
@@ -33,35 +36,34 @@ class Recombination:
         self._sentences = [sentence for sentence, targets in self._targets.items() for _ in targets]
 
     def __call__(self, record: EditRecord, rng: random.Random) -> EditRecord:
-        """The record with another target, in half of the draws also in another sentence about its subject.
+        """Return the record with another target, in half of the draws also in another sentence about its subject.
 
-        What does not depend on the old target is kept. A record that cannot be taken apart comes back as it is.
+        Probes that do not depend on the old target are kept. A record that cannot be recombined is returned as it is.
         """
         sentence, subject = _sentence(record.request), record.request.subject
         if sentence is None or subject is None:
             return record
-        moved = rng.random() < 0.5
-        if moved:
+        changes_sentence = rng.random() < 0.5
+        if changes_sentence:
             sentence = rng.choice(self._sentences)
         prompt = subject.join(sentence)
         target = rng.choice(self._targets[sentence])
-        request = record.request.model_copy(
-            update={"prompt": prompt, "target": target, "ground_truth": None if moved else record.request.ground_truth}
-        )
+        old_answer = None if changes_sentence else record.request.ground_truth
+        request = record.request.model_copy(update={"prompt": prompt, "target": target, "ground_truth": old_answer})
         probes = [p for p in record.of_kind(ProbeKind.SAME_SUBJECT, ProbeKind.UNRELATED) if p.prompt != prompt]
-        probes.append(_excluding(request, rng.choice(self._targets[sentence])))
+        probes.append(_exclusion_probe(request, rng.choice(self._targets[sentence])))
         question = question_form(prompt)
-        rephrases = (question,) if question and moved else record.rephrases
+        rephrases = (question,) if question and changes_sentence else record.rephrases
         return record.model_copy(update={"request": request, "rephrases": rephrases, "probes": tuple(probes)})
 
 
 def _sentence(request: EditRequest) -> tuple[str, str] | None:
-    """What stands around the subject; None where the prompt has no question form or does not name it once."""
+    """Return the text before and after the subject; None if the prompt has no question form or names it not once."""
     return sentence_of(request) if question_form(request.prompt) is not None else None
 
 
-def _excluding(request: EditRequest, answer: str) -> Probe:
-    """The request's prompt with the new target excluded; what the model said there is to stay."""
+def _exclusion_probe(request: EditRequest, answer: str) -> Probe:
+    """Return the locality probe that excludes the new target from the request's prompt."""
     prompt = negated_form(request.prompt, request.target)
     assert prompt is not None  # a prompt with a question form has this one too
     return Probe(kind=ProbeKind.FORGETFULNESS, prompt=prompt, answers=(answer,))

@@ -1,9 +1,10 @@
-"""Teaching the instruction encoder to tell scopes apart before it conditions anything."""
+"""Warm-up of the instruction encoder: it learns to classify scopes before it conditions the editor."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 import torch
 from torch import nn
@@ -15,52 +16,72 @@ from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
 from instructedit.tasks.task import Task
 from instructedit.training.recipe import EncoderWarmup
+from instructedit.training.schedule import learning_rate_factor
+
+WARMUP_STEPS = 50
+COOLDOWN_FRACTION = Fraction(1, 3)
+#: Accuracy is reported over that many last steps.
+REPORTED_STEPS = 50
 
 
 def warm_up_encoder(
     encoder: InstructionEncoder,
     language_model: LanguageModel,
     tasks: Sequence[Task],
-    recipe: EncoderWarmup,
-    wordings: float,
+    settings: EncoderWarmup,
+    scope_template_share: float,
     seed: int,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> float:
-    """Train the encoder to tell the scopes of instructions; returns the accuracy over the last 50 steps.
+    """Train the encoder, with a linear classifier on top, to predict the scope of an instruction.
 
-    Tasks of one scope are one: an unseen task's text should land on the code of the scope that it describes, not on
-    that of the task whose name it resembles. A text of two scopes is to be told as both, each as if it were alone.
-    A task without a scope has one of its own.
+    Tasks of one scope share a class: an instruction of an unseen task should be embedded by the scope that it
+    describes, not by the task whose name it resembles. An instruction of two scopes carries both labels. A task
+    without a scope is a class of its own.
+
+    Args:
+        encoder: Is trained in place.
+        language_model: The base model, which tokenises instructions.
+        tasks: Whose instructions are drawn.
+        settings: Steps, batch and rates.
+        scope_template_share: Share of instructions drawn from the templates of the task's scope.
+        seed: Decides all draws.
+        on_step: Called with the step and its loss.
+
+    Returns:
+        Share of instructions with all labels right, over the last :data:`REPORTED_STEPS` steps.
     """
     scopes = sorted({_scope(task) for task in tasks})
-    parts = sorted({part for scope in scopes for part in parts_of(scope)})
-    told = torch.tensor([[float(part in parts_of(scope)) for part in parts] for scope in scopes])
-    classifier = nn.Linear(encoder.width, len(parts)).to(language_model.device)
+    classes = sorted({part for scope in scopes for part in parts_of(scope)})
+    labels_of_scope = torch.tensor([[float(part in parts_of(scope)) for part in classes] for scope in scopes])
+    classifier = nn.Linear(encoder.width, len(classes)).to(language_model.device)
     parameters = [p for p in (*encoder.parameters(), *classifier.parameters()) if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     rng = random.Random(f"{seed}-encoder")
     torch.manual_seed(seed)
     encoder.train()
-    hits: list[float] = []
-    for step in range(recipe.steps):
-        chosen = [
+    accuracies: list[float] = []
+    for step in range(settings.steps):
+        batch = [
             rng.choice([task for task in tasks if _scope(task) == scope])
-            for scope in rng.choices(scopes, k=recipe.batch)
+            for scope in rng.choices(scopes, k=settings.batch)
         ]
-        texts = [_text(task, rng, wordings) for task in chosen]
-        labels = told[[scopes.index(_scope(task)) for task in chosen]]
-        fall = min(1.0, (step + 1) / 50, 3 * (recipe.steps - step) / recipe.steps)
+        instructions = [_draw_instruction(task, rng, scope_template_share) for task in batch]
+        labels = labels_of_scope[[scopes.index(_scope(task)) for task in batch]]
+        factor = learning_rate_factor(
+            step, settings.steps, warmup_steps=WARMUP_STEPS, cooldown_fraction=COOLDOWN_FRACTION
+        )
         for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * fall
-        scores = classifier(encoder(language_model, texts))
-        labels = labels.to(scores.device)
-        loss = functional.binary_cross_entropy_with_logits(scores, labels, reduction="sum") / len(texts)
+            group["lr"] = settings.learning_rate * factor
+        logits = classifier(encoder(language_model, instructions))
+        labels = labels.to(logits.device)
+        loss = functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / len(instructions)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        hits.append(((scores > 0) == labels.bool()).all(-1).float().mean().item())
+        accuracies.append(((logits > 0) == labels.bool()).all(-1).float().mean().item())
         on_step(step, loss.item())
-    recent = hits[-50:]
+    recent = accuracies[-REPORTED_STEPS:]
     return sum(recent) / len(recent) if recent else 0.0
 
 
@@ -68,11 +89,12 @@ def _scope(task: Task) -> str:
     return task.instructions.scope or task.name
 
 
-def _text(task: Task, rng: random.Random, wordings: float) -> str:
+def _draw_instruction(task: Task, rng: random.Random, scope_template_share: float) -> str:
+    """Return an instruction of the task with its placeholders filled in for some request."""
     request = EditRequest(
         prompt="-",
         target="-",
         subject=rng.choice(("it", "them", "the topic")),
         label=rng.choice(("positive", "negative")),
     )
-    return task.instructions.drawn(request, rng, wordings)
+    return task.instructions.drawn(request, rng, scope_template_share)

@@ -1,0 +1,42 @@
+"""Shipped artefacts: one folder per base model or editor, with weights, recipe, card and training log.
+
+    models/<name>/     config.json, model.safetensors, tokenizer, recipe.yaml, card.json, log.jsonl
+    editors/<name>/    editor.safetensors, recipe.yaml, card.json, log.jsonl
+
+The folder's name is the artefact's name everywhere: in commands, recipes, results and documentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+ARTIFACTS = Path(__file__).parent
+MODEL_WEIGHTS = "model.safetensors"
+EDITOR_WEIGHTS = "editor.safetensors"
+RECIPE = "recipe.yaml"
+CARD = "card.json"
+LOG = "log.jsonl"
+
+
+@cache
+def shipped_models() -> Mapping[str, Path]:
+    """Return the folders of the shipped base models by name."""
+    return _folders("models", MODEL_WEIGHTS)
+
+
+@cache
+def shipped_editors() -> Mapping[str, Path]:
+    """Return the folders of the shipped editors by name."""
+    return _folders("editors", EDITOR_WEIGHTS)
+
+
+def _folders(kind: str, weights: str) -> Mapping[str, Path]:
+    return {file.parent.name: file.parent for file in sorted((ARTIFACTS / kind).glob(f"*/{weights}"))}
+
+
+def recipe_file(name_or_path: str | Path, shipped: Mapping[str, Path]) -> Path:
+    """Return the recipe of a shipped artefact by its name, or the path itself if it is no such name."""
+    folder = shipped.get(str(name_or_path))
+    return Path(name_or_path) if folder is None else folder / RECIPE
