@@ -1,4 +1,4 @@
-"""The README is a test: its commands run, its output and its picture are those of today's model."""
+"""The README and the docs are a test: commands run, options exist, output and picture are those of today's model."""
 
 from __future__ import annotations
 
@@ -18,17 +18,25 @@ pytestmark = pytest.mark.xdist_group("bundled")
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+DOCS = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))]
 #: Blocks that run as they are; the others need data or a model of the user's.
 TESTED = re.findall(r"<!-- tested -->\n```bash\n(.*?)```", README, flags=re.DOTALL)
 OUTPUT = re.findall(r"<!-- output -->\n```text\n(.*?)```", README, flags=re.DOTALL)
-EXAMPLE = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+EXAMPLES = [code for text in (README, *DOCS) for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)]
+GROUPS = {"instructions", "analyze"}
 
 
-def invocations() -> list[list[str]]:
-    """Return the arguments of every `instructedit` command of the README."""
-    lines = [line for block in COMMANDS for line in block.replace("\\\n", " ").splitlines()]
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("instructedit ")]
+def options_by_command() -> dict[str, set[str]]:
+    """Return the options that the README and the docs give to each `instructedit` command."""
+    options: dict[str, set[str]] = {}
+    for text in (README, *DOCS):
+        for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.startswith("instructedit "):
+                    words = shlex.split(line, comments=True)[1:]
+                    command = " ".join(words[: 2 if words[0] in GROUPS else 1])
+                    options.setdefault(command, set()).update(word for word in words if word.startswith("--"))
+    return options
 
 
 def comparable(text: str) -> list[str]:
@@ -54,23 +62,22 @@ def test_the_readme_shows_one_edit_with_its_output() -> None:
     assert len(OUTPUT) == 1
 
 
-def test_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("code", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_python_example_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my-model").symlink_to(BUNDLED_FOLDER)
     names: dict[str, object] = {}
-    (code,) = EXAMPLE
-    exec(code, names)  # the README's own code
-    assert {"language_model", "editor", "delta"} <= names.keys()
+    exec(code, names)  # the documentation's own code
+    assert {"editor", "delta"} <= names.keys()
     assert (tmp_path / "hendrix.safetensors").is_file()
 
 
-@pytest.mark.parametrize("arguments", invocations(), ids=lambda arguments: arguments[0])
-def test_options_of_every_command_exist(arguments: list[str]) -> None:
-    command, *rest = arguments
+@pytest.mark.parametrize(("command", "options"), options_by_command().items())
+def test_options_of_every_command_exist(command: str, options: set[str]) -> None:
     help_text = subprocess.run(
-        [sys.executable, "-m", "instructedit", command, "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "instructedit", *command.split(), "--help"], capture_output=True, text=True, check=True
     ).stdout
-    assert [option for option in rest if option.startswith("--") and option not in help_text] == []
+    assert {option for option in options if option not in help_text} == set()
 
 
 def test_picture_shows_the_model_of_today() -> None:

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), RESULTS / "archive.md"]
 #: A cell that is a number, with or without an interval.
 FIGURES = re.compile(r"\|\s*[+−-]?\d+(\.\d+)?%?\s*(\([^)]*\))?\s*(?=\|)")
-#: A link to a file of the repository, and to a heading of a page.
-LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#[^)]*)?\)")
+#: A link to a file of the repository or to a heading: file, heading.
+LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -30,10 +30,18 @@ def test_no_table_of_figures_is_written_by_hand(page: Path) -> None:
     assert lines == []
 
 
+def headings(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_to_files(page: Path) -> None:
-    targets = [target for target in LINK.findall(page.read_text(encoding="utf-8")) if target]
-    assert [target for target in targets if not (page.parent / target).exists()] == []
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, heading in LINK.findall(page.read_text(encoding="utf-8")):
+        linked = page.parent / target if target else page
+        assert linked.exists(), target
+        assert not heading or heading in headings(linked), f"{target}#{heading}"
 
 
 def test_every_table_is_shown_once() -> None:
