@@ -1,8 +1,9 @@
-"""The README's tables, rendered from the results that they show.
+"""Render the tables of the README and the docs from the result files.
 
-    python benchmarks/tables.py README.md            # put the tables in; a test compares them with the results
+    python benchmarks/tables.py README.md docs/*.md docs/results/archive.md
 
-A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is a function of :data:`TABLES`.
+A table is written between ``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is a key of :data:`TABLES`. A test
+renders every page again and compares.
 """
 
 from __future__ import annotations
@@ -14,46 +15,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
-BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(\n<!-- end -->)", re.DOTALL)
+import experiment_tables as experiments
+from rendering import HEADS, G, L, P, R, Row, cell, find, interval, markdown, minutes, open_log, read
 
-Row = dict[str, Any]
+BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 #: The methods of the main table: label, result file.
 METHODS = (("InstructEdit (`bundled`)", "bundled"), ("MEND, multi-task", "mend"), ("FT-L, tuned", "ft"))
 COUNTERFACT, WIKI = "counterfact/counterfact-val.json", "wiki_counterfact/test_cf.json"
+ZSRE = "zsre/zsre_mend_eval_portability_gpt4.json"
 #: Task, file, label.
 TESTS = (
     ("counterfact", COUNTERFACT, "`counterfact`"),
     ("counterfact", WIKI, "`counterfact`, WikiData file"),
     ("recent", "wikirecent/recent_test.reconstructed.json", "`recent`"),
     ("convsent", "convsent/blender_test.json", "`convsent`"),
-    ("zsre", "zsre/zsre_mend_eval_portability_gpt4.json", "`zsre`, held out from the editors"),
+    ("zsre", ZSRE, "`zsre`, held out from the editors"),
 )
-
-
-def read(name: str) -> Any:
-    """A result by its name."""
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def cell(row: Row | None, metric: str) -> str:
-    """Mean and 95% interval in percent."""
-    value = None if row is None else row["metrics"].get(metric)
-    if value is None:
-        return "–"
-    mean, low, high = (f"{100 * value[key]:.1f}" for key in ("mean", "low", "high"))
-    return f"{mean} ({low}–{high})"
-
-
-def find(rows: list[Row], **wanted: str) -> Row | None:
-    """The row with these fields."""
-    return next((row for row in rows if all(row.get(key) == value for key, value in wanted.items())), None)
-
-
-def markdown(heads: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(heads), *lines])
+INSTRUCTEDIT, MEND = "InstructEdit (bundled)", "MEND (bundled)"
 
 
 def _by_method(protocol: str, metrics: tuple[str, ...], heads: list[str]) -> str:
@@ -69,34 +48,49 @@ def _by_method(protocol: str, metrics: tuple[str, ...], heads: list[str]) -> str
 
 def main_table() -> str:
     """Plain queries, teacher-forced token accuracy."""
-    metrics = ("reliability", "generalization", "locality", "portability", "reliability_before")
-    heads = ["Reliability", "Generalization", "Locality", "Portability", "Reliability before the edit"]
-    return _by_method("plain", metrics, heads)
+    metrics = (R, G, L, P, "reliability_before")
+    return _by_method("plain", metrics, [*(HEADS[metric] for metric in (R, G, L, P)), "Reliability before the edit"])
 
 
 def generation_table() -> str:
     """Free generation, exact match."""
-    metrics = ("reliability", "generalization", "locality", "portability")
-    return _by_method("generation", metrics, ["Reliability", "Generalization", "Locality", "Portability"])
+    return _by_method("generation", (R, G, L, P), [HEADS[metric] for metric in (R, G, L, P)])
+
+
+def summary_table() -> str:
+    """The README's table: the three methods on the main tests, and the scope under its instruction."""
+    results = [read(file)["rows"] for _, file in METHODS]
+    tests = [("counterfact", "plain", R), ("counterfact", "plain", G), ("counterfact", "plain", L)]
+    tests += [("recent", "generation", R), ("zsre", "plain", R)]
+    lines = [
+        [f"`{task}` {HEADS[metric][0]}{', generation' if protocol == 'generation' else ''}"]
+        + [cell(find(rows, task=task, protocol=protocol, instruction="unseen"), metric) for rows in results]
+        for task, protocol, metric in tests
+    ]
+    for task, outcome in (("this-fact", "kept"), ("rename", "changed")):
+        tuned = cell(find(results[2], task=task, protocol="plain", instruction="unseen"), "following")
+        for suffix, given in (("", "task name"), (", test wordings", "free text")):
+            scores = [following(task + suffix, editor) for editor in (INSTRUCTEDIT, MEND)]
+            lines.append([f"`{task}` {outcome}, {given}", *scores, tuned])
+    return markdown(["", *(label for label, _ in METHODS)], lines)
 
 
 #: Test-name suffix in scope.json, and what the editor was given.
 CONTROLS = (
-    ("", "own name, own text (unseen)"),
-    (", text-swapped", "own name, text of the opposite scope"),
-    (", name-swapped", "name of the opposite scope, own text"),
-    (", swapped-scope", "name and text of the opposite scope"),
-    (", text-alone", "own text behind a neutral name"),
-    (", test wordings", "unseen wordings behind a neutral name"),
-    (", swapped-scope, test wordings", "unseen wordings of the opposite scope, neutral name"),
+    ("", "own name, own description (unseen)"),
+    (", text-swapped", "own name, description of the opposite scope"),
+    (", name-swapped", "name of the opposite scope, own description"),
+    (", swapped-scope", "name and description of the opposite scope"),
+    (", text-alone", "own description, neutral name"),
+    (", test wordings", "unseen texts, neutral name"),
+    (", swapped-scope, test wordings", "unseen texts of the opposite scope, neutral name"),
     (", none", "no instruction"),
     (", unrelated", "a text about something else"),
 )
-INSTRUCTEDIT, MEND = "InstructEdit (bundled)", "MEND (bundled)"
 
 
 def following(test: str, editor: str = INSTRUCTEDIT) -> str:
-    """The share of deciding probes that do what the test's task asks."""
+    """Return the share of deciding probes that do what the test's task asks."""
     return cell(find(read("scope")["rows"], test=test, editor=editor), "following")
 
 
@@ -106,7 +100,7 @@ def instruction_table() -> str:
         [label, *(following(task + suffix, who) for task in ("this-fact", "rename") for who in (INSTRUCTEDIT, MEND))]
         for suffix, label in CONTROLS
     ]
-    heads = ["the edit is given", "`this-fact`: kept", "MEND", "`rename`: changed", "MEND"]
+    heads = ["instruction", "`this-fact`: kept", "MEND", "`rename`: changed", "MEND"]
     return markdown(heads, lines)
 
 
@@ -126,45 +120,97 @@ def scopes_table() -> str:
     pair = "rename-and-on"
     lines.append(
         [
-            "rename and two-hop facts, a pair that no training text named",
+            f"`{pair}`: rename and two-hop facts, a combination that no training text describes",
             *(following(pair + suffix) for suffix in suffixes),
             following(f"{pair}, test wordings", MEND),
         ]
     )
-    return markdown(
-        ["", "own name and text", "text swapped", "name swapped", "unseen wordings alone", "the same, swapped", "MEND"],
-        lines,
-    )
+    heads = ["", "own name and description", "description swapped", "name swapped", "unseen texts", "swapped", "MEND"]
+    return markdown(heads, lines)
 
 
 def matched_table() -> str:
     """InstructEdit (core) minus MEND at equal Locality."""
     lines = []
-    for task, found in read("matched")["tasks"].items():
-        match = found["matched"]
-        if match is None:
-            continue
-        points = [{"metrics": {metric: match[metric]}} for metric in ("reliability", "generalization")]
-        factor = match["factor"]
-        lines.append(
-            [
-                f"`{task}`",
-                cell(points[0], "reliability"),
-                cell(points[1], "generalization"),
-                f"{factor['mean']:.2f} ({factor['low']:.2f}–{factor['high']:.2f})",
-            ]
+    for task, result in read("matched")["tasks"].items():
+        match = result["matched"]
+        if match is not None:
+            cells = [interval(match[R]), interval(match[G]), interval(match["factor"], 1, 2)]
+            lines.append([f"`{task}`", *cells])
+    heads = ["InstructEdit minus MEND, points", "Reliability", "Generalization", "MEND's edits scaled by"]
+    return markdown(heads, lines)
+
+
+def core_table() -> str:
+    """What more scopes cost: `bundled` beside `bundled-core`."""
+    lines = []
+    for task, file, name in TESTS:
+        for protocol in ("plain", "generation"):
+            where = {"task": task, "file": file, "protocol": protocol, "instruction": "unseen"}
+            pair = [find(read(result)["rows"], **where) for result in ("bundled", "core")]
+            if all(pair):
+                cells = [cell(row, metric) for metric in (R, G, L) for row in pair]
+                lines.append([f"{name}, {protocol}", *cells])
+    heads = [f"{HEADS[metric]}, {editor}" for metric in (R, G, L) for editor in ("`bundled`", "`bundled-core`")]
+    return markdown(["", *heads], lines)
+
+
+#: Trainings of an editor: label, log, result.
+TRAININGS = (("1,360 steps, `bundled-core`", "core", "core"), ("3,400 steps, `bundled`", "editor", "bundled"))
+#: Label, minutes, peak bytes, the row of `counterfact` and that of `zsre`.
+Training = tuple[str, float, int | None, Row | None, Row | None]
+
+
+def _trainings() -> list[Training]:
+    rows = read("table3")["rows"]
+    short = find(rows, test="counterfact", editor="InstructEdit")
+    assert short is not None
+    short_zsre = find(rows, test="zsre", editor="InstructEdit")
+    trainings: list[Training] = [
+        ("400 steps", short["training_seconds"] / 60, short["training_peak_bytes"], short, short_zsre)
+    ]
+    for label, log, result in TRAININGS:
+        peaks = [row["peak_bytes"] for row in map(json.loads, open_log(log)) if "peak_bytes" in row]
+        scores = read(result)["rows"]
+        main, held_out = (
+            find(scores, task=task, file=file, protocol="plain", instruction="unseen")
+            for task, file in (("counterfact", COUNTERFACT), ("zsre", ZSRE))
         )
-    return markdown(
-        ["InstructEdit minus MEND, points", "Reliability", "Generalization", "MEND's edits scaled by"], lines
-    )
+        trainings.append((label, minutes(log), max(peaks, default=None), main, held_out))
+    return trainings
+
+
+def training_table() -> str:
+    """What training an editor of the bundled base model takes, and its quality."""
+    lines = [
+        [label, f"{time:.0f}", "–" if peak is None else f"{peak / 1e9:.1f}"]
+        + [cell(main, metric) for metric in (R, G, L)]
+        + [cell(held_out, metric) for metric in (R, G, L)]
+        for label, time, peak, main, held_out in _trainings()
+    ]
+    heads = [f"`{task}` {HEADS[metric]}" for task in ("counterfact", "zsre") for metric in (R, G, L)]
+    return markdown(["training", "minutes", "peak memory, GB", *heads], lines)
+
+
+def cost_table() -> str:
+    """The training table in short, without intervals."""
+
+    def means(row: Row | None) -> str:
+        return "/".join(cell(row, metric).partition(" ")[0] for metric in (R, G, L))
+
+    lines = [
+        [label, f"{time:.0f}", "–" if peak is None else f"{peak / 1e9:.1f}", means(main)]
+        for label, time, peak, main, _ in _trainings()
+    ]
+    return markdown(["training", "minutes", "GB", "`counterfact` R/G/L"], lines)
 
 
 def speed_table() -> str:
     """Batch 1 against batch 1, and best against best."""
     rows = read("speed-gpt2-cpu")["rows"]
 
-    def one(**wanted: Any) -> str:
-        row = next((row for row in rows if all(row.get(key) == value for key, value in wanted.items())), None)
+    def one(**fields: Any) -> str:
+        row = next((row for row in rows if all(row.get(key) == value for key, value in fields.items())), None)
         return "–" if row is None else f"{1000 * row['seconds']['median']:.0f} ({row['peak_bytes'] / 1e9:.1f} GB)"
 
     lines = []
@@ -183,27 +229,48 @@ def speed_table() -> str:
                 ]
             )
     return markdown(
-        ["ms an edit (peak memory)", "EasyEdit, batch 1 (its only)", "ours, batch 1", "ours, best batch"], lines
+        ["ms per edit (peak memory)", "EasyEdit, batch 1 (its only)", "ours, batch 1", "ours, best batch"], lines
     )
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "summary": summary_table,
     "main": main_table,
     "generation": generation_table,
     "instruction": instruction_table,
     "scopes": scopes_table,
     "matched": matched_table,
+    "matched-paper": experiments.matched_paper_table,
+    "methods": experiments.methods_table,
+    "differences": experiments.differences_table,
+    "paper": experiments.paper_table,
+    "transfer": experiments.transfer_table,
+    "mixture": experiments.mixture_table,
+    "descriptions": experiments.descriptions_table,
+    "larger": experiments.larger_table,
+    "directions": experiments.directions_table,
+    "separability": experiments.separability_table,
+    "sensitivity": experiments.sensitivity_table,
+    "optimised": experiments.optimised_table,
+    "optimised-test": experiments.optimised_test_table,
+    "core": core_table,
+    "recent": experiments.recent_table,
+    "misses": experiments.misses_table,
+    "base": experiments.base_table,
+    "curves": experiments.curves_table,
+    "training": training_table,
+    "cost": cost_table,
     "speed": speed_table,
 }
 
 
 def rendered(text: str) -> str:
-    """The text with every marked table as the results have it."""
-    return BLOCK.sub(lambda match: match[1] + TABLES[match[2]]() + match[4], text)
+    """Return the text with every marked table as the results have it."""
+    return BLOCK.sub(lambda match: f"{match[1]}{TABLES[match[2]]()}\n{match[4]}", text)
 
 
 def main() -> None:
-    """Put the tables into a file."""
+    """Write the tables into files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", type=Path, nargs="+")
     for path in parser.parse_args().files:

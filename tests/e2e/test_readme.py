@@ -1,45 +1,86 @@
-"""The README's commands are tests: every block marked ``tested`` has to run as it stands."""
+"""The README and the docs are a test: commands run, options exist, output and picture are those of today's model."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from picture import answer, draw
+
+from instructedit.models.language_model import BUNDLED_FOLDER
+
+pytestmark = pytest.mark.xdist_group("bundled")
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))]
+#: Blocks that run as they are; the others need data or a model of the user's.
 TESTED = re.findall(r"<!-- tested -->\n```bash\n(.*?)```", README, flags=re.DOTALL)
+OUTPUT = re.findall(r"<!-- output -->\n```text\n(.*?)```", README, flags=re.DOTALL)
+EXAMPLES = [code for text in (README, *DOCS) for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)]
+GROUPS = {"instructions", "analyze"}
 
 
-def test_there_are_tested_blocks() -> None:
-    assert len(TESTED) >= 3
+def options_by_command() -> dict[str, set[str]]:
+    """Return the options that the README and the docs give to each `instructedit` command."""
+    options: dict[str, set[str]] = {}
+    for text in (README, *DOCS):
+        for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.startswith("instructedit "):
+                    words = shlex.split(line, comments=True)[1:]
+                    command = " ".join(words[: 2 if words[0] in GROUPS else 1])
+                    options.setdefault(command, set()).update(word for word in words if word.startswith("--"))
+    return options
+
+
+def comparable(text: str) -> list[str]:
+    """Return the lines of a table without spaces and without the digits of probabilities."""
+    return [re.sub(r"\s+", " ", re.sub(r"\d\.\d{3}", "_", line)).strip() for line in text.strip().splitlines()]
 
 
 @pytest.mark.parametrize("block", TESTED)
 def test_block_runs(block: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "COLUMNS": "128"}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+    for shown in OUTPUT if block == TESTED[0] else []:
+        printed = comparable(done.stdout)
+        assert printed[: len(comparable(shown))] == comparable(shown), done.stdout
 
 
-def test_python_example_runs() -> None:
-    example = re.search(r"From Python:\n\n```python\n(.*?)```", README, flags=re.DOTALL)
-    assert example is not None
+def test_the_readme_shows_one_edit_with_its_output() -> None:
+    assert len(TESTED) >= 1
+    assert len(OUTPUT) == 1
+
+
+@pytest.mark.parametrize("code", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_python_example_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-model").symlink_to(BUNDLED_FOLDER)
     names: dict[str, object] = {}
-    exec(example[1], names)  # the README's own code
-    assert {"model", "editor", "delta"} <= names.keys()
+    exec(code, names)  # the documentation's own code
+    assert {"editor", "delta"} <= names.keys()
+    assert (tmp_path / "hendrix.safetensors").is_file()
 
 
-def test_commands_named_in_the_readme_exist() -> None:
-    named = set(re.findall(r"^\s*instructedit ([a-z-]+)", README, flags=re.MULTILINE))
+@pytest.mark.parametrize(("command", "options"), options_by_command().items())
+def test_options_of_every_command_exist(command: str, options: set[str]) -> None:
     help_text = subprocess.run(
-        [sys.executable, "-m", "instructedit", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "instructedit", *command.split(), "--help"], capture_output=True, text=True, check=True
     ).stdout
-    assert named
-    assert all(name in help_text for name in named)
+    assert {option for option in options if option not in help_text} == set()
+
+
+def test_picture_shows_the_model_of_today() -> None:
+    assert draw(answer()) == (ROOT / "docs" / "scope.svg").read_text(encoding="utf-8"), (
+        "python benchmarks/picture.py docs/scope.svg"
+    )

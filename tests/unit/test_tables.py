@@ -1,4 +1,4 @@
-"""Every table of figures in the README stands as the results have it."""
+"""Every table of figures in the README and the docs is rendered from the results."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import re
 from pathlib import Path
 
 import pytest
-from tables import BLOCK, RESULTS, TABLES, rendered
+from rendering import RESULTS
+from tables import BLOCK, TABLES, rendered
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), RESULTS / "archive.md"]
 #: A cell that is a number, with or without an interval.
 FIGURES = re.compile(r"\|\s*[+−-]?\d+(\.\d+)?%?\s*(\([^)]*\))?\s*(?=\|)")
+#: A link to a file of the repository or to a heading: file, heading.
+LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -27,9 +30,29 @@ def test_no_table_of_figures_is_written_by_hand(page: Path) -> None:
     assert lines == []
 
 
-def test_the_readme_shows_all_tables() -> None:
-    shown = {match[2] for match in BLOCK.finditer((ROOT / "README.md").read_text(encoding="utf-8"))}
-    assert shown == TABLES.keys()
+def headings(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, heading in LINK.findall(page.read_text(encoding="utf-8")):
+        linked = page.parent / target if target else page
+        assert linked.exists(), target
+        assert not heading or heading in headings(linked), f"{target}#{heading}"
+
+
+def test_every_table_is_shown_once() -> None:
+    shown = [match[2] for page in PAGES for match in BLOCK.finditer(page.read_text(encoding="utf-8"))]
+    assert sorted(shown) == sorted(TABLES)
+
+
+def test_the_index_lists_every_page() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    missing = [page.name for page in PAGES[1:] if page.name != "index.md" and f"{page.name})" not in index]
+    assert missing == []
 
 
 @pytest.mark.parametrize("name", ["bundled", "mend", "ft", "scope", "matched"])

@@ -1,0 +1,218 @@
+"""Tables of single experiments, rendered from their result files; `tables.py` lists them."""
+
+from __future__ import annotations
+
+from rendering import HEADS, Column, G, L, P, R, cell, find, grid, interval, markdown, read
+
+MEND = "MEND (bundled)"
+
+
+def matched_paper_table() -> str:
+    """The paper's recipe and protocol at equal Locality."""
+    lines = []
+    for task, result in read("matched-paper")["tasks"].items():
+        match = result["matched"]
+        lines.append([f"`{task}`", interval(match[R]), interval(match[G]), f"{match['factor']:.2f}"])
+    heads = ["InstructEdit minus MEND, points", "Reliability", "Generalization", "MEND's edits scaled by"]
+    return markdown(heads, lines)
+
+
+def methods_table() -> str:
+    """Every method; `table3`."""
+    rows = read("table3")["rows"]
+    editors = list(dict.fromkeys(row["editor"] for row in rows))
+    columns: list[Column] = [
+        (f"`counterfact` {HEADS[metric][0]}", {"test": "counterfact"}, metric) for metric in (R, G, L)
+    ]
+    columns += [("`recent` R, free generation", {"test": "recent, generation"}, R)]
+    columns += [(f"`zsre` {HEADS[metric][0]}", {"test": "zsre"}, metric) for metric in (R, G, L)]
+    return grid(rows, "editor", [(editor, {"editor": editor}) for editor in editors], columns)
+
+
+def differences_table() -> str:
+    """InstructEdit minus MEND with the same mixture and steps; `table3`."""
+    differences = read("table3")["differences"]
+    lines = []
+    for of, minus, steps in (
+        ("InstructEdit", "MEND (multi-task)", "400, three seeds"),
+        ("InstructEdit (core)", MEND, "1,360, one seed"),
+    ):
+        for task in ("counterfact", "recent", "convsent", "zsre"):
+            pairs = [find(differences, test=task, of=of, minus=minus, metric=metric) for metric in (R, G, L)]
+            lines.append([steps, f"`{task}`", *(interval(pair) for pair in pairs)])
+    return markdown(["training steps", "InstructEdit minus MEND, points", *(HEADS[m] for m in (R, G, L))], lines)
+
+
+def paper_table() -> str:
+    """The paper's recipe, queried with and without the instruction prefix."""
+    rows = read("paper")["rows"]
+    columns = [
+        (f"{label}, {queries} queries", suffix, editor)
+        for queries, suffix in (("prefixed", ", paper"), ("plain", ""))
+        for label, editor in (("MEND", "MEND (multi-task)"), ("InstructEdit", "InstructEdit"))
+    ]
+    lines = [
+        [f"`{task}`", *(cell(find(rows, test=task + suffix, editor=editor), R) for _, suffix, editor in columns)]
+        for task in ("counterfact", "recent", "convsent", "zsre")
+    ]
+    return markdown(["Reliability", *(head for head, _, _ in columns)], lines)
+
+
+def transfer_table() -> str:
+    """Editors of one task on other tasks: `table1`, with InstructEdit of `table3` beside them."""
+    rows = read("table1")["rows"]
+    columns: list[Column] = [
+        (f"`{task}` {HEADS[metric][0]}", {"test": task}, metric)
+        for task in ("counterfact", "recent", "convsent", "zsre")
+        for metric in (R, L)
+    ]
+    editors = list(dict.fromkeys(row["editor"] for row in rows))
+    return grid(rows, "editor", [(editor, {"editor": editor}) for editor in editors], columns)
+
+
+def mixture_table() -> str:
+    """More tasks, more records: `fig2`."""
+    rows = read("fig2")["rows"]
+    columns: list[Column] = [
+        (f"`{task}` {HEADS[metric][0]}", {"test": task}, metric)
+        for task, metric in (("counterfact", R), ("counterfact", L), ("recent", R), ("convsent", R), ("zsre", R))
+    ]
+    editors = list(dict.fromkeys(row["editor"] for row in rows))
+    return grid(rows, "training tasks", [(editor, {"editor": editor}) for editor in editors], columns)
+
+
+def descriptions_table() -> str:
+    """Seen and unseen descriptions: `fig3`."""
+    rows = read("fig3")["rows"]
+    labels = (
+        (", seen", "seen in training"),
+        ("", "unseen"),
+        (", text-swapped", "own name, description of the opposite scope"),
+        (", name-swapped", "name of the opposite scope, own description"),
+        (", text-alone", "own description, neutral name"),
+        (", other-task", "another task's instruction"),
+        (", unrelated", "a text about something else"),
+        (", none", "no instruction"),
+    )
+    columns: list[Column] = [
+        (f"{label} {HEADS[metric][0]}", {"editor": editor}, metric)
+        for label, editor in (("paper's recipe", "InstructEdit (paper's recipe)"), ("ours", "InstructEdit"))
+        for metric in (R, G, L)
+    ]
+    return grid(rows, "instruction", [(label, {"test": f"counterfact{suffix}"}) for suffix, label in labels], columns)
+
+
+def larger_table() -> str:
+    """The main comparison on the base model of 17.4M parameters."""
+    rows = read("larger")["rows"]
+    tests = [(task, metric) for task in ("counterfact", "recent", "convsent", "zsre") for metric in (R, G, L)]
+    tests.append(("zsre, generation", L))
+    tests += [
+        (f"{task}{suffix}", "following") for task in ("this-fact", "rename") for suffix in ("", ", swapped-scope")
+    ]
+    editors = ("InstructEdit", "MEND (multi-task)", "FT-L (numbers chosen on the bundled base)")
+    lines = [
+        [f"`{test}`", HEADS[metric], *(cell(find(rows, test=test, editor=editor), metric) for editor in editors)]
+        for test, metric in tests
+    ]
+    return markdown(["test", "metric", "InstructEdit", "MEND, multi-task", "FT-L, tuned on the bundled base"], lines)
+
+
+def directions_table() -> str:
+    """Separability of the tasks in the editors' gradient directions."""
+    lines = []
+    for row in read("directions")["summary"]:
+        explained = row.get("explained") or {}
+        share = f"{100 * explained['instruction']:.1f}" if explained else "–"
+        side = {"u": "ũ", "delta": "δ̃"}[row["side"]]
+        cells = [interval(row["silhouette"], 1, 2), interval(row["probe"]), share]
+        lines.append([row["editor"], side, *cells])
+    heads = ["editor", "factor", "silhouette", "linear probe, %", "variance explained by the instruction, %"]
+    return markdown(heads, lines)
+
+
+def separability_table() -> str:
+    """Does separability predict Reliability on the held-out task?"""
+    predicts = read("separability")["predicts"]
+    lines = [
+        [{"u": "ũ", "delta": "δ̃"}[side], str(value["editors"]), f"{value['rho']:.2f}", f"{value['p']:.3f}"]
+        for side, value in predicts.items()
+    ]
+    return markdown(["factor", "editors", "Spearman's rho with `zsre` Reliability", "p"], lines)
+
+
+def sensitivity_table() -> str:
+    """The core editor under six kinds of instruction."""
+    rows = read("sensitivity")["rows"]
+    kinds = (
+        ("", "unseen"),
+        (", seen", "seen"),
+        (", swapped-scope", "opposite scope"),
+        (", other-task", "another task's"),
+        (", none", "none"),
+    )
+    lines = []
+    for task, metric in (("counterfact", L), ("recent", L), ("convsent", R), ("zsre", R), ("rename", "following")):
+        cells = [cell(find(rows, test=task + suffix, editor="InstructEdit (core)"), metric) for suffix, _ in kinds]
+        lines.append([f"`{task}` {HEADS[metric]}", *cells, cell(find(rows, test=task, editor=MEND), metric)])
+    return markdown(["", *(label for _, label in kinds), "MEND"], lines)
+
+
+def optimised_table() -> str:
+    """What optimising the instructions gained on edits that did not choose them."""
+    lines = [
+        [name, f"`{run['editor']}`", str(run["edits"]), str(run["tried"]), interval(run["gain"], digits=2)]
+        for name, run in read("instructions").items()
+    ]
+    return markdown(["run", "editor", "validation edits", "texts tried", "gain, points"], lines)
+
+
+def optimised_test_table() -> str:
+    """The one run with a gain, on the test file."""
+    runs = [run for run in read("instructions").values() if "test, 120 edits, seed 0" in run]
+    lines = []
+    for key, label in (("start", "shipped instructions"), ("new", "optimised instructions")):
+        scores = runs[0]["test, 120 edits, seed 0"][key]
+        lines.append([label, *("{} ({}–{})".format(*scores[metric]) for metric in (R, G, L))])
+    return markdown(["`zsre`, held out from the editors", *(HEADS[metric] for metric in (R, G, L))], lines)
+
+
+def recent_table() -> str:
+    """The bundled editor on all test edits of `recent`."""
+    result = read("recent")
+    names = (R, G, L, "locality/same_subject", "locality/forgetfulness", P)
+    lines = [[name, cell(result, name), str(result["metrics"][name]["count"])] for name in names]
+    return markdown(["metric", "mean", "edits"], lines)
+
+
+def misses_table() -> str:
+    """What the bundled editor answers where a scope asks for a change."""
+    kinds = ("wanted", "new answer", "as before", "other")
+    lines = [
+        [f"`{row['task']}`", "unseen text" if row["wording"] else "task's own", probe]
+        + [str(counts.get(kind, 0)) for kind in kinds]
+        for row in read("misses")["rows"]
+        for probe, counts in row["said"].items()
+    ]
+    heads = ["task", "instruction", "probes", "as the scope asks", "the edit's target", "unchanged", "something else"]
+    return markdown(heads, lines)
+
+
+def base_table() -> str:
+    """Recall of the larger base model, pass by pass."""
+    lines = [
+        [str(row["epoch"]), *(f"{100 * row[kind]:.1f}" for kind in ("statement", "question", "own_words"))]
+        for row in read("base-17m")["history"]
+    ]
+    return markdown(["pass", "statements, %", "questions, %", "the data sets' own prompts, %"], lines)
+
+
+def curves_table() -> str:
+    """Loss of unseen edits after training on a few, ours and EasyEdit's MEND."""
+    result = read("curves-gpt2-cpu")
+    lines = []
+    for key, name in (("ours", "ours"), ("easyedit", "EasyEdit's MEND")):
+        for run in result[key]:
+            sign = " (as published: the update is added)" if run.get("sign") == 1 else ""
+            lines.append([f"{name}{sign}", f"{run['learning_rate']:g}", *(f"{run['loss'][at]:.3f}" for at in (0, -1))])
+    return markdown(["", "learning rate", "loss at the start", f"loss after {result['edits']} edits"], lines)
