@@ -11,7 +11,7 @@ import typer
 
 import instructedit.cli.reproduce as reproduce
 from instructedit.cli import hub
-from instructedit.cli.options import _placement
+from instructedit.cli.options import _parse_device_map
 from instructedit.errors import DataError
 
 
@@ -27,7 +27,7 @@ from instructedit.errors import DataError
     ],
 )
 def test_placement(text: Any, expected: Any) -> None:
-    assert _placement(text) == expected
+    assert _parse_device_map(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_placement(text: Any, expected: Any) -> None:
 )  # fmt: skip
 def test_wrong_placement(text: str) -> None:
     with pytest.raises(typer.BadParameter) as refused:
-        _placement(text)
+        _parse_device_map(text)
     assert len(str(refused.value)) < 400
 
 

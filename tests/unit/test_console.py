@@ -143,7 +143,7 @@ class _Stream(io.TextIOWrapper):
 def test_json_is_valid_in_every_encoding(monkeypatch: pytest.MonkeyPatch, encoding: str, raw: bytes) -> None:
     stream = _Stream(encoding)
     monkeypatch.setattr(console.sys, "stdout", stream)
-    emit_json({"é": "東"})
+    emit_json({"é": "東"}, Path("-"))
     assert raw in stream.content()
     assert json.loads(stream.content().decode(encoding))["é"] == "東"
 
@@ -179,7 +179,7 @@ def test_a_reader_that_has_gone_ends_it_quietly(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(out, "quiet", False)  # it is put back
     monkeypatch.setattr(console.sys, "stdout", Gone())
     with pytest.raises(SystemExit) as left:
-        emit_json({})
+        emit_json({}, Path("-"))
     assert left.value.code == 141
     with pytest.raises(SystemExit) as left:
         Console(file=Gone()).print("x")

@@ -1,4 +1,4 @@
-"""The ``instructedit`` command. Each command lives in a file of its own and only calls the library."""
+"""The ``instructedit`` command; each subcommand is a module that only calls the library."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ from instructedit.cli import (
     tasks,
     train,
 )
-from instructedit.cli.console import err, fail, leave, log_to_console, out
+from instructedit.cli.console import discard_output, err, fail, log_to_console, out
 from instructedit.cli.failures import INTERRUPTED, ClickException, failure_of
 
 app = typer.Typer(
     name="instructedit",
-    help="Edit what a language model knows, by instruction.\n\n"
-    "Start with `instructedit demo`. Models are `bundled`, a folder with a Hugging Face checkpoint, or a hub id.",
+    help="Edit facts in a language model by instruction.\n\n"
+    "Start with `instructedit demo`, which edits the bundled model. Every command that takes a model accepts "
+    "`bundled`, a folder with a Hugging Face checkpoint, or a hub id.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,  # it reads users' text as markup
+    pretty_exceptions_enable=False,  # it would interpret markup in untrusted text
 )
 app.command("demo")(demo.demo)
 app.command("edit")(edit.edit)
@@ -58,52 +59,52 @@ def _show_version(requested: bool) -> None:
 @app.callback()
 def _start(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version and end.")
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass
 
 
 def main() -> None:
-    """Entry point: whatever goes wrong becomes a message and an exit code (:mod:`instructedit.cli.failures`)."""
+    """Run the command; every error becomes a message and an exit code (see :mod:`instructedit.cli.failures`)."""
     sys.exit(_run(sys.argv[1:]))
 
 
 def _run(arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal lacks is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):  # escape characters that the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
     log_to_console()
     try:
-        wrong = next((text for text in arguments if not _is_unicode(text)), None)
-        if wrong is not None:
-            fail("DataError", f"the argument {wrong!a} is not UTF-8 text")
+        not_unicode = next((text for text in arguments if not _is_unicode(text)), None)
+        if not_unicode is not None:
+            fail("DataError", f"the argument {not_unicode!a} is not UTF-8 text")
             return 2
-        # Not standalone: typer's own error messages would read users' text as markup.
+        # Without standalone_mode=False typer would print errors itself, and interpret markup in untrusted text.
         result: Any = app(arguments, prog_name="instructedit", standalone_mode=False)
         if sys.stdout is not None:
-            sys.stdout.flush()  # a full disk shows now, where it can still be reported
+            sys.stdout.flush()  # an error such as a full disk occurs here, where it can be reported
     except ClickException as error:
         return _usage(error)
     except (KeyboardInterrupt, typer.Abort):
         result = 130
-    except Exception as error:  # noqa: BLE001 - the last place where a user can be told in words
+    except Exception as error:  # noqa: BLE001 - the user gets a message instead of a traceback
         if os.environ.get("INSTRUCTEDIT_DEBUG"):
             traceback.print_exc()
-        _leave_unwritable()
+        _discard_unwritable_output()
         failure = failure_of(error)
         fail(failure.kind, failure.message)
         return failure.code
-    if result == 130:  # newer versions of typer return it instead of raising
+    if result == 130:  # newer versions of typer return 130 instead of raising an exception
         err.print(INTERRUPTED)
     return result if isinstance(result, int) else 0
 
 
 def _usage(error: Any) -> int:
-    """A mistake in the command line itself: the usage, where help is, and what is wrong."""
+    """Print the usage and the problem of a wrong command line, and return the exit code."""
     message = error.format_message()
     context = getattr(error, "ctx", None)
-    if message:  # none: the help has been printed already
+    if message:  # empty if the help has been printed
         if context is not None:
             err.print(context.get_usage(), soft_wrap=True)
             err.print(f"Try '{context.command_path} --help' for help.", style="dim", soft_wrap=True)
@@ -111,13 +112,13 @@ def _usage(error: Any) -> int:
     return int(error.exit_code)
 
 
-def _leave_unwritable() -> None:
-    """Give up on a standard output that cannot be written, or Python fails on it once more while it ends."""
+def _discard_unwritable_output() -> None:
+    """Discard buffered output that cannot be written, so that Python does not fail on it again when it exits."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError:
-        leave(sys.stdout)
+        discard_output(sys.stdout)
 
 
 def _is_unicode(text: str) -> bool:

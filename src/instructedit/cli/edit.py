@@ -1,4 +1,4 @@
-"""``instructedit edit``: change what a model says, and look at the difference."""
+"""``instructedit edit``: edit a model, report the effect, and save the edit as a file."""
 
 from __future__ import annotations
 
@@ -14,60 +14,89 @@ from instructedit.errors import DataError
 
 if TYPE_CHECKING:
     from instructedit.deltas.delta import Delta
+    from instructedit.editors.base import Editor
     from instructedit.evaluation.edit_report import EditReport
+    from instructedit.instructions.routing import Route
     from instructedit.models.language_model import LanguageModel
     from instructedit.records import EditRequest
     from instructedit.tasks.task import Task
 
-#: Warnings about single requests that are printed at most.
-WARNINGS = 5
+#: Maximum number of printed warnings about single requests.
+MAX_WARNINGS = 5
+_REQUEST_FIELDS = ("--prompt", "--target", "--subject", "--label")
+_INSTRUCTION_OPTIONS = ("--task", "--instruction", "--bank")
+
+Prompt = Annotated[str | None, typer.Option(help="Text before the answer, for example `Jimi Hendrix plays the`.")]
+Target = Annotated[str | None, typer.Option(help="The new answer.")]
+Subject = Annotated[
+    str | None,
+    typer.Option(help="The entity that the prompt is about, spelled as in the prompt. ROME and MEMIT need it."),
+]
+TaskName = Annotated[
+    str | None,
+    typer.Option(
+        help="Task of the edit: a name from `instructedit tasks`, or a task's YAML file. Without it the task whose "
+        "requests are most similar is used, or a neutral instruction if none is similar."
+    ),
+]
+Instruction = Annotated[
+    str | None,
+    typer.Option(
+        help="Instruction in your own words: what to change, and what must stay the same. It replaces the task's name "
+        "and instruction template."
+    ),
+]
+NoInstruction = Annotated[
+    bool,
+    typer.Option("--no-instruction", help="Edit without an instruction, except for requests that have their own."),
+]
+Label = Annotated[str | None, typer.Option(help="Sentiment of the target for the task convsent: positive or negative.")]
+RequestFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="Make several edits at once: a JSON Lines file with the fields prompt, target and optionally subject, "
+        "task, instruction, ground_truth and label. --instruction applies to requests without their own. The deltas "
+        "are added up, which works for a few edits only; the report shows which edits succeeded."
+    ),
+]
+DeltaFiles = Annotated[
+    list[Path] | None,
+    typer.Option(help="Apply this saved delta instead of making an edit; repeat the option to add up several deltas."),
+]
+ExtraPrompts = Annotated[
+    list[str] | None, typer.Option(help="Also show the answer to this prompt before and after the edit; repeatable.")
+]
+DeltaOut = Annotated[
+    Path | None, typer.Option("--out", callback=writable, help="Save the edit as a delta in this safetensors file.")
+]
+Rank = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Compress the delta to this rank. The relative error is shown. Not compressed by default."
+    ),
+]
+RequireSuccess = Annotated[
+    bool, typer.Option("--require-success", help="Exit with code 1 if any edit did not succeed.")
+]
+NewTokens = Annotated[int, typer.Option(min=1, help="Length of the generated answers, in tokens.")]
 
 
 def edit(
-    prompt: Annotated[str | None, typer.Option(help="The text before the answer.")] = None,
-    target: Annotated[str | None, typer.Option(help="The new answer.")] = None,
-    subject: Annotated[str | None, typer.Option(help="The entity that the prompt is about, as spelt there.")] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            help="The kind of edit: a task's name or its YAML file. Without it the best-matching one is taken, or a "
-            "neutral instruction where none matches."
-        ),
-    ] = None,
-    instruction: Annotated[
-        str | None,
-        typer.Option(
-            help="Describe the edit and its scope in your own words. They decide alone: no task's name or text is "
-            "read beside them."
-        ),
-    ] = None,
-    no_instruction: Annotated[
-        bool, typer.Option("--no-instruction", help="Edit without any instruction, where a request brings none.")
-    ] = False,
+    prompt: Prompt = None,
+    target: Target = None,
+    subject: Subject = None,
+    task: TaskName = None,
+    instruction: Instruction = None,
+    no_instruction: NoInstruction = False,
     bank: BankFile = None,
-    label: Annotated[str | None, typer.Option(help="ConvSent: positive or negative.")] = None,
-    requests: Annotated[
-        Path | None,
-        typer.Option(
-            help="Many edits at once: a JSON Lines file with prompt, target, [subject, …]. "
-            "--instruction is for all that bring none. Their deltas are added up, which holds for a few edits only; "
-            "the report says which took."
-        ),
-    ] = None,
-    apply: Annotated[
-        list[Path] | None, typer.Option(help="Apply this delta instead of making one; may be given several times.")
-    ] = None,
-    ask: Annotated[list[str] | None, typer.Option(help="Also show this prompt before and after; repeatable.")] = None,
-    out_file: Annotated[
-        Path | None, typer.Option("--out", callback=writable, help="Write the delta here (safetensors).")
-    ] = None,
-    rank: Annotated[
-        int | None, typer.Option(min=1, help="Compress the delta to this rank; the error is shown.")
-    ] = None,
-    require_success: Annotated[
-        bool, typer.Option("--require-success", help="Exit with code 1 if any edit did not take.")
-    ] = False,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answers shown, in tokens.")] = 16,
+    label: Label = None,
+    requests: RequestFile = None,
+    apply: DeltaFiles = None,
+    ask: ExtraPrompts = None,
+    out_file: DeltaOut = None,
+    rank: Rank = None,
+    require_success: RequireSuccess = False,
+    new_tokens: NewTokens = 16,
     model: Model = "bundled",
     editor: EditorFile = "bundled",
     dtype: Dtype = "float32",
@@ -75,150 +104,163 @@ def edit(
     device_map: DeviceMap = None,
     json_: JsonFile = None,
 ) -> None:
-    """Edit a model, show its answers before and after, and keep the edit as a small file.
+    """Edit a model, compare its answers before and after, and save the edit as a small file.
 
-    Make one: `instructedit edit --subject "Eiffel Tower" --prompt "Eiffel Tower is located in" --target Rome`.
-    Use it later: `instructedit edit --apply e.safetensors --ask "Where is the Eiffel Tower?"`.
-    Nothing is written into the model; a delta file says for which base model it is.
+    Make an edit: `instructedit edit --subject "Eiffel Tower" --prompt "Eiffel Tower is located in" --target Rome --out
+    e.safetensors`. Use it later: `instructedit edit --apply e.safetensors --ask "Where is the Eiffel Tower?"`.
+    The model itself is not changed. A delta file works only with the base model that it was made for.
 
-    Every edit is reported: whether it took (free generation gives the target), the probability of the new and the old
-    answer before and after, answers to paraphrases, and which of 24 unrelated answers changed.
+    The report shows for every edit whether it succeeded (the generated answer is the target), the probability of the
+    new and the old answer before and after, answers to paraphrases, and which of 24 unrelated answers changed.
     """
     quiet_libraries()
-    from instructedit.deltas.saving import load_delta, save_delta
-    from instructedit.editors.editing import make_edit, read_requests
-    from instructedit.editors.saving import find_editor
+    from instructedit.deltas.saving import save_delta
     from instructedit.evaluation.edit_report import report_edit
-    from instructedit.evaluation.generation import generate, natural_stop
     from instructedit.models.language_model import load_language_model
-    from instructedit.records import EditRequest
 
-    making = requests is not None or prompt is not None or target is not None
-    if bool(apply) == making:
-        raise DataError("give either an edit (--prompt and --target, or --requests) or --apply with a delta file")
-    one: dict[str, object] = {"--prompt": prompt, "--target": target, "--subject": subject, "--label": label}
-    texts: dict[str, object] = {
-        "--task": task,
-        "--instruction": instruction,
-        "--bank": bank,
-        "--no-instruction": no_instruction or None,
-    }
-    if apply:
-        _refuse("--apply", one | texts)
-    if instruction is not None and not instruction.strip():
-        raise DataError(
-            "--instruction is empty. Leave it out to take the task's text, or give --no-instruction to edit without any"
-        )
-    if no_instruction:
-        _refuse("--no-instruction", {key: value for key, value in texts.items() if key != "--no-instruction"})
-    wanted: list[EditRequest] = []
-    if requests is not None:
-        _refuse("--requests; its lines say it", one)
-        wanted = [
-            request
-            if request.instruction or not instruction
-            else request.model_copy(update={"instruction": instruction})
-            for request in read_requests(requests)
-        ]
-    elif making:
-        if not (prompt and prompt.strip() and target and target.strip()):
-            raise DataError("an edit needs both --prompt and --target")
-        wanted = [EditRequest(prompt=prompt, target=target, subject=subject, label=label, instruction=instruction)]
+    _check_options(
+        {
+            "--prompt": prompt,
+            "--target": target,
+            "--subject": subject,
+            "--label": label,
+            "--task": task,
+            "--instruction": instruction,
+            "--bank": bank,
+            "--no-instruction": no_instruction or None,
+            "--requests": requests,
+            "--apply": apply or None,
+        }
+    )
+    edits = [] if apply else _requests(requests, prompt, target, subject, label, instruction)
     language_model = load_language_model(model, dtype=dtype, device=device, device_map=device_map)
     method = None
     if apply:
-        deltas = [load_delta(path) for path in apply]
-        delta = deltas[0]
-        for other in deltas[1:]:
-            delta = delta + other
+        delta = _saved_delta(apply)
     else:
-        tasks, notes = ([None] * len(wanted), []) if no_instruction else _tasks_of(wanted, task, bank, language_model)
-        method = find_editor(editor, language_model)
-        delta = make_edit(method, language_model, wanted, tasks)
-        for line in notes:
-            err.print(line)
+        delta, method = _make_delta(language_model, edits, editor, task, bank, no_instruction)
     if rank is not None:
         delta = delta.compress(rank)
     delta.check(language_model)
     report = report_edit(language_model, delta, method, new_tokens=new_tokens)
-    asked = [text for text in ask or () if text not in {each.answer.prompt for each in report.requests}]
-    before = generate(language_model, asked, new_tokens=new_tokens)
-    after = generate(language_model, asked, delta=delta, new_tokens=new_tokens)
-    shown = list(zip(asked, map(natural_stop, before), map(natural_stop, after), strict=True))
+    extra_answers = _answers(language_model, delta, ask or (), report, new_tokens)
     if out_file is not None:
         save_delta(delta, out_file)
-    answers = [(each.answer.prompt, each.answer.before, each.answer.after) for each in report.requests] + shown
-    result: dict[str, Any] = {
-        "model": model,
-        "base": language_model.fingerprint,
-        "instruction": delta.metadata.instruction,
-        "editor": delta.metadata.editor,
-        "requests": [request.model_dump(exclude_none=True) for request in delta.metadata.requests],
-        "rank": max(low.rank for low in delta.factors.values()),
-        "compression_error": delta.metadata.compression_error,
-        "delta": str(out_file) if out_file else None,
-        "answers": [dict(zip(("prompt", "before", "after"), row, strict=True)) for row in answers],
-        "report": report.as_dict(),
-    }
-    if json_ is not None:
-        emit_json(result, json_)
-    if str(json_) != "-":
-        _show(report, shown, delta)
+    result = _result(model, language_model, delta, report, extra_answers, out_file)
+    if not emit_json(result, json_):
+        _print_report(report, extra_answers, delta)
         if rank is not None:
             error = delta.metadata.compression_error
-            stated = "is not known" if error is None else f"{error:.4f}"
-            out.print(f"compressed to rank {rank}: relative error {stated}")
+            out.print(
+                f"compressed to rank {rank}: relative error {'is not known' if error is None else f'{error:.4f}'}"
+            )
         if out_file is not None:
             err.print(f"written to {out_file}")
     if require_success and not report.succeeded:
         raise typer.Exit(1)
 
 
-def _show(report: EditReport, shown: Sequence[tuple[str, str, str]], delta: Delta) -> None:
-    """Print the report: a row an answer, then what else moved, then the warnings."""
-    title = f"{len(report.requests)} edit(s) by {delta.metadata.editor}"
-    rows = table("prompt", "before", "after", "took", "P(target)", "P(old answer)", title=title)
-    for each in report.requests:
-        answer = each.answer
-        took = "yes" if answer.took else "NO"
-        pairs = [f"{before:.3f} → {after:.3f}" for before, after in (each.target, each.old)]
-        rows.add_row(answer.prompt, answer.before, answer.after, took, *pairs)
-        for paraphrase in each.paraphrases:
-            took = "yes" if paraphrase.took else "no"
-            rows.add_row(f"  {paraphrase.prompt}", paraphrase.before, paraphrase.after, took, "", "")
-    for prompt, before, after in shown:
-        rows.add_row(prompt, before, after, "", "", "")
-    out.print(rows)
-    out.print(f"{len(report.moved)} of {report.unrelated} unrelated answers changed.")
-    for moved in report.moved[:5]:
-        out.print(f"  {moved.prompt} {moved.before!r} → {moved.after!r}")
-    if delta.metadata.instruction:
-        out.print(delta.metadata.instruction, style="dim")
-    about_requests = [text for each in report.requests for text in each.warnings]
-    for warning in (*about_requests[:WARNINGS], *report.warnings):
-        err.print(f"warning: {warning}")
-    if len(about_requests) > WARNINGS:
-        err.print(f"{len(about_requests) - WARNINGS} more warnings: --json has all of them")
+def _check_options(options: Mapping[str, object]) -> None:
+    """Check that options can be combined.
+
+    Args:
+        options: values by option; None for an option that is not given.
+
+    Raises:
+        DataError: options exclude each other, or the instruction is empty.
+    """
+
+    def reject(excluded: Sequence[str], reason: str) -> None:
+        names = [name for name in excluded if options[name] is not None]
+        if names:
+            raise DataError(f"{', '.join(names)} cannot be given with {reason}")
+
+    makes_edit = any(options[name] is not None for name in ("--requests", "--prompt", "--target"))
+    if (options["--apply"] is not None) == makes_edit:
+        raise DataError("give either an edit (--prompt and --target, or --requests) or --apply with a delta file")
+    if options["--apply"] is not None:
+        reject((*_REQUEST_FIELDS, *_INSTRUCTION_OPTIONS, "--no-instruction"), "--apply")
+    instruction = options["--instruction"]
+    if isinstance(instruction, str) and not instruction.strip():
+        raise DataError(
+            "--instruction is empty. Leave it out to use the task's instruction template, or use --no-instruction to "
+            "edit without an instruction"
+        )
+    if options["--no-instruction"] is not None:
+        reject(_INSTRUCTION_OPTIONS, "--no-instruction")
+    if options["--requests"] is not None:
+        reject(_REQUEST_FIELDS, "--requests; set these fields in the file")
 
 
-def _refuse(with_what: str, options: Mapping[str, object]) -> None:
-    """Options that would be ignored are refused."""
-    given = [name for name, value in options.items() if value is not None]
-    if given:
-        raise DataError(f"{', '.join(given)} cannot be given with {with_what}")
+def _requests(
+    file: Path | None,
+    prompt: str | None,
+    target: str | None,
+    subject: str | None,
+    label: str | None,
+    instruction: str | None,
+) -> list[EditRequest]:
+    """Return the requests of a file, or the single request of the command line."""
+    from instructedit.editors.editing import read_requests
+    from instructedit.records import EditRequest
+
+    if file is not None:
+        return [
+            request
+            if request.instruction or not instruction
+            else request.model_copy(update={"instruction": instruction})
+            for request in read_requests(file)
+        ]
+    if not (prompt and prompt.strip() and target and target.strip()):
+        raise DataError("an edit needs both --prompt and --target, and neither may be blank")
+    return [EditRequest(prompt=prompt, target=target, subject=subject, label=label, instruction=instruction)]
+
+
+def _saved_delta(files: Sequence[Path]) -> Delta:
+    """Return the sum of saved deltas."""
+    from instructedit.deltas.saving import load_delta
+
+    first, *others = [load_delta(file) for file in files]
+    total = first
+    for delta in others:
+        total = total + delta
+    return total
+
+
+def _make_delta(
+    language_model: LanguageModel,
+    requests: list[EditRequest],
+    editor: str,
+    task: str | None,
+    bank: Path | None,
+    no_instruction: bool,
+) -> tuple[Delta, Editor]:
+    """Make the edit, print how each task was chosen, and return the delta with its editor."""
+    from instructedit.editors.editing import make_edit
+    from instructedit.editors.saving import find_editor
+
+    tasks: list[Task | None] = [None] * len(requests)
+    notes: list[str] = []
+    if not no_instruction:
+        tasks, notes = _tasks_of(requests, task, bank, language_model)
+    method = find_editor(editor, language_model)
+    delta = make_edit(method, language_model, requests, tasks)
+    for note in notes:
+        err.print(note)
+    return delta, method
 
 
 def _tasks_of(
     requests: list[EditRequest], task: str | None, bank: Path | None, language_model: LanguageModel
 ) -> tuple[list[Task | None], list[str]]:
-    """Each request's task, and notes on how it was found."""
+    """Return the task of each request, with a note for each task that was chosen by similarity."""
     from instructedit.instructions.bank import task_with
-    from instructedit.instructions.routing import NEAR_ENOUGH, Router
-    from instructedit.tasks.task import FREE_TEXT, NEUTRAL_TEXT, free_text, load_task
+    from instructedit.instructions.routing import Router
+    from instructedit.tasks.task import free_text, load_task
 
     if task is not None or bank is not None:
         if task is None:
-            raise DataError("--bank needs the --task that it was made for")
+            raise DataError("--bank also needs --task, the task that its instruction templates are for")
         return [task_with(task, bank)] * len(requests), []
     unnamed = [request for request in requests if request.task is None and request.instruction is None]
     routes = iter(Router(language_model)(unnamed) if unnamed else [])
@@ -232,13 +274,83 @@ def _tasks_of(
         else:
             route = next(routes)
             tasks.append(route.task)
-            if route.task.name == FREE_TEXT:
-                notes.append(
-                    f"{request.prompt!r} is like no task's requests (alike: {route}; {NEAR_ENOUGH} is needed), so the "
-                    f"neutral instruction is taken: {NEUTRAL_TEXT} --task or --instruction says what you want"
-                )
-            else:
-                notes.append(
-                    f"task {route.task.name} chosen for {request.prompt!r} (alike: {route}); --task takes another"
-                )
+            notes.append(_routing_note(request.prompt, route))
     return tasks, notes
+
+
+def _routing_note(prompt: str, route: Route) -> str:
+    from instructedit.instructions.routing import NEAR_ENOUGH
+    from instructedit.tasks.task import FREE_TEXT, NEUTRAL_TEXT
+
+    if route.task.name == FREE_TEXT:
+        return (
+            f"{prompt!r} is not similar to the requests of any task (similarity: {route}; at least {NEAR_ENOUGH} is "
+            f"required), so the neutral instruction is used: {NEUTRAL_TEXT} Use --task or --instruction to choose"
+        )
+    return f"task {route.task.name} chosen for {prompt!r} (similarity: {route}); use --task to choose another"
+
+
+def _answers(
+    language_model: LanguageModel, delta: Delta, prompts: Sequence[str], report: EditReport, new_tokens: int
+) -> list[tuple[str, str, str]]:
+    """Return (prompt, answer before, answer after) of the ``--ask`` prompts that the report does not contain."""
+    from instructedit.evaluation.generation import generate, natural_stop
+
+    reported = {request.answer.prompt for request in report.requests}
+    extra = [prompt for prompt in prompts if prompt not in reported]
+    before = generate(language_model, extra, new_tokens=new_tokens)
+    after = generate(language_model, extra, delta=delta, new_tokens=new_tokens)
+    return list(zip(extra, map(natural_stop, before), map(natural_stop, after), strict=True))
+
+
+def _result(
+    model: str,
+    language_model: LanguageModel,
+    delta: Delta,
+    report: EditReport,
+    extra_answers: Sequence[tuple[str, str, str]],
+    out_file: Path | None,
+) -> dict[str, Any]:
+    """Return the command's JSON result."""
+    answers = [(each.answer.prompt, each.answer.before, each.answer.after) for each in report.requests]
+    return {
+        "model": model,
+        "base": language_model.fingerprint,
+        "instruction": delta.metadata.instruction,
+        "editor": delta.metadata.editor,
+        "requests": [request.model_dump(exclude_none=True) for request in delta.metadata.requests],
+        "rank": max(factors.rank for factors in delta.factors.values()),
+        "compression_error": delta.metadata.compression_error,
+        "delta": str(out_file) if out_file else None,
+        "answers": [
+            dict(zip(("prompt", "before", "after"), answer, strict=True)) for answer in (*answers, *extra_answers)
+        ],
+        "report": report.as_dict(),
+    }
+
+
+def _print_report(report: EditReport, extra_answers: Sequence[tuple[str, str, str]], delta: Delta) -> None:
+    """Print the answers of the edits, other changed answers, the instruction and warnings."""
+    title = f"{len(report.requests)} edit(s) by {delta.metadata.editor}"
+    rows = table("prompt", "before", "after", "took", "P(target)", "P(old answer)", title=title)
+    for each in report.requests:
+        answer = each.answer
+        took = "yes" if answer.took else "NO"
+        probabilities = [f"{before:.3f} → {after:.3f}" for before, after in (each.target, each.old)]
+        rows.add_row(answer.prompt, answer.before, answer.after, took, *probabilities)
+        for paraphrase in each.paraphrases:
+            took = "yes" if paraphrase.took else "no"
+            rows.add_row(f"  {paraphrase.prompt}", paraphrase.before, paraphrase.after, took, "", "")
+    for prompt, before, after in extra_answers:
+        rows.add_row(prompt, before, after, "", "", "")
+    out.print(rows)
+    out.print(f"{len(report.moved)} of {report.unrelated} unrelated answers changed.")
+    for moved in report.moved[:5]:
+        out.print(f"  {moved.prompt} {moved.before!r} → {moved.after!r}")
+    if delta.metadata.instruction:
+        out.print(delta.metadata.instruction, style="dim")
+    about_requests = [text for each in report.requests for text in each.warnings]
+    for warning in (*about_requests[:MAX_WARNINGS], *report.warnings):
+        err.print(f"warning: {warning}")
+    if len(about_requests) > MAX_WARNINGS:
+        err.print(f"{len(about_requests) - MAX_WARNINGS} more warnings; --json FILE writes all of them")

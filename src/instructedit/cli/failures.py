@@ -1,9 +1,9 @@
-"""What a command says, and its exit code, when it cannot go on.
+"""Error messages and exit codes of the commands.
 
-2     something is wrong with what was given, or with the machine: the message says what to do
-70    a defect of ours (EX_SOFTWARE of sysexits.h); INSTRUCTEDIT_DEBUG=1 shows the traceback
+2     wrong input, or a problem of the machine; the message states what to do
+70    a bug of this program (EX_SOFTWARE of sysexits.h); INSTRUCTEDIT_DEBUG=1 shows the traceback
 130   interrupted by the user
-141   nobody reads the output any more (``| head``); ends without a word
+141   the reader of the output has closed it (``| head``); no message
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import typer
 
 from instructedit.errors import InstructEditError, is_out_of_memory
 
-INTERRUPTED = "interrupted; what is finished is kept, and the same command goes on from there"
+INTERRUPTED = "interrupted; finished work is kept, and running the same command again resumes it"
 _PACKAGE = Path(__file__).parents[1]
-#: typer raises click's exceptions, or those of the copy of click that newer versions hold; this is the root of either.
+#: Base class of click's exceptions. Newer versions of typer contain a copy of click, so it cannot be imported by name.
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]  # above it: UsageError, ClickException
 
 
 @dataclass(frozen=True)
 class Failure:
-    """How a command ends.
+    """Outcome of a command that failed.
 
-    Args:
-        kind: a word for what went wrong.
+    Attributes:
+        kind: class of the error.
         message: what is wrong and what to do.
         code: the exit code.
     """
@@ -38,36 +38,35 @@ class Failure:
 
 
 def failure_of(error: BaseException) -> Failure:
-    """What to say of an exception that no command caught."""
-    kind, said = type(error).__name__, str(error)
+    """Return the message and exit code for an exception that no command has caught."""
+    kind, text = type(error).__name__, str(error)
     if isinstance(error, InstructEditError):
-        return Failure(kind, said)
+        return Failure(kind, text)
     if is_out_of_memory(error):
         return Failure(
             "EditorError",
-            "the memory is not enough. Take a smaller --batch, a smaller model, or --dtype bfloat16; "
-            "`instructedit doctor` says what a model needs.",
+            "out of memory. Use a smaller --batch, a smaller model, or --dtype bfloat16; `instructedit doctor` shows "
+            "how much memory a model needs.",
         )
     if isinstance(error, RecursionError):
-        return Failure("DataError", "something in what was given nests too deeply")
+        return Failure("DataError", "an input is nested too deeply")
     if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
-        return Failure("DataError", "a text holds half of a surrogate pair (\\ud800 to \\udfff), which is no character")
-    if isinstance(error, ValueError) and "null" in said and ("byte" in said or "character" in said):
-        return Failure("DataError", "a file name holds a NUL character")
+        return Failure("DataError", "a text contains a lone surrogate (\\ud800 to \\udfff), which is not a character")
+    if isinstance(error, ValueError) and "null" in text and ("byte" in text or "character" in text):
+        return Failure("DataError", "a file name contains a NUL character")
     if isinstance(error, OSError):
-        where = error.filename if error.filename is not None else "the output, or a file, cannot be written or read"
-        return Failure("DataError", f"{where}: {error.strerror or said or kind}")
-    place = _place(error)
+        where = error.filename if error.filename is not None else "a file or the output cannot be read or written"
+        return Failure("DataError", f"{where}: {error.strerror or text or kind}")
     return Failure(
         "internal",
-        f"internal error {kind}: {' '.join(said.split())} ({place}); please report it. "
+        f"internal error {kind}: {' '.join(text.split())} ({_location(error)}); please report it. "
         "INSTRUCTEDIT_DEBUG=1 shows the traceback.",
         70,
     )
 
 
-def _place(error: BaseException) -> str:
-    """The last line of our own that the error came by, else the last of all."""
+def _location(error: BaseException) -> str:
+    """Return file and line of the innermost frame in this package, or else of the innermost frame."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if _PACKAGE in Path(frame.filename).parents and "cli/app" not in frame.filename]
     last = (ours or list(frames))[-1:]

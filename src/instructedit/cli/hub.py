@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub can be reached: its client waits half a minute before it says that it cannot."""
+"""Check that the Hugging Face hub can be reached, because its client retries for half a minute before it fails."""
 
 from __future__ import annotations
 
@@ -12,30 +12,34 @@ from urllib.request import getproxies
 
 from instructedit.cli.console import err
 
-#: Seconds that a connection may take.
-PATIENCE = 3.0
+#: Timeout for a connection to the hub, in seconds.
+CONNECT_TIMEOUT = 3.0
 _OFFLINE = "HF_HUB_OFFLINE"
 
 
 def offline_if_unreachable(name: str | None) -> str | None:
-    """For a hub id: look into the cache alone if there is no connection. Returns the name, as an option's callback.
+    """Set the hub client's offline mode if ``name`` is a hub id and the hub cannot be reached.
 
-    The client's number of retries cannot be set, but its offline mode can. Whoever sets that, or a proxy, has decided.
+    The client's number of retries cannot be configured, but its offline mode can. Nothing is changed if the user has
+    set the offline mode or a proxy.
+
+    Returns:
+        ``name``, so that the function can be used as an option's callback.
     """
     if name is None or not _is_hub_id(name) or _OFFLINE in os.environ or getproxies():
         return name
     address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     try:
         port = address.port or (80 if address.scheme == "http" else 443)
-        socket.create_connection((address.hostname or "", port), PATIENCE).close()
+        socket.create_connection((address.hostname or "", port), CONNECT_TIMEOUT).close()
     except OSError:
-        err.print(f"{address.hostname} cannot be reached; looking for {name} in the cache alone")
+        err.print(f"{address.hostname} cannot be reached; {name} is looked up in the local cache only")
         os.environ[_OFFLINE] = "1"
         loaded = sys.modules.get("huggingface_hub.constants")
-        if loaded is not None:  # it has read its environment already
+        if loaded is not None:  # the client has already read the environment variable
             vars(loaded)[_OFFLINE] = True
     except ValueError:
-        pass  # no address: the client says what is wrong with it
+        pass  # HF_ENDPOINT is not an address; the client reports it
     return name
 
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, described once."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from instructedit.storage.writing import check_writable
 
 
 def writable(context: typer.Context, path: Path | None) -> Path | None:
-    """Callback of every option that names a file to write: hours of work are not to end in a file that cannot be.
+    """Check an output file before the command starts, so that a long run does not fail at its end.
+
+    This is the callback of every option that names an output file.
 
     Raises:
-        DataError: it cannot be written.
+        DataError: the file cannot be written.
     """
     if path is not None and str(path) != "-" and not context.resilient_parsing:
         check_writable(path)
@@ -26,65 +28,85 @@ def writable(context: typer.Context, path: Path | None) -> Path | None:
 
 
 def known_model(context: typer.Context, name: str | None) -> str | None:
-    """Callback of every option that may hold a hub id (:mod:`instructedit.cli.hub`)."""
+    """Prepare the hub client for an option that may be a hub id (see :mod:`instructedit.cli.hub`)."""
     return name if context.resilient_parsing else offline_if_unreachable(name)
 
 
+def _parse_device_map(text: Any) -> Any:
+    """Parse ``--device-map``: the name of a strategy or device, or a JSON object from module name to device."""
+    if not isinstance(text, str):
+        return text  # typer also passes the default, None
+    if re.fullmatch(r"[a-z][\w:]*", text.strip()):  # auto, balanced_low_0, cuda:0: checked when the model is loaded
+        return text.strip()
+    try:
+        device_map = parse_json(text)
+    except DataError as error:
+        raise typer.BadParameter(f"must be auto or a JSON object: {str(error).split('. The file')[0]}") from None
+    if not isinstance(device_map, dict):
+        raise typer.BadParameter(f"must be auto or a JSON object, not {short_repr(device_map)}")
+    for module, device in device_map.items():
+        if not isinstance(device, str) and (not isinstance(device, int) or isinstance(device, bool) or device < 0):
+            raise typer.BadParameter(
+                f"the device of {module!r} must be a name such as cpu or cuda:0, a GPU number or disk, not "
+                f"{short_repr(device)}"
+            )
+    return device_map
+
+
 Model = Annotated[
-    str, typer.Option("--model", callback=known_model, help="`bundled`, a checkpoint folder, or a hub id.")
+    str,
+    typer.Option(
+        "--model", callback=known_model, help="Base model: `bundled`, a folder with a checkpoint, or a hub id."
+    ),
 ]
 EditorFile = Annotated[
     str,
     typer.Option(
         "--editor",
-        help="`bundled`, `bundled-core`, `bundled-mend`, a file written by `instructedit train`, a method that needs "
-        "no training (`ft`, `lora`, `rome`, `memit`, `grace`, `calinet`, `in-context`), or a YAML file with its `name` "
-        "and numbers.",
+        help="Editor: `bundled`, `bundled-core` or `bundled-mend` (trained for the bundled model); a file written by "
+        "`instructedit train`; a method without training (`ft`, `lora`, `rome`, `memit`, `grace`, `calinet`, "
+        "`in-context`); or a YAML file with the `name` of a method and its settings.",
     ),
 ]
 TrainedEditor = Annotated[
     str,
     typer.Option(
-        "--editor", help="`bundled`, `bundled-core`, `bundled-mend`, or a file written by `instructedit train`."
+        "--editor",
+        help="Editor: `bundled`, `bundled-core` or `bundled-mend` (trained for the bundled model), or a file written "
+        "by `instructedit train`.",
     ),
 ]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto (as stored).")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, … or auto; default cpu.")]
-
-
-def _placement(text: Any) -> Any:
-    """``auto`` and its like, or a JSON object from module name to device."""
-    if not isinstance(text, str):
-        return text  # typer gives the default by here, too
-    if re.fullmatch(r"[a-z][\w:]*", text.strip()):  # auto, balanced_low_0, cuda:0: the library knows which there are
-        return text.strip()
-    try:
-        found = parse_json(text)
-    except DataError as error:
-        raise typer.BadParameter(f"takes auto or a JSON object: {str(error).split('. The file')[0]}") from None
-    if not isinstance(found, dict):
-        raise typer.BadParameter(f"takes auto or a JSON object, not {short_repr(found)}")
-    for part, device in found.items():
-        if not isinstance(device, str) and (not isinstance(device, int) or isinstance(device, bool) or device < 0):
-            raise typer.BadParameter(f"{part!r} takes a device such as cpu, cuda:0 or 0, not {short_repr(device)}")
-    return found
-
-
+Dtype = Annotated[
+    str, typer.Option(help="Type of the model's weights: float32, bfloat16, float16, or auto (as stored).")
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="Device of the model: cpu, cuda, cuda:1, …, or auto (a GPU if there is one). Without it the CPU is used."
+    ),
+]
 DeviceMap = Annotated[
     Any,
     typer.Option(
-        parser=_placement,
+        parser=_parse_device_map,
         metavar="auto|JSON",
-        help='Accelerate\'s placement: `auto`, or a device for every part, `{"transformer.h.0": "cpu", …}`. '
-        "What goes to `disk` is read when needed.",
+        help="Distribute the model over several devices instead of --device: `auto`, or a device for each module, "
+        '`{"transformer.h.0": "cpu", …}`. Modules on `disk` are read each time they run.',
     ),
 ]
 BankFile = Annotated[
-    Path | None, typer.Option("--bank", help="Instructions from this file, as `instructions optimize` writes it.")
+    Path | None,
+    typer.Option(
+        "--bank",
+        help="Use the instruction templates of this YAML file, as written by `instructedit instructions optimize`, "
+        "instead of the task's own.",
+    ),
 ]
 JsonFile = Annotated[
     Path | None,
     typer.Option(
-        "--json", callback=writable, help="Write the result as JSON to this file; - prints it and nothing else."
+        "--json",
+        callback=writable,
+        help="Also write the result as JSON to this file. With `-` the JSON is the only output on standard output.",
     ),
 ]
