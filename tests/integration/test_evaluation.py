@@ -18,6 +18,7 @@ from instructedit.editors.incontext import InContext, InContextConfig
 from instructedit.editors.mend import Mend
 from instructedit.errors import DataError
 from instructedit.evaluation.generation import generate
+from instructedit.evaluation.metrics import MetricGroup, registered_metrics
 from instructedit.evaluation.protocols import Control, InstructionChooser, Protocol
 from instructedit.evaluation.runner import Evaluation, evaluate
 from instructedit.evaluation.scoring import Query, Scored, score
@@ -55,7 +56,8 @@ def test_batch_size_does_not_matter(
 ) -> None:
     task = load_task("counterfact")
     one, other = (
-        evaluate(editor, gpt2, task, records[:7], protocol=protocol, batch=batch, fluency=True) for batch in (1, 5)
+        evaluate(editor, gpt2, task, records[:7], protocol=protocol, batch=batch, metrics=registered_metrics())
+        for batch in (1, 5)
     )
     assert_same_values(one, other)
 
@@ -79,7 +81,7 @@ def test_repeated_evaluation_is_the_same(gpt2: LanguageModel, editor: Mend, reco
 def test_evaluation_leaves_the_model_as_it_was(gpt2: LanguageModel, editor: Mend, records: list[EditRecord]) -> None:
     batch = pad([gpt2.text.encode_pair("Lena was born in", "Oston")], gpt2.text.pad_id)
     before = gpt2.split(0).full(batch)
-    evaluate(editor, gpt2, load_task("counterfact"), records[:3], fluency=True)
+    evaluate(editor, gpt2, load_task("counterfact"), records[:3], metrics=registered_metrics())
     assert torch.equal(gpt2.split(0).full(batch), before)
 
 
@@ -120,14 +122,15 @@ def test_protocols_measure_what_a_task_asks_for(
     assert len(values["records"]) == 4
 
 
-def test_headlines_are_the_same_figures_and_no_others(
+def test_core_metrics_are_the_same_figures_and_no_others(
     gpt2: LanguageModel, editor: Mend, records: list[EditRecord]
 ) -> None:
     task = load_task("this-fact")
-    whole, headlines = (
-        evaluate(editor, gpt2, task, records[:4], headlines_only=only).metrics for only in (False, True)
+    whole, core = (
+        evaluate(editor, gpt2, task, records[:4], metrics=metrics).metrics
+        for metrics in (None, registered_metrics(MetricGroup.CORE))
     )
-    assert headlines.keys() == {
+    assert core.keys() == {
         "reliability",
         "reliability_before",
         "generalization",
@@ -139,7 +142,7 @@ def test_headlines_are_the_same_figures_and_no_others(
         "kept",
         "changed",
     }
-    assert headlines == {name: whole[name] for name in headlines}
+    assert core == {name: whole[name] for name in core}
 
 
 @pytest.mark.parametrize("control", Control)
@@ -349,7 +352,7 @@ QUERIES = (
 def assert_same_scores(one: list[Scored], other: list[Scored]) -> None:
     for mine, theirs in zip(one, other, strict=True):
         assert mine.predicted == theirs.predicted
-        assert mine.hits == theirs.hits
+        assert mine.token_accuracy == theirs.token_accuracy
         assert mine.log_likelihood == pytest.approx(theirs.log_likelihood, abs=1e-4)
 
 
@@ -375,7 +378,7 @@ def test_score_is_what_the_whole_model_says(gpt2: LanguageModel) -> None:
     labels = ids[0, encoded.target_start :]
     (found,) = score(gpt2, 2, [query], None)
     assert found.predicted == tuple(logits.argmax(-1).tolist())
-    assert found.hits == pytest.approx((logits.argmax(-1) == labels).float().mean().item())
+    assert found.token_accuracy == pytest.approx((logits.argmax(-1) == labels).float().mean().item())
     expected = logits.log_softmax(-1).gather(1, labels[:, None]).mean().item()
     assert found.log_likelihood == pytest.approx(expected, abs=1e-5)
 

@@ -1,16 +1,33 @@
-"""The formulas of evaluation, by hand."""
+"""The formulas of evaluation by hand, and the registry of metrics."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from instructedit.errors import DataError
 from instructedit.evaluation.generation import matches, natural_stop, normalised
 from instructedit.evaluation.intervals import estimate
+from instructedit.evaluation.metrics import (
+    Direction,
+    Metric,
+    MetricGroup,
+    Unit,
+    get_metric,
+    register_metric,
+    registered_metrics,
+    registry,
+)
 from instructedit.evaluation.metrics.formulas import ngram_entropy, score_and_magnitude, sentiment_shift
+from instructedit.evaluation.metrics.listing import metric_families, metrics_as_markdown
+from instructedit.evaluation.queries import RecordQueries
+from instructedit.instructions.trial import METRICS
+from instructedit.records import EditRecord
+from instructedit.tasks.task import load_task
 
 likelihoods = st.lists(st.floats(-50, 0), min_size=1, max_size=5)
 
@@ -134,3 +151,84 @@ def test_matches_is_exact_but_for_case_and_marks(continuation: str, right: bool)
 )
 def test_a_full_stop_inside_an_answer_does_not_end_it(continuation: str, right: bool) -> None:
     assert matches(continuation, ("A.C. Oston",)) is right
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+
+
+@pytest.fixture
+def extra(monkeypatch: pytest.MonkeyPatch) -> Metric:
+    """A metric that a program registers."""
+    monkeypatch.setattr(registry, "_REGISTERED", {})
+    return register_metric(
+        Metric("extra", "Is it there?", "1", queries=lambda record: [record.request], reduce=lambda results: 1.0)
+    )
+
+
+def test_families_are_those_of_published_results() -> None:
+    likelihood = [
+        f"{name}_{form}" for name in ("efficacy", "paraphrase", "neighbourhood") for form in ("score", "magnitude")
+    ]
+    assert metric_families().keys() == {
+        "reliability", "reliability_before", "generalization", "locality", "locality/<kind>", "locality_prefixed",
+        "following", "kept", "changed", "reached/<kind>", "portability", "portability/<kind>", "sentiment_shift",
+        *likelihood, "fluency",
+    }  # fmt: skip
+
+
+def test_metrics_are_found_by_name_and_group(extra: Metric) -> None:
+    assert get_metric("extra") is extra is registered_metrics()[-1]
+    assert extra in registered_metrics(MetricGroup.EXTENDED)
+    assert extra not in registered_metrics(MetricGroup.CORE, MetricGroup.TEXT)
+    assert "| `extra` | Is it there? | 1 | share | higher | extended |  |" in metrics_as_markdown()
+
+
+def test_a_name_is_registered_once(extra: Metric) -> None:
+    with pytest.raises(DataError, match="'extra' is already registered"):
+        register_metric(extra)
+    with pytest.raises(DataError, match="'locality' is already registered"):
+        register_metric(get_metric("locality"))
+
+
+def test_unknown_metric_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(DataError, match=r"no metric is named 'relability'\. Did you mean 'reliability'\?"):
+        get_metric("relability")
+    with pytest.raises(DataError, match=r"no metric is named 'x'\. `instructedit metrics` lists all"):
+        get_metric("x")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("reliability", "25.0"), ("efficacy_magnitude", "25.0"), ("fluency", "0.2")]
+)
+def test_unit_decides_how_a_value_is_shown(name: str, shown: str) -> None:
+    assert get_metric(name).unit.render(0.25) == shown
+
+
+def test_units_and_directions() -> None:
+    assert {metric.name for metric in registered_metrics() if metric.unit is Unit.BITS} == {"fluency"}
+    assert {metric.name for metric in registered_metrics() if metric.direction is Direction.NEUTRAL} == {
+        "reliability_before",
+        "kept",
+        "changed",
+    }
+
+
+def test_docs_table_is_generated() -> None:
+    block = DOCS.read_text(encoding="utf-8").split("<!-- metrics -->\n")[1].split("\n<!-- end -->")[0]
+    assert block == metrics_as_markdown(), "instructedit metrics --markdown"
+
+
+def test_metrics_that_instructions_are_judged_by_are_registered() -> None:
+    assert [get_metric(name).name for name in METRICS] == list(METRICS)
+
+
+@pytest.mark.parametrize("task", ["counterfact", "rename", "forget"])
+def test_queries_are_ordered_as_made_whatever_needs_them(records: list[EditRecord], task: str) -> None:
+    plan = RecordQueries(0, records[0], load_task(task), load_task("this-fact"), instruction="Task: x")
+    metrics = registered_metrics()
+    orders = [
+        plan.ordered(query for metric in chosen for query in metric.queries(plan))
+        for chosen in (metrics, metrics[::-1])
+    ]
+    assert orders[0] == orders[1]
+    assert len(orders[0]) == len(set(orders[0]))

@@ -1,0 +1,1 @@
+"""Evaluation of edits: registered metrics, protocols, and the batched runner."""

@@ -1,10 +1,10 @@
-"""An edit's report on itself: whether it took, how surely, in which other words, and what else moved.
+"""A report on the effect of an edit: success, probabilities, paraphrases, and unrelated answers that changed.
 
-    took          greedy decoding of the edit prompt gives the target (WILD's way: free generation, whole answer)
+    took          free generation after the edit prompt gives exactly the target (as in WILD)
     probability   of the whole answer after the prompt, exp(sum of log p(token)), before and after the edit
 
 Paraphrases are made from the shipped relation templates where one fits the prompt. A fixed set of unrelated prompts is
-continued before and after; every answer that differs has moved.
+continued before and after the edit; an answer has moved if it differs.
 """
 
 from __future__ import annotations
@@ -27,18 +27,21 @@ from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import join_prompt_and_target
 from instructedit.records import EditRequest
 
-#: Paraphrases of one request that are asked at most.
-PARAPHRASES = 3
-#: A delta is far outside what its editor made in training beyond this factor.
-FAR = 2.0
+#: Paraphrases of one request, at most.
+MAX_PARAPHRASES = 3
+#: A delta's norm is unusual if it differs from those of its editor's training by more than this factor.
+UNUSUAL_NORM_FACTOR = 2.0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A prompt with the model's answer, by greedy decoding up to its natural end, before and after the edit.
+    """The answers to a prompt, by greedy decoding up to the end of the first sentence.
 
     Attributes:
-        took: whether the answer after the edit is the target; None where no target is asked for.
+        prompt: text before the answer.
+        before: answer of the unedited model.
+        after: answer of the edited model.
+        took: whether the answer after the edit is the target; None for unrelated prompts.
     """
 
     prompt: str
@@ -49,13 +52,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class RequestReport:
-    """What became of one request, with all requests of its delta attached.
+    """The effect on one request, with the whole delta attached.
 
     Attributes:
-        answer: to the edit prompt.
-        target, old: (before, after) the probability of the target and of the old answer, which is the request's
-            ``ground_truth`` or, without one, what the unedited model says.
-        paraphrases: answers to the prompt in other words; empty where no template fits.
+        request: the request.
+        answer: answers to the edit prompt.
+        target: probability of the target, (before, after).
+        old: probability of the old answer, (before, after). The old answer is the request's ``ground_truth`` or,
+            without one, the answer of the unedited model.
+        paraphrases: answers to paraphrases of the edit prompt; empty where no template fits.
         warnings: what is wrong with the request or its edit, and what to do.
     """
 
@@ -69,12 +74,12 @@ class RequestReport:
 
 @dataclass(frozen=True)
 class EditReport:
-    """What a delta did to its base model.
+    """The effect of a delta on its base model.
 
     Attributes:
-        requests: one report a request.
+        requests: one report per request.
         moved: the unrelated prompts whose answers changed.
-        unrelated: how many unrelated prompts were asked.
+        unrelated: number of unrelated prompts.
         norm: Frobenius norm of the whole delta.
         warnings: about the delta as a whole.
     """
@@ -87,11 +92,11 @@ class EditReport:
 
     @property
     def succeeded(self) -> bool:
-        """Whether every request took."""
+        """Whether the edited model gives the target of every request."""
         return all(report.answer.took for report in self.requests)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; probabilities rounded to six places."""
+        """Return a dictionary for JSON, with probabilities rounded to six places."""
         return {
             "succeeded": self.succeeded,
             "requests": [
@@ -118,34 +123,35 @@ def _before_and_after(pair: tuple[float, float]) -> dict[str, float]:
 def report_edit(
     language_model: LanguageModel, delta: Delta, editor: Editor | None = None, *, new_tokens: int = 16
 ) -> EditReport:
-    """Ask the model about a delta's requests, their paraphrases and unrelated prompts, without and with it attached.
+    """Generate answers to a delta's requests, their paraphrases and unrelated prompts, without and with it attached.
 
     Args:
-        delta: with its requests in ``metadata``.
-        editor: that made it, whose usual delta size it is compared with.
-        new_tokens: of every answer at least; a longer target gets as many as it needs.
+        language_model: the base model.
+        delta: the edit, with its requests in ``metadata``.
+        editor: the editor that made it; its usual delta norms are compared with the delta's.
+        new_tokens: length of an answer, at most; longer targets raise it.
 
     Raises:
         DeltaError: the delta was made for another base model.
     """
     requests = delta.metadata.requests
     paraphrases = [paraphrases_of(request) for request in requests]
-    asked = [(request.prompt, request) for request in requests]
-    asked += [(prompt, request) for request, own in zip(requests, paraphrases, strict=True) for prompt in own]
+    rewrites = [(request.prompt, request) for request in requests]
+    rewrites += [(prompt, request) for request, own in zip(requests, paraphrases, strict=True) for prompt in own]
     unrelated = [
         prompt for prompt in unrelated_prompts() if not any(r.subject and r.subject in prompt for r in requests)
     ]
-    prompts = [*(prompt for prompt, _ in asked), *unrelated]
+    prompts = [*(prompt for prompt, _ in rewrites), *unrelated]
     length = max([new_tokens, *(len(language_model.text.encode_pair("a", r.target).ids) + 4 for r in requests)])
     old = generate(language_model, prompts, new_tokens=length)
     new = generate(language_model, prompts, delta=delta, new_tokens=length)
     answers = [
         Answer(prompt, natural_stop(before), natural_stop(after), matches(after, [request.target]))
-        for (prompt, request), before, after in zip(asked, old, new, strict=False)
+        for (prompt, request), before, after in zip(rewrites, old, new, strict=False)
     ]
-    beside = [
+    unrelated_answers = [
         Answer(prompt, natural_stop(before), natural_stop(after))
-        for prompt, before, after in zip(unrelated, old[len(asked) :], new[len(asked) :], strict=True)
+        for prompt, before, after in zip(unrelated, old[len(rewrites) :], new[len(rewrites) :], strict=True)
     ]
     first, others = answers[: len(requests)], iter(answers[len(requests) :])
     probabilities = _probabilities(language_model, delta, requests, [answer.before for answer in first])
@@ -154,7 +160,7 @@ def report_edit(
         own = tuple(next(others) for _ in prompts_of)
         warnings = (*_about_request(language_model, request), *_about_answer(answer, request, target))
         reports.append(RequestReport(request, answer, target, past, own, warnings))
-    moved = tuple(answer for answer in beside if normalised(answer.before) != normalised(answer.after))
+    moved = tuple(answer for answer in unrelated_answers if normalised(answer.before) != normalised(answer.after))
     norm = delta.norm()
     return EditReport(
         tuple(reports), moved, len(unrelated), norm, tuple(_about_delta(norm, reports, moved, len(unrelated), editor))
@@ -163,12 +169,12 @@ def report_edit(
 
 @cache
 def unrelated_prompts() -> tuple[str, ...]:
-    """The fixed prompts that have nothing to do with most edits."""
+    """Return the fixed prompts that are unrelated to most edits."""
     return tuple(read_yaml("unrelated_prompts.yaml")["prompts"])
 
 
 def paraphrases_of(request: EditRequest) -> tuple[str, ...]:
-    """The edit prompt in other words, from the relation templates that it fits; empty where none does."""
+    """Return paraphrases of the edit prompt from the relation templates that it fits; empty where none does."""
     subject = request.subject
     if not subject or subject not in request.prompt:
         return ()
@@ -177,16 +183,16 @@ def paraphrases_of(request: EditRequest) -> tuple[str, ...]:
         ways = [*templates["questions"], *templates["statements"]]
         if pattern in ways:
             others = [way for way in ways if way != pattern]
-            return tuple(way.replace("{subject}", subject) for way in others[:PARAPHRASES])
+            return tuple(way.replace("{subject}", subject) for way in others[:MAX_PARAPHRASES])
     question = question_form(request.prompt)
     return (question,) if question else ()
 
 
 def _probabilities(
-    language_model: LanguageModel, delta: Delta, requests: Sequence[EditRequest], said: Sequence[str]
+    language_model: LanguageModel, delta: Delta, requests: Sequence[EditRequest], answers: Sequence[str]
 ) -> list[tuple[tuple[float, float], tuple[float, float]]]:
-    """Of each request's target and old answer, (before, after) each."""
-    olds = [request.ground_truth or answer or "." for request, answer in zip(requests, said, strict=True)]
+    """Return each request's probabilities of the target and of the old answer, each as (before, after)."""
+    olds = [request.ground_truth or answer or "." for request, answer in zip(requests, answers, strict=True)]
     queries = [Query(0, r.prompt, text) for r, old in zip(requests, olds, strict=True) for text in (r.target, old)]
     before = score(language_model, 0, queries, None)
     with delta.attached(language_model):
@@ -200,24 +206,24 @@ def _probabilities(
 
 
 def _about_request(language_model: LanguageModel, request: EditRequest) -> list[str]:
-    """What can be told without editing."""
+    """Return warnings that do not depend on the edit."""
     warnings = []
     if request.subject and request.subject.casefold() not in request.prompt.casefold():
         warnings.append(
-            f"the subject {request.subject!r} does not stand in the prompt {request.prompt!r}; write it as the prompt "
+            f"the subject {request.subject!r} does not occur in the prompt {request.prompt!r}; spell it as the prompt "
             "does, or leave it out"
         )
     odd = unwritable(language_model, request.target)
     if odd:
         warnings.append(
             f"the model can hardly write {odd!r} of the target {request.target!r}: its tokenizer has no token for it "
-            "and spells it in bytes, so the model has seen it rarely or never. Choose another spelling of the target"
+            "and encodes it as bytes, so it was rare or absent in pretraining. Choose another spelling of the target"
         )
     return warnings
 
 
 def unwritable(language_model: LanguageModel, text: str) -> str:
-    """The characters of a text that the tokenizer spells in several byte tokens, or does not give back at all."""
+    """Return the characters of a text that the tokenizer encodes as several bytes, or the text if it is not decoded."""
     tokenizer = language_model.tokenizer
 
     def tokens(piece: str) -> int:
@@ -234,10 +240,10 @@ def unwritable(language_model: LanguageModel, text: str) -> str:
 def _about_answer(answer: Answer, request: EditRequest, target: tuple[float, float]) -> list[str]:
     if answer.took:
         return []
-    changed = "still says" if normalised(answer.after) == normalised(answer.before) else "says"
+    verb = "still gives" if normalised(answer.after) == normalised(answer.before) else "gives"
     return [
-        f"the edit did not take: after {request.prompt!r} the model {changed} {answer.after!r} instead of "
-        f"{request.target!r} (probability {target[0]:.3f} before, {target[1]:.3f} after). Ask in other words, take "
+        f"the edit did not take: after {request.prompt!r} the model {verb} {answer.after!r} instead of "
+        f"{request.target!r} (probability {target[0]:.3f} before, {target[1]:.3f} after). Rephrase the prompt, try "
         "another --editor, or make fewer edits at once"
     ]
 
@@ -249,8 +255,8 @@ def _about_delta(
     failed = sum(not report.answer.took for report in reports)
     if failed and len(reports) > 1:
         warnings.append(
-            f"{failed} of {len(reports)} edits did not take. Deltas that are added up disturb one another: from about "
-            "five on the bundled model begins to lose them"
+            f"{failed} of {len(reports)} edits did not take. Deltas that are added up interfere: the bundled model "
+            "begins to lose edits from about five on"
         )
     if len(moved) > unrelated / 4:
         warnings.append(
@@ -258,7 +264,9 @@ def _about_delta(
             "once, or smaller ones"
         )
     usual = editor.usual_norms if isinstance(editor, GradientEditor) else None
-    if usual is not None and not usual[0] / FAR <= norm <= usual[1] * FAR * math.sqrt(len(reports)):
+    if usual is not None and not usual[0] / UNUSUAL_NORM_FACTOR <= norm <= usual[1] * UNUSUAL_NORM_FACTOR * math.sqrt(
+        len(reports)
+    ):
         warnings.append(
             f"the delta has a norm of {norm:.3g}; the editor's own edits had {usual[0]:.3g} to {usual[1]:.3g} in "
             "training. The request is unlike those that it was trained on; check the answers"

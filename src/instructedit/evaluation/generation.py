@@ -1,4 +1,4 @@
-"""Free generation: what a user would read."""
+"""Free generation: greedy continuations, and their comparison with expected answers."""
 
 from __future__ import annotations
 
@@ -27,11 +27,19 @@ def generate(
     new_tokens: int = 24,
     batch_size: int = 64,
 ) -> list[str]:
-    """Greedy continuations, up to the end token or ``new_tokens``.
+    """Continue prompts by greedy decoding, up to the end token or ``new_tokens``.
 
     Args:
-        edits, rows: continue prompt ``i`` of the model edited by edit ``rows[i]``;
-        delta: or continue all with this one; with neither, the unedited model.
+        language_model: the base model.
+        prompts: in any order.
+        edits: prompt ``i`` is continued by the model with edit ``rows[i]`` attached.
+        rows: one per prompt, with ``edits``.
+        delta: attached for all prompts, in place of ``edits``; with neither, the unedited model continues them.
+        new_tokens: length of a continuation, at most.
+        batch_size: prompts at a time, sorted by length.
+
+    Returns:
+        The continuations without their prompts, in the order of the prompts.
 
     Raises:
         DataError: a prompt is blank or fills the model's whole length.
@@ -43,19 +51,19 @@ def generate(
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         queries = [language_model.text.encode_prompt(prompts[index]) for index in chosen]
-        # Left padding: every row's next token stands at the end of the batch.
+        # Left padding, so that every row's next token is the last of the batch.
         longest = max(len(query.ids) for query in queries)
-        room = language_model.text.max_length - longest
-        if room < 1:
-            raise DataError(f"a prompt of {longest} tokens leaves the model no room to answer", field="prompt")
+        remaining = language_model.text.max_length - longest
+        if remaining < 1:
+            raise DataError(f"a prompt of {longest} tokens fills the model's context; shorten it", field="prompt")
         batch = pad(queries, language_model.text.pad_id, side="left").to(language_model.device)
         attached: AbstractContextManager[None] = nullcontext()
         if edits is not None:
-            places = torch.tensor([rows[index] for index in chosen], device=language_model.device)
-            attached = edits.attached(language_model, places)
+            edit_rows = torch.tensor([rows[index] for index in chosen], device=language_model.device)
+            attached = edits.attached(language_model, edit_rows)
         elif delta is not None:
             attached = delta.attached(language_model)
-        with language_model.lock, attached, _greedily(language_model, min(new_tokens, room)) as greedy:
+        with language_model.lock, attached, _greedily(language_model, min(new_tokens, remaining)) as greedy:
             out = language_model.model.generate(
                 input_ids=batch.ids, attention_mask=batch.mask.long(), generation_config=greedy
             )
@@ -66,10 +74,10 @@ def generate(
 
 @contextmanager
 def _greedily(language_model: LanguageModel, new_tokens: int) -> Iterator[GenerationConfig]:
-    """A configuration for greedy decoding and nothing else, in place of the checkpoint's own for the ``with``.
+    """Replace the model's generation config by plain greedy decoding inside the ``with``, and yield it.
 
-    A checkpoint may come with a repetition penalty, forbidden words or sampling of its own. Transformers fills what a
-    configuration leaves open from the model's, so passing a neutral one is not enough.
+    A checkpoint may have a repetition penalty, forbidden words or sampling in its own. Transformers takes what a
+    config leaves unset from the model's, so passing a neutral one to ``generate`` is not enough.
     """
     model = language_model.model
     own = model.generation_config
@@ -89,25 +97,26 @@ def _greedily(language_model: LanguageModel, new_tokens: int) -> Iterator[Genera
 
 
 def natural_stop(text: str) -> str:
-    """The continuation up to a line break or the end of its first sentence."""
+    """Return the text up to a line break or the end of its first sentence."""
     line = text.strip().split("\n")[0]
     return re.split(r"(?<=[.!?])\s+(?=[A-Z])", line)[0].strip()
 
 
 def normalised(text: str) -> str:
-    """What two answers are compared by: case, white space and a closing mark do not count."""
+    """Return the text without differences of case, white space and closing punctuation, for comparisons."""
     return re.sub(r"\s+", " ", text).strip().rstrip(".!?,;").strip().casefold()
 
 
 def matches(continuation: str, answers: Sequence[str]) -> bool:
-    """Whether a continuation is exactly one of the aliases.
+    """Return whether a continuation is exactly one of an answer's aliases.
 
-    A full stop inside an alias (``A.C. Cesena``) does not end the sentence: the stop is looked for behind it.
+    A full stop inside an alias (``A.C. Cesena``) does not end the sentence: the stop is searched after it.
     """
     text = continuation.strip()
     for answer in (alias.strip().rstrip(".!?") for alias in answers):
-        begun = text.casefold().startswith(answer.casefold())
-        said = answer + natural_stop("|" + text[len(answer) :]).removeprefix("|") if begun else natural_stop(text)
-        if normalised(said) == normalised(answer):
+        starts_with_it = text.casefold().startswith(answer.casefold())
+        rest = natural_stop("|" + text[len(answer) :]).removeprefix("|")
+        sentence = answer + rest if starts_with_it else natural_stop(text)
+        if normalised(sentence) == normalised(answer):
             return True
     return False

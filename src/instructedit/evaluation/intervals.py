@@ -1,4 +1,4 @@
-"""Means with 95% intervals over edits."""
+"""Means over edits with 95% bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over ``count`` edits with the ends of its 95% interval."""
+    """A mean with its 95% interval.
+
+    Attributes:
+        mean: the mean over edits.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        count: number of edits.
+    """
 
     mean: float
     low: float
@@ -18,14 +25,22 @@ class Estimate:
     count: int
 
     def as_dict(self) -> dict[str, float]:
-        """For JSON, rounded to five places."""
+        """Return a dictionary for JSON, rounded to five places."""
         return {key: round(value, 5) for key, value in asdict(self).items()}
 
 
 def estimate(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> Estimate:
-    """Percentile bootstrap over edits: edits are drawn with replacement, probes stay with their edit.
+    """Estimate a mean by percentile bootstrap over edits.
 
-    The normal approximation would put ends above 1 where nearly every edit succeeds, which is where we measure.
+    The normal approximation would put ends of intervals above 1 where nearly every edit succeeds.
+
+    Args:
+        values: one per edit, the mean over its queries.
+        seed: of the resamples.
+        resamples: number of resamples of the edits, with replacement.
+
+    Raises:
+        ValueError: there are no values.
     """
     data = np.asarray(values, dtype=float)
     if data.size == 0:

@@ -1,4 +1,4 @@
-"""How an edit is questioned: with or without the instruction before the queries, and under which instruction."""
+"""How edits are evaluated: what the queries look like, how answers are given, and which instruction an edit gets."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from instructedit.tasks.task import NEUTRAL_NAME, Task, load_task, shipped_tasks
 
 
 class Protocol(StrEnum):
-    """What the queries look like and how answers are read.
+    """What the queries look like and how answers are scored.
 
-    PAPER: the instruction stands before edit, rephrase and portability prompts; teacher-forced token accuracy.
-    PLAIN: no query carries an instruction; teacher-forced token accuracy.
-    GENERATION: no query carries an instruction; greedy decoding to a natural stop, exact match.
+    PAPER: the instruction precedes edit, rephrase and portability prompts; token accuracy under teacher forcing.
+    PLAIN: no instruction precedes a query; token accuracy under teacher forcing.
+    GENERATION: no instruction precedes a query; free generation (greedy decoding), exact match.
     """
 
     PAPER = "paper"
@@ -26,15 +26,19 @@ class Protocol(StrEnum):
 
 
 class Control(StrEnum):
-    """Which instruction an edit gets: a task's name and a description, which can be swapped one by one.
+    """Which instruction an edit gets: the task's own, or that of a control.
 
-    SEEN, UNSEEN: the task's own name with one of the descriptions that training draws, or with the tenth.
-    TEXT_SWAPPED: the own name, the description of the opposite scope.
-    NAME_SWAPPED: the name of the opposite scope, the own description.
-    SWAPPED_SCOPE: name and description of the opposite scope.
-    TEXT_ALONE: the own description behind a neutral name.
-    UNRELATED: a text about something else behind a neutral name.
-    OTHER_TASK: name and description of another task.
+    An instruction has a task name and a description. The swapped-instruction controls replace one or both by those of
+    the opposite task: an editor that reads its instruction then makes the opposite edit.
+
+    SEEN: the task's name and a description that training draws.
+    UNSEEN: the task's name and a description held out from training.
+    TEXT_SWAPPED: the task's name, the opposite task's description.
+    NAME_SWAPPED: the opposite task's name, the task's description.
+    SWAPPED_SCOPE: the opposite task's name and description.
+    TEXT_ALONE: a neutral name, the task's description.
+    UNRELATED: a neutral name, a description of something else.
+    OTHER_TASK: name and description of a task that is neither the own nor the opposite one.
     NONE: no instruction.
     """
 
@@ -50,16 +54,16 @@ class Control(StrEnum):
 
 
 def described(control: Control, wording: str | None) -> str:
-    """The control in words, for results."""
+    """Return the control in words, for results."""
     return str(control) + (f", {wording} wordings" if wording else "")
 
 
-#: The controls that need a task with the opposite scope.
+#: The swapped-instruction controls, which need an opposite task.
 SWAPS = (Control.TEXT_SWAPPED, Control.NAME_SWAPPED, Control.SWAPPED_SCOPE)
 
 
 class InstructionChooser:
-    """Picks the instruction of every request of an evaluation; the same seed picks the same.
+    """Chooser of the instruction of every request of an evaluation; the same seed gives the same instructions.
 
     Args:
         task: of the records.
@@ -112,7 +116,7 @@ class InstructionChooser:
             self._texts, self._name = _wordings_of(task, wording), NEUTRAL_NAME
 
     def __call__(self, request: EditRequest) -> str | None:
-        """The rendered instruction of the next request."""
+        """Return the rendered instruction of the next request, or None for the control without one."""
         self._count += 1
         if self.control is Control.NONE:
             return None
@@ -126,7 +130,7 @@ class InstructionChooser:
         return bank.render(bank.descriptions[-1], request, self._name)
 
 
-#: Controls whose description stands behind its own task's name; the others' stands behind a neutral one or a swapped.
+#: Controls whose description is combined with the name of its own task; the others use a neutral or swapped name.
 _NAMED = dict.fromkeys((Control.SEEN, Control.UNSEEN, Control.OTHER_TASK))
 
 
@@ -142,7 +146,7 @@ def _wordings_of(task: Task, kind: str) -> list[str]:
 
 
 def _unrelated_tasks(task: Task, opposite: str | None) -> list[Task]:
-    """Other tasks that any request can be told of, but none of the opposite scope: that is the swapped control."""
+    """Return the tasks whose description fits any request, except those of the opposite scope (another control)."""
     swapped = load_task(opposite).instructions.scope if opposite else None
     unwanted = set(parts_of(swapped)) if swapped else set()
     return [

@@ -1,4 +1,4 @@
-"""What a figure is a figure of: editor, base model and data, and what of the data training had met before."""
+"""Provenance of a result: editor, base model and data file, and whether either was trained on the data."""
 
 from __future__ import annotations
 
@@ -18,16 +18,21 @@ from instructedit.storage.reading import read_bytes, read_json_file
 def provenance(
     name: str | Path, editor: Editor, language_model: LanguageModel, file: str | Path, data: Path = Path()
 ) -> dict[str, Any]:
-    """Editor, base model and data file of a result, for its JSON.
+    """Return the editor, base model and data file of a result, for its JSON.
 
     Args:
-        name: what the user calls the editor: a shipped name, a method, or a file.
+        name: the user's name for the editor: a shipped name, a method, or a file.
+        editor: the loaded editor.
+        language_model: its base model.
         file: of the edits, as a user names it.
         data: the folder that it is relative to.
 
     Returns:
         ``editor``, ``method``, ``editor_digest``, ``base``, ``base_source``, ``data``, ``data_sha256``, and ``met``:
-        in words, whether base and editor met the file's edits, prompts or probes in training.
+        in words, whether the base model and the editor were trained on the file's edits, prompts or probes.
+
+    Raises:
+        DataError: the file cannot be read.
     """
     path = data_file(file, data)
     relative = str(file) if str(file).startswith(OWN) else _relative(path)
@@ -44,7 +49,7 @@ def provenance(
 
 
 def _relative(path: Path) -> str:
-    """A data file by its folder and name, which is how recipes and cards name it."""
+    """Return a data file's folder and name, by which recipes and cards refer to it."""
     return Path(*path.parts[-2:]).as_posix()
 
 

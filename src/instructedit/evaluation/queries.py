@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 
 from instructedit.editors.instructedit import with_instruction
+from instructedit.evaluation.metrics.query import Criterion, MetricQuery, ResponseKind
 from instructedit.records import PORTABILITY_KINDS, EditRecord, ProbeKind
 from instructedit.tasks.task import Task
 
@@ -15,73 +13,6 @@ from instructedit.tasks.task import Task
 MAX_PROBES_PER_KIND = 8
 #: ConvSent replies of each sentiment that a record contributes at most.
 MAX_REPLIES = 5
-#: Length of a generated text, in tokens.
-TEXT_TOKENS = 60
-
-
-class ResponseKind(StrEnum):
-    """How the model responds to a query.
-
-    ANSWER: teacher forcing or free generation, depending on the protocol; scored by the query's criterion, in [0, 1].
-    LIKELIHOOD: teacher forcing; scored by the mean log probability of the answer's tokens, in nats.
-    TEXT: greedy decoding of :data:`TEXT_TOKENS` tokens; not scored, the metric reads the text.
-    """
-
-    ANSWER = "answer"
-    LIKELIHOOD = "likelihood"
-    TEXT = "text"
-
-
-class Criterion(StrEnum):
-    """When an ANSWER response is right.
-
-    GIVEN: the response is one of the query's answers.
-    UNCHANGED: the response is that of the unedited model.
-    ABSENT: the response is none of the query's answers.
-    """
-
-    GIVEN = "given"
-    UNCHANGED = "unchanged"
-    ABSENT = "absent"
-
-
-@dataclass(frozen=True, eq=False)
-class MetricQuery:
-    """A prompt for the model with one edit; two metrics that need the same query share the object.
-
-    Attributes:
-        edit: row of the edit in its batch.
-        prompt: text before the response.
-        answers: aliases of the right answer, the preferred one first; with :attr:`Criterion.ABSENT` all unwanted ones.
-        kind: how the model responds.
-        criterion: when an ANSWER response is right.
-        before: whether a LIKELIHOOD query is put to the unedited model as well; ANSWER queries always are, TEXT
-            queries never.
-    """
-
-    edit: int
-    prompt: str
-    answers: tuple[str, ...] = ()
-    kind: ResponseKind = ResponseKind.ANSWER
-    criterion: Criterion = Criterion.GIVEN
-    before: bool = True
-
-
-@dataclass(frozen=True)
-class Result:
-    """The responses to one query.
-
-    Attributes:
-        query: the query.
-        score: of the edited model's response, see :class:`ResponseKind`; NaN for TEXT.
-        score_before: of the unedited model's response; NaN where it was not queried.
-        text: what the edited model generated; empty under teacher forcing.
-    """
-
-    query: MetricQuery
-    score: float = math.nan
-    score_before: float = math.nan
-    text: str = ""
 
 
 class RecordQueries:
@@ -101,9 +32,9 @@ class RecordQueries:
     Attributes:
         request: the edit prompt; the target is wanted, or for a forgetting task neither the old nor the new answer.
         rephrases: its paraphrases, scored alike.
-        stay: by kind, the probes whose answer must not change.
-        stay_prefixed: all of them once more, with the instruction before the prompt; empty without an instruction.
-        reached: by kind, the probes inside the edit's scope, which have new answers of their own.
+        out_of_scope: by kind, the probes whose answer must not change.
+        out_of_scope_prefixed: all of them once more, with the instruction before the prompt; empty without one.
+        in_scope: by kind, the probes inside the edit's scope, which have new answers of their own.
         neighbours_kept: neighbours, scored by whether their answer is unchanged.
         neighbours_changed: neighbours, scored by whether their answer is the target.
         portability: by kind, the portability probes, whether or not the task's scope includes them.
@@ -173,9 +104,9 @@ class RecordQueries:
             self.add(with_instruction(prompt, self._prefix), answers, criterion=criterion)
             for prompt in (request.prompt, *self.record.rephrases)
         )
-        self.stay = {kind: self._probes(kind, Criterion.UNCHANGED) for kind in task.stay}
-        self.reached = {kind: self._probes(kind, Criterion.GIVEN, self._prefix) for kind in task.reached}
-        self.neighbours_kept = list(self.stay.get(ProbeKind.NEIGHBOUR, ()))
+        self.out_of_scope = {kind: self._probes(kind, Criterion.UNCHANGED) for kind in task.stay}
+        self.in_scope = {kind: self._probes(kind, Criterion.GIVEN, self._prefix) for kind in task.reached}
+        self.neighbours_kept = list(self.out_of_scope.get(ProbeKind.NEIGHBOUR, ()))
         self.neighbours_changed: list[MetricQuery] = []
         for probe in self.record.of_kind(ProbeKind.NEIGHBOUR)[:MAX_PROBES_PER_KIND]:
             if ProbeKind.NEIGHBOUR not in task.stay:
@@ -185,10 +116,10 @@ class RecordQueries:
 
     def _make_portability_queries(self, instruction: str | None) -> None:
         self.portability = {kind: self._probes(kind, Criterion.GIVEN, self._prefix) for kind in PORTABILITY_KINDS}
-        self.stay_prefixed: list[MetricQuery] = []
+        self.out_of_scope_prefixed: list[MetricQuery] = []
         if instruction is not None:
             for kind in self.task.stay:
-                self.stay_prefixed += self._probes(kind, Criterion.UNCHANGED, instruction)
+                self.out_of_scope_prefixed += self._probes(kind, Criterion.UNCHANGED, instruction)
 
     def _make_likelihood_queries(self) -> None:
         request = self.record.request
@@ -221,9 +152,9 @@ class RecordQueries:
         changes, stays = self.task.deciding(opposite)
         deciding: list[MetricQuery] = []
         for kind in changes:
-            deciding += self.neighbours_changed if kind is ProbeKind.NEIGHBOUR else self.reached.get(kind, [])
+            deciding += self.neighbours_changed if kind is ProbeKind.NEIGHBOUR else self.in_scope.get(kind, [])
         for kind in stays:
-            deciding += self.stay[kind]
+            deciding += self.out_of_scope[kind]
         if self.task.forgets != opposite.forgets:
             deciding += [self.request, *self.rephrases]
         return deciding

@@ -8,8 +8,8 @@ from itertools import islice
 
 from instructedit.editors.base import Edits
 from instructedit.evaluation.generation import generate, matches, natural_stop, normalised
+from instructedit.evaluation.metrics.query import TEXT_TOKENS, Criterion, MetricQuery, ResponseKind, Result
 from instructedit.evaluation.protocols import Protocol
-from instructedit.evaluation.queries import TEXT_TOKENS, Criterion, MetricQuery, ResponseKind, Result
 from instructedit.evaluation.scoring import Query, Scored, score
 from instructedit.models.language_model import LanguageModel
 
@@ -28,6 +28,7 @@ def respond(
 
     Args:
         queries: about any of the edits, in any order.
+        language_model: the base model.
         split_layer: lowest block that the edits touch.
         edits: the edits, by row.
         protocol: how answers are given. Under free generation LIKELIHOOD queries are left out.

@@ -13,8 +13,9 @@ from instructedit.editors.base import Editor
 from instructedit.errors import DataError
 from instructedit.evaluation.intervals import Estimate, estimate
 from instructedit.evaluation.metrics import Metric, MetricGroup, registered_metrics
+from instructedit.evaluation.metrics.query import MetricQuery, Result
 from instructedit.evaluation.protocols import Control, InstructionChooser, Protocol, described
-from instructedit.evaluation.queries import MetricQuery, RecordQueries, Result
+from instructedit.evaluation.queries import RecordQueries
 from instructedit.evaluation.responses import respond
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRecord

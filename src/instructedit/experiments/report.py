@@ -1,4 +1,4 @@
-"""From the kept scores to what is read: estimates over edits and seeds, paired differences, a page and a picture."""
+"""The report of an experiment: estimates over edits and seeds, paired differences, a Markdown page and a figure."""
 
 from __future__ import annotations
 
@@ -10,20 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from instructedit.evaluation.intervals import estimate
+from instructedit.evaluation.metrics import get_metric
 from instructedit.experiments.plan import Entry, Experiment, Test
 from instructedit.experiments.run import cell_file, kept_cell, settings
 
-#: One editor on one test: a cell a seed.
+#: The scores of one editor on one test, one cell per seed.
 Cells = Sequence[Mapping[str, Any]]
-#: Metrics that are not shares: shown as they are, not in percent.
-ABSOLUTE = {"fluency"}
 
 
 def summarise(experiment: Experiment, out: Path) -> dict[str, Any]:
-    """All that was measured, for JSON; what has not been run yet is left out.
+    """Summarise all scores of an experiment for JSON; what has not been run yet is left out.
 
-    A metric's mean and 95% interval are over edits, each averaged over the seeds first; ``by_seed`` are the seeds' own
-    means. A difference is taken edit by edit, between editors that are trained on the seeds that both have.
+    A metric's mean and 95% interval are over edits, each averaged over the seeds first; ``by_seed`` holds the mean of
+    every seed. Differences are paired by edit; between trained editors they are over the seeds that both have.
+
+    Args:
+        experiment: the tests and editors.
+        out: folder of the experiment's scores.
+
+    Returns:
+        ``rows`` (one per test and editor), ``differences`` (one per comparison, test and metric), and the settings.
     """
     cells = {
         (test.name, label): _cells(experiment, entry, label, test, out)
@@ -37,11 +43,11 @@ def summarise(experiment: Experiment, out: Path) -> dict[str, Any]:
         if cells[test.name, label]
     ]
     differences = [
-        {"test": test.name, "of": first, "minus": second, "metric": metric, **found}
+        {"test": test.name, "of": first, "minus": second, "metric": metric, **difference}
         for first, second in experiment.compare
         for test in experiment.tests
         for metric in test.metrics
-        if (found := _difference(*_of_same_seeds(cells[test.name, first], cells[test.name, second]), metric))
+        if (difference := _difference(*_of_same_seeds(cells[test.name, first], cells[test.name, second]), metric))
     ]
     return {
         "title": experiment.title,
@@ -56,23 +62,21 @@ def summarise(experiment: Experiment, out: Path) -> dict[str, Any]:
 
 
 def _cells(experiment: Experiment, entry: Entry, label: str, test: Test, out: Path) -> list[dict[str, Any]]:
-    found = []
-    for seed in experiment.seeds:
-        file = cell_file(out, label, seed, test)
-        cell = kept_cell(file, settings(experiment, entry, seed, test))
-        if cell is not None:
-            found.append(cell)
-    return found
+    cells = (
+        kept_cell(cell_file(out, label, seed, test), settings(experiment, entry, seed, test))
+        for seed in experiment.seeds
+    )
+    return [cell for cell in cells if cell is not None]
 
 
 def _by_edit(cells: Cells, metric: str) -> dict[str, float]:
-    """Every edit's value, averaged over the seeds."""
-    found: dict[str, list[float]] = {}
+    """Return every edit's value, averaged over the seeds."""
+    by_edit: dict[str, list[float]] = {}
     for cell in cells:
         for edit, values in cell["records"].items():
             if metric in values:
-                found.setdefault(edit, []).append(values[metric])
-    return {edit: statistics.fmean(values) for edit, values in found.items()}
+                by_edit.setdefault(edit, []).append(values[metric])
+    return {edit: statistics.fmean(values) for edit, values in by_edit.items()}
 
 
 def _row(test: Test, label: str, cells: Cells) -> dict[str, Any]:
@@ -92,72 +96,109 @@ def _row(test: Test, label: str, cells: Cells) -> dict[str, Any]:
 
 
 def _of_same_seeds(first: Cells, second: Cells) -> tuple[Cells, Cells]:
-    """What can be compared: where both were trained, only the seeds that both have; a ready editor has no seeds."""
+    """Return the cells of common seeds if both editors were trained; an editor without training has no seeds."""
     if not all("training_seconds" in cell for cell in (*first, *second)):
         return first, second
-    both = {cell["seed"] for cell in first} & {cell["seed"] for cell in second}
-    mine, theirs = ([cell for cell in cells if cell["seed"] in both] for cells in (first, second))
-    return mine, theirs
+    common = {cell["seed"] for cell in first} & {cell["seed"] for cell in second}
+    return [cell for cell in first if cell["seed"] in common], [cell for cell in second if cell["seed"] in common]
 
 
 def _difference(first: Cells, second: Cells, metric: str) -> dict[str, Any]:
-    """The paired difference, and that of every seed; empty where there is nothing to compare."""
+    """Return the paired difference, over all seeds and by seed; empty where there is nothing to compare."""
     differences = _differences(first, second, metric)
     if not differences:
         return {}
-    found: dict[str, Any] = {**estimate(differences).as_dict()}
+    summary: dict[str, Any] = {**estimate(differences).as_dict()}
     if len(first) == len(second):
-        pairs = zip(first, second, strict=True)
-        each = [_differences([mine], [theirs], metric) for mine, theirs in pairs]
-        found["by_seed"] = [round(statistics.fmean(values), 5) for values in each if values]
-    return found
+        by_seed = [_differences([cell], [other], metric) for cell, other in zip(first, second, strict=True)]
+        summary["by_seed"] = [round(statistics.fmean(values), 5) for values in by_seed if values]
+    return summary
 
 
 def _differences(first: Cells, second: Cells, metric: str) -> list[float]:
-    mine, theirs = _by_edit(first, metric), _by_edit(second, metric)
-    return [mine[edit] - theirs[edit] for edit in sorted(mine.keys() & theirs.keys())]
+    minuends, subtrahends = _by_edit(first, metric), _by_edit(second, metric)
+    return [minuends[edit] - subtrahends[edit] for edit in sorted(minuends.keys() & subtrahends.keys())]
 
 
-def _shown(metric: str, value: Mapping[str, float] | None) -> str:
+def _with_interval(metric: str, value: Mapping[str, float] | None) -> str:
     if value is None:
         return "–"
-    mean, low, high = (_scaled(metric, value[key]) for key in ("mean", "low", "high"))
+    mean, low, high = (get_metric(metric).unit.render(value[key]) for key in ("mean", "low", "high"))
     return f"{mean} ({low} to {high})"
 
 
 def _by_seed(metric: str, value: Mapping[str, Any]) -> str:
-    seeds = value.get("by_seed", ())
-    return ", ".join(_scaled(metric, mean) for mean in seeds) if len(seeds) > 1 else "–"
+    means = value.get("by_seed", ())
+    return ", ".join(get_metric(metric).unit.render(mean) for mean in means) if len(means) > 1 else "–"
 
 
-def _scaled(metric: str, value: float) -> str:
-    return f"{value if metric in ABSOLUTE else 100.0 * value:.1f}"
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table."""
+    return [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads), *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def _overview(experiment: Experiment, summary: Mapping[str, Any], metric: str) -> list[str]:
-    """One metric of all tests and editors."""
-    found = {(row["test"], row["editor"]): row["metrics"].get(metric) for row in summary["rows"]}
-    lines = ["", f"## {metric}", "", f"| test | {' | '.join(experiment.editors)} |"]
-    lines.append("|" + "---|" * (len(experiment.editors) + 1))
-    for test in experiment.tests:
-        cells = [_shown(metric, found.get((test.name, label))) for label in experiment.editors]
-        lines.append(f"| {' | '.join((test.name, *cells))} |")
-    return lines
+    """Return a table of one metric by test and editor."""
+    values = {(row["test"], row["editor"]): row["metrics"].get(metric) for row in summary["rows"]}
+    rows = [
+        [test.name, *(_with_interval(metric, values.get((test.name, label))) for label in experiment.editors)]
+        for test in experiment.tests
+    ]
+    return ["", f"## {metric}", "", *_table(["test", *experiment.editors], rows)]
 
 
-def _met(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What base and editors met of a test in training, said once where they agree."""
+def _training_data(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line on whether base model and editors were trained on a test's data; editors alike are joined."""
     if not rows:
         return []
-    said: dict[str, list[str]] = {}
+    labels_by_text: dict[str, list[str]] = {}
     for row in rows:
-        said.setdefault(row["met"]["editor"], []).append(row["editor"])
-    editors = "; ".join(f"{', '.join(labels)}: {text}" for text, labels in said.items())
+        labels_by_text.setdefault(row["met"]["editor"], []).append(row["editor"])
+    editors = "; ".join(f"{', '.join(labels)}: {text}" for text, labels in labels_by_text.items())
     return [f"{rows[0]['data']}. Base model: {rows[0]['met']['base']}. Editors: {editors}.", ""]
 
 
+def _test_section(experiment: Experiment, summary: Mapping[str, Any], test: Test) -> list[str]:
+    """Return one test's table, one row per editor, with published numbers in columns of their own."""
+    rows = [row for row in summary["rows"] if row["test"] == test.name]
+    sources = [
+        source
+        for source, labels in experiment.published.items()
+        if any(test.name in tests for tests in labels.values())
+    ]
+    heads = ["editor", *test.metrics, "seeds", "ms an edit", "training, min", "peak, GB"]
+    heads += [f"{source} (published)" for source in sources]
+    lines = []
+    for row in rows:
+        trained = "training_seconds" in row
+        cells = [row["editor"], *(_with_interval(name, row["metrics"].get(name)) for name in test.metrics)]
+        cells.append(str(len(row["seeds"])) if trained else "–")
+        cells.append(f"{1000 * row['seconds_an_edit']:.1f}")
+        cells.append(f"{row['training_seconds'] / 60:.1f}" if trained else "–")
+        cells.append(f"{row['peak_bytes'] / 1e9:.2f}")
+        for source in sources:
+            numbers = experiment.published[source].get(row["editor"], {}).get(test.name)
+            cells.append("–" if numbers is None else " / ".join("–" if n is None else f"{n:g}" for n in numbers))
+        lines.append(cells)
+    return ["", f"## {test.name}", "", *_training_data(rows), *_table(heads, lines)]
+
+
+def _differences_section(differences: Sequence[Mapping[str, Any]]) -> list[str]:
+    heads = ["test", "metric", "of", "minus", "difference", "seed by seed"]
+    rows = [
+        [d["test"], d["metric"], d["of"], d["minus"], _with_interval(d["metric"], d), _by_seed(d["metric"], d)]
+        for d in differences
+    ]
+    return ["", "## Differences", "", "Edit by edit, in points.", "", *_table(heads, rows)]
+
+
 def as_markdown(experiment: Experiment, summary: Mapping[str, Any]) -> str:
-    """A page: a table a test, with other people's numbers in columns of their own, then the differences."""
+    """Return a Markdown page: the overview, a table per test, and the differences.
+
+    Args:
+        experiment: the tests and editors.
+        summary: of its scores, by :func:`summarise`.
+    """
     seeds = ", ".join(map(str, summary["seeds"]))
     lines = [
         f"# {experiment.title}",
@@ -170,47 +211,24 @@ def as_markdown(experiment: Experiment, summary: Mapping[str, Any]) -> str:
     if experiment.overview is not None:
         lines += _overview(experiment, summary, experiment.overview)
     for test in experiment.tests:
-        rows = [row for row in summary["rows"] if row["test"] == test.name]
-        sources = [
-            source
-            for source, labels in experiment.published.items()
-            if any(test.name in tests for tests in labels.values())
-        ]
-        heads = [
-            "editor",
-            *test.metrics,
-            "seeds",
-            "ms an edit",
-            "training, min",
-            "peak, GB",
-            *(f"{s} (published)" for s in sources),
-        ]
-        lines += ["", f"## {test.name}", "", *_met(rows), f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-        for row in rows:
-            cells = [row["editor"], *(_shown(name, row["metrics"].get(name)) for name in test.metrics)]
-            cells.append(str(len(row["seeds"])) if "training_seconds" in row else "–")
-            cells.append(f"{1000 * row['seconds_an_edit']:.1f}")
-            cells.append(f"{row['training_seconds'] / 60:.1f}" if "training_seconds" in row else "–")
-            cells.append(f"{row['peak_bytes'] / 1e9:.2f}")
-            for source in sources:
-                numbers = experiment.published[source].get(row["editor"], {}).get(test.name)
-                cells.append("–" if numbers is None else " / ".join("–" if n is None else f"{n:g}" for n in numbers))
-            lines.append(f"| {' | '.join(cells)} |")
+        lines += _test_section(experiment, summary, test)
     if experiment.published:
         lines += ["", "Published numbers are of other base models and other edits; only their order can be compared."]
     if summary["differences"]:
-        lines += ["", "## Differences", "", "Edit by edit, in points.", ""]
-        lines += ["| test | metric | of | minus | difference | seed by seed |", "|---|---|---|---|---|---|"]
-        lines += [
-            f"| {d['test']} | {d['metric']} | {d['of']} | {d['minus']} | {_shown(d['metric'], d)} | "
-            f"{_by_seed(d['metric'], d)} |"
-            for d in summary["differences"]
-        ]
+        lines += _differences_section(summary["differences"])
     return "\n".join(lines) + "\n"
 
 
 def draw(experiment: Experiment, summary: Mapping[str, Any], path: Path) -> None:
-    """A picture: a panel a test, a group of bars an editor, with intervals. Needs matplotlib."""
+    """Draw a figure with a panel per test and a group of bars per editor, with intervals. Needs matplotlib.
+
+    Metrics that are not shown in percent are left out.
+
+    Args:
+        experiment: the tests and editors.
+        summary: of its scores, by :func:`summarise`.
+        path: the PNG file to write.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -218,8 +236,11 @@ def draw(experiment: Experiment, summary: Mapping[str, Any], path: Path) -> None
     from matplotlib.patches import Patch
 
     labels = list(experiment.editors)
-    metrics = dict.fromkeys(metric for test in experiment.tests for metric in test.metrics if metric not in ABSOLUTE)
-    colours = {metric: f"C{number}" for number, metric in enumerate(metrics)}
+    metrics = dict.fromkeys(metric for test in experiment.tests for metric in test.metrics)
+    colours = {
+        metric: f"C{number}"
+        for number, metric in enumerate(metric for metric in metrics if get_metric(metric).unit.in_percent)
+    }
     columns = min(4, len(experiment.tests))
     lines = -(-len(experiment.tests) // columns)
     size = (max(3.2, 0.55 * len(labels) + 1) * columns, 3.9 * lines)
@@ -228,18 +249,7 @@ def draw(experiment: Experiment, summary: Mapping[str, Any], path: Path) -> None
         panel.set_visible(False)
     for panel, test in zip(panels.flat, experiment.tests, strict=False):
         rows = {row["editor"]: row["metrics"] for row in summary["rows"] if row["test"] == test.name}
-        shown = [m for m in test.metrics if m in colours and any(m in row for row in rows.values())]
-        for number, metric in enumerate(shown):
-            found = [
-                (place, rows[label][metric]) for place, label in enumerate(labels) if metric in rows.get(label, {})
-            ]
-            x = [place + (number - (len(shown) - 1) / 2) * 0.8 / len(shown) for place, _ in found]
-            y = [100 * value["mean"] for _, value in found]
-            spread = [
-                [100 * (value["mean"] - value["low"]) for _, value in found],
-                [100 * (value["high"] - value["mean"]) for _, value in found],
-            ]
-            panel.bar(x, y, 0.8 / len(shown), yerr=spread, color=colours[metric], error_kw={"elinewidth": 0.8})
+        _draw_bars(panel, labels, rows, {metric: colours[metric] for metric in test.metrics if metric in colours})
         panel.set_title(test.name, fontsize=9)
         panel.set_xticks(range(len(labels)), labels, rotation=60, ha="right", fontsize=7)
         panel.set_ylim(0, 104)  # a bar of 100 has its interval's end below the frame
@@ -248,3 +258,25 @@ def draw(experiment: Experiment, summary: Mapping[str, Any], path: Path) -> None
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=8)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def _draw_bars(
+    panel: Any, labels: Sequence[str], rows: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str]
+) -> None:
+    """Draw one test's bars: a group per editor in ``labels``, a bar per metric in ``colours`` that has values."""
+    measured = [metric for metric in colours if any(metric in values for values in rows.values())]
+    for number, metric in enumerate(measured):
+        positions = [position for position, label in enumerate(labels) if metric in rows.get(label, {})]
+        values = [rows[labels[position]][metric] for position in positions]
+        offset = (number - (len(measured) - 1) / 2) * 0.8 / len(measured)
+        panel.bar(
+            [position + offset for position in positions],
+            [100 * value["mean"] for value in values],
+            0.8 / len(measured),
+            yerr=[
+                [100 * (value["mean"] - value["low"]) for value in values],
+                [100 * (value["high"] - value["mean"]) for value in values],
+            ],
+            color=colours[metric],
+            error_kw={"elinewidth": 0.8},
+        )

@@ -10,7 +10,8 @@ from instructedit.evaluation.metrics.metric import Direction, Metric, MetricGrou
 from instructedit.records import PORTABILITY_KINDS, ProbeKind
 
 if TYPE_CHECKING:
-    from instructedit.evaluation.queries import MetricQuery, RecordQueries, Result
+    from instructedit.evaluation.metrics.query import MetricQuery, Result
+    from instructedit.evaluation.queries import RecordQueries
 
 
 def _mean_score(results: Sequence[Result]) -> float:
@@ -30,7 +31,7 @@ def _locality_of(kind: ProbeKind) -> Metric:
         name=f"locality/{kind}",
         definition="Locality on one kind of probe",
         formula="as `locality`; measured for the kinds that the task says must stay",
-        queries=lambda record: record.stay.get(kind, []),
+        queries=lambda record: record.out_of_scope.get(kind, []),
         reduce=_mean_score,
         group=MetricGroup.CORE,
     )
@@ -41,7 +42,7 @@ def _reached_of(kind: ProbeKind) -> Metric:
         name=f"reached/{kind}",
         definition="Do probes inside the scope of the edit give their own new answers?",
         formula="accuracy of the probe's answer; measured for the kinds that the task says must change",
-        queries=lambda record: record.reached.get(kind, []),
+        queries=lambda record: record.in_scope.get(kind, []),
         reduce=_mean_score,
         group=MetricGroup.CORE,
         caveat="two-hop answers are partly right before the edit",
@@ -99,7 +100,7 @@ ACCURACY_METRICS = (
         definition="Do answers that must not change stay the same?",
         formula="share of the answer's token positions with the same most likely token before and after the edit (or "
         "the same generated answer), mean over the probes of all kinds that the task says must stay",
-        queries=lambda record: _all_of(record.stay),
+        queries=lambda record: _all_of(record.out_of_scope),
         reduce=_mean_score,
         group=MetricGroup.CORE,
         caveat="the unedited answer need not be true",
@@ -109,7 +110,7 @@ ACCURACY_METRICS = (
         name="locality_prefixed",
         definition="Do these answers stay the same when the instruction precedes the prompt?",
         formula="as `locality`, with the instruction before the prompt both before and after the edit",
-        queries=lambda record: record.stay_prefixed,
+        queries=lambda record: record.out_of_scope_prefixed,
         reduce=_mean_score,
         caveat="low for an editor whose edit is triggered by the text of the instruction",
     ),

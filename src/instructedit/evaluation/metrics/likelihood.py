@@ -9,7 +9,8 @@ from instructedit.evaluation.metrics.formulas import mean, score_and_magnitude, 
 from instructedit.evaluation.metrics.metric import Metric, MetricGroup, Unit
 
 if TYPE_CHECKING:
-    from instructedit.evaluation.queries import MetricQuery, RecordQueries, Result
+    from instructedit.evaluation.metrics.query import MetricQuery, Result
+    from instructedit.evaluation.queries import RecordQueries
 
 #: (new object, true object) at each prompt.
 ObjectQueries = list[tuple["MetricQuery", "MetricQuery"]]

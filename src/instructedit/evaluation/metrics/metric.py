@@ -8,7 +8,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # metrics are listed and looked up where PyTorch is not needed
-    from instructedit.evaluation.queries import MetricQuery, RecordQueries, Result
+    from instructedit.evaluation.metrics.query import MetricQuery, Result
+    from instructedit.evaluation.queries import RecordQueries
 
 
 class Direction(StrEnum):
@@ -64,7 +65,8 @@ class Metric:
         name: the key in results; ``family/kind`` where it is about one kind of probe.
         definition: what is measured, in one sentence.
         formula: how it is computed, with its source.
-        queries: returns the queries that the metric needs about a record's edit; none where it does not apply.
+        queries: returns the queries that the metric needs about a record's edit, none where it does not apply; called
+            once per edit.
         reduce: computes the value from the results of these queries, in their order; None where it is not defined.
         unit: unit of the values.
         direction: which values are better.

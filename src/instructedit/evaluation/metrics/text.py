@@ -9,7 +9,7 @@ from instructedit.evaluation.metrics.formulas import mean, ngram_entropy
 from instructedit.evaluation.metrics.metric import Metric, MetricGroup, Unit
 
 if TYPE_CHECKING:
-    from instructedit.evaluation.queries import Result
+    from instructedit.evaluation.metrics.query import Result
 
 
 def _entropy(results: Sequence[Result]) -> float:
