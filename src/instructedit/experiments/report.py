@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from instructedit.evaluation.intervals import estimate
-from instructedit.experiments.plan import Entry, Experiment, Test
-from instructedit.experiments.run import cell_file, kept_cell, settings
+from instructedit.experiments.cells import cell_file, kept_cell, settings
+from instructedit.experiments.plan import Entry, EvaluationSpec, Experiment
 
 #: One editor on one test: a cell a seed.
 Cells = Sequence[Mapping[str, Any]]
@@ -26,22 +26,22 @@ def summarise(experiment: Experiment, out: Path) -> dict[str, Any]:
     means. A difference is taken edit by edit, between editors that are trained on the seeds that both have.
     """
     cells = {
-        (test.name, label): _cells(experiment, entry, label, test, out)
+        (test.label, label): _cells(experiment, entry, label, test, out)
         for test in experiment.tests
         for label, entry in experiment.editors.items()
     }
     rows = [
-        _row(test, label, cells[test.name, label])
+        _row(test, label, cells[test.label, label])
         for test in experiment.tests
         for label in experiment.editors
-        if cells[test.name, label]
+        if cells[test.label, label]
     ]
     differences = [
-        {"test": test.name, "of": first, "minus": second, "metric": metric, **found}
+        {"test": test.label, "of": first, "minus": second, "metric": metric, **found}
         for first, second in experiment.compare
         for test in experiment.tests
         for metric in test.metrics
-        if (found := _difference(*_of_same_seeds(cells[test.name, first], cells[test.name, second]), metric))
+        if (found := _difference(*_of_same_seeds(cells[test.label, first], cells[test.label, second]), metric))
     ]
     return {
         "title": experiment.title,
@@ -55,7 +55,7 @@ def summarise(experiment: Experiment, out: Path) -> dict[str, Any]:
     }
 
 
-def _cells(experiment: Experiment, entry: Entry, label: str, test: Test, out: Path) -> list[dict[str, Any]]:
+def _cells(experiment: Experiment, entry: Entry, label: str, test: EvaluationSpec, out: Path) -> list[dict[str, Any]]:
     found = []
     for seed in experiment.seeds:
         file = cell_file(out, label, seed, test)
@@ -75,9 +75,9 @@ def _by_edit(cells: Cells, metric: str) -> dict[str, float]:
     return {edit: statistics.fmean(values) for edit, values in found.items()}
 
 
-def _row(test: Test, label: str, cells: Cells) -> dict[str, Any]:
+def _row(test: EvaluationSpec, label: str, cells: Cells) -> dict[str, Any]:
     names = sorted({name for cell in cells for name in cell["metrics"]})
-    row: dict[str, Any] = {"test": test.name, "editor": label, "base": cells[0]["base"], "metrics": {}}
+    row: dict[str, Any] = {"test": test.label, "editor": label, "base": cells[0]["base"], "metrics": {}}
     row["seeds"] = [cell["seed"] for cell in cells]
     row["editor_digests"] = [cell["editor_digest"] for cell in cells]
     row |= {key: cells[0][key] for key in ("method", "data", "data_sha256", "met")}
@@ -140,8 +140,8 @@ def _overview(experiment: Experiment, summary: Mapping[str, Any], metric: str) -
     lines = ["", f"## {metric}", "", f"| test | {' | '.join(experiment.editors)} |"]
     lines.append("|" + "---|" * (len(experiment.editors) + 1))
     for test in experiment.tests:
-        cells = [_shown(metric, found.get((test.name, label))) for label in experiment.editors]
-        lines.append(f"| {' | '.join((test.name, *cells))} |")
+        cells = [_shown(metric, found.get((test.label, label))) for label in experiment.editors]
+        lines.append(f"| {' | '.join((test.label, *cells))} |")
     return lines
 
 
@@ -170,11 +170,11 @@ def as_markdown(experiment: Experiment, summary: Mapping[str, Any]) -> str:
     if experiment.overview is not None:
         lines += _overview(experiment, summary, experiment.overview)
     for test in experiment.tests:
-        rows = [row for row in summary["rows"] if row["test"] == test.name]
+        rows = [row for row in summary["rows"] if row["test"] == test.label]
         sources = [
             source
             for source, labels in experiment.published.items()
-            if any(test.name in tests for tests in labels.values())
+            if any(test.label in tests for tests in labels.values())
         ]
         heads = [
             "editor",
@@ -185,7 +185,7 @@ def as_markdown(experiment: Experiment, summary: Mapping[str, Any]) -> str:
             "peak, GB",
             *(f"{s} (published)" for s in sources),
         ]
-        lines += ["", f"## {test.name}", "", *_met(rows), f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+        lines += ["", f"## {test.label}", "", *_met(rows), f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
         for row in rows:
             cells = [row["editor"], *(_shown(name, row["metrics"].get(name)) for name in test.metrics)]
             cells.append(str(len(row["seeds"])) if "training_seconds" in row else "–")
@@ -193,7 +193,7 @@ def as_markdown(experiment: Experiment, summary: Mapping[str, Any]) -> str:
             cells.append(f"{row['training_seconds'] / 60:.1f}" if "training_seconds" in row else "–")
             cells.append(f"{row['peak_bytes'] / 1e9:.2f}")
             for source in sources:
-                numbers = experiment.published[source].get(row["editor"], {}).get(test.name)
+                numbers = experiment.published[source].get(row["editor"], {}).get(test.label)
                 cells.append("–" if numbers is None else " / ".join("–" if n is None else f"{n:g}" for n in numbers))
             lines.append(f"| {' | '.join(cells)} |")
     if experiment.published:
@@ -227,7 +227,7 @@ def draw(experiment: Experiment, summary: Mapping[str, Any], path: Path) -> None
     for panel in panels.flat[len(experiment.tests) :]:
         panel.set_visible(False)
     for panel, test in zip(panels.flat, experiment.tests, strict=False):
-        rows = {row["editor"]: row["metrics"] for row in summary["rows"] if row["test"] == test.name}
+        rows = {row["editor"]: row["metrics"] for row in summary["rows"] if row["test"] == test.label}
         shown = [m for m in test.metrics if m in colours and any(m in row for row in rows.values())]
         for number, metric in enumerate(shown):
             found = [
@@ -240,7 +240,7 @@ def draw(experiment: Experiment, summary: Mapping[str, Any], path: Path) -> None
                 [100 * (value["high"] - value["mean"]) for _, value in found],
             ]
             panel.bar(x, y, 0.8 / len(shown), yerr=spread, color=colours[metric], error_kw={"elinewidth": 0.8})
-        panel.set_title(test.name, fontsize=9)
+        panel.set_title(test.label, fontsize=9)
         panel.set_xticks(range(len(labels)), labels, rotation=60, ha="right", fontsize=7)
         panel.set_ylim(0, 104)  # a bar of 100 has its interval's end below the frame
         panel.grid(axis="y", alpha=0.3)

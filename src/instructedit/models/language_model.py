@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from instructedit.assets import ASSETS
+from instructedit.artifacts import shipped_models
 from instructedit.errors import EditorError, ModelError
 from instructedit.models.checkpoint import (
     build_without_memory,
@@ -41,9 +41,7 @@ from instructedit.models.text import TextEncoder
 from instructedit.models.trunk_cache import TrunkCache, TrunkKey
 
 BUNDLED = "bundled"
-BUNDLED_FOLDER = ASSETS / "base"
-#: The file beside a model of `build-base` that says what it was taught.
-CARD = "card.json"
+BUNDLED_FOLDER = shipped_models()[BUNDLED]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ADVICE = (
     "Give `bundled`, a folder with config.json, model.safetensors and a tokenizer, or a hub id that can be reached "
