@@ -27,7 +27,7 @@ from instructedit.editors.editing import make_edit, read_requests
 from instructedit.editors.saving import FORMAT as EDITOR
 from instructedit.editors.saving import digest_of, find_editor, load_editor, training_of
 from instructedit.evaluation.generation import generate
-from instructedit.experiments.plan import load_experiment, recipes_of
+from instructedit.experiments.plan import load_experiment, stages_of
 from instructedit.instructions.bank import write_bank
 from instructedit.instructions.candidates import Candidate, fault
 from instructedit.instructions.proposers import Asked, EndpointProposer
@@ -155,7 +155,7 @@ def use_yaml(path: Path) -> Ran | None:
         found = load_experiment(path)
         for entry in found.editors.values():
             if entry.recipe is not None:
-                recipes_of(entry, found.base, 0)
+                stages_of(entry, found.base, 0)
     elif kind == "task":
         task = load_task(path)
         text = task.instructions.render(task.instructions.descriptions[0], REQUEST.model_copy(update={"label": "x"}))

@@ -16,13 +16,15 @@ from safetensors.torch import load_file
 from instructedit.editors.gradient import EditorConfig
 from instructedit.editors.mend import Mend
 from instructedit.errors import EditorError, RecipeError
-from instructedit.experiments import run
-from instructedit.experiments.plan import Experiment, load_experiment, recipes_of
+from instructedit.experiments import caching, run
+from instructedit.experiments.caching import CachingEditor
+from instructedit.experiments.cells import cell_file
+from instructedit.experiments.plan import Experiment, load_experiment, stages_of
 from instructedit.experiments.report import as_markdown, draw, summarise
-from instructedit.experiments.run import Remembered, cell_file, run_all, run_one
+from instructedit.experiments.run import run_all, run_one
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRecord, EditRequest
-from instructedit.training.recipe import load_recipe
+from instructedit.training.recipe_file import load_stages
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -39,7 +41,7 @@ def place(
     recipe = {
         "editor": {"name": "mend", "blocks": 2, "rank": 8, "step_size": 0.1},
         "tasks": [{"task": "counterfact", "files": ["own.jsonl"]}],
-        "optimisation": {"steps": 9, "batch": 3, "warmup": 1, "validation_edits": 2},
+        "optimisation": {"steps": 9, "batch": 3, "warmup_steps": 1, "validation_edits": 2},
     }
     (tmp_path / "mend.yaml").write_text(yaml.safe_dump(recipe))
     (tmp_path / "plain.yaml").write_text("name: in-context\ntemplate: ''\n")
@@ -54,8 +56,8 @@ def place(
         "edits": 4,
         "tests": tests,
         "editors": {
-            "Base": {"use": "plain.yaml"},
-            "MEND": {"recipe": "mend.yaml", "change": {"optimisation": {"steps": 2}}},
+            "Base": {"pretrained": "plain.yaml"},
+            "MEND": {"recipe": "mend.yaml", "overrides": {"optimisation": {"steps": 2}}},
         },
         "compare": [["MEND", "Base"]],
         "published": {"A paper": {"MEND": {"counterfact": [1.5, None]}}},
@@ -127,7 +129,7 @@ def test_what_is_kept_is_not_run_again_and_what_is_damaged_or_outdated_is(
 
 def test_trained_editors_are_compared_on_the_seeds_that_both_have(place: Path) -> None:
     raw = yaml.safe_load((place / "tiny.yaml").read_text())
-    raw["editors"]["Longer"] = {"recipe": "mend.yaml", "change": {"optimisation": {"steps": 3}}}
+    raw["editors"]["Longer"] = {"recipe": "mend.yaml", "overrides": {"optimisation": {"steps": 3}}}
     raw["compare"] = [["Longer", "MEND"], ["MEND", "Base"]]
     (place / "tiny.yaml").write_text(yaml.safe_dump(raw))
     experiment = run_here(place)
@@ -140,7 +142,7 @@ def test_trained_editors_are_compared_on_the_seeds_that_both_have(place: Path) -
 
     def difference(of: str) -> dict[str, Any]:
         found = summarise(experiment, place / "out")["differences"]
-        return next(d for d in found if (d["of"], d["test"], d["metric"]) == (of, test.name, "locality"))
+        return next(d for d in found if (d["of"], d["test"], d["metric"]) == (of, test.label, "locality"))
 
     assert difference("Longer")["by_seed"] == [0.5, -0.25]
     assert difference("Longer")["mean"] == pytest.approx(0.125)
@@ -168,7 +170,7 @@ def test_an_editor_makes_the_same_edits_once(gpt2: LanguageModel) -> None:
             made.append(len(requests))
             return super().edit(language_model, requests, instructions)
 
-    editor = Remembered(Counting.create(EditorConfig(name="mend", blocks=2, rank=4), gpt2))
+    editor = CachingEditor(Counting.create(EditorConfig(name="mend", blocks=2, rank=4), gpt2))
     requests = [EditRequest(prompt="Lena was born in", target=town) for town in ("Oston", "Maravel")]
     first = editor.edit(gpt2, requests, [None, None])
     assert editor.edit(gpt2, requests, [None, None]) is first
@@ -179,20 +181,20 @@ def test_an_editor_makes_the_same_edits_once(gpt2: LanguageModel) -> None:
 
 
 def test_the_memory_of_edits_is_bounded(gpt2: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("instructedit.experiments.run.REMEMBERED_BATCHES", 2)
-    editor = Remembered(Mend.create(EditorConfig(name="mend", blocks=2, rank=4), gpt2))
+    monkeypatch.setattr(caching, "CACHED_BATCHES", 2)
+    editor = CachingEditor(Mend.create(EditorConfig(name="mend", blocks=2, rank=4), gpt2))
     request = EditRequest(prompt="Lena was born in", target="Oston")
     first = editor.edit(gpt2, [request], ["0"])
     editor.edit(gpt2, [request], ["1"])
     assert editor.edit(gpt2, [request], ["0"]) is first
     editor.edit(gpt2, [request], ["2"])
     assert editor.edit(gpt2, [request], ["0"]) is first, "1 was used longer ago"
-    assert len(editor._made) == 2
+    assert len(editor._batches) == 2
 
 
 def test_processes_do_the_same_and_a_failure_spares_the_others(place: Path) -> None:
     raw = yaml.safe_load((place / "tiny.yaml").read_text())
-    raw["editors"]["broken"] = {"use": "nothing"}
+    raw["editors"]["broken"] = {"pretrained": "nothing"}
     raw["seeds"], raw["tests"] = [0], raw["tests"][:1]
     (place / "tiny.yaml").write_text(yaml.safe_dump(raw))
     experiment = load_experiment(place / "tiny.yaml")
@@ -207,33 +209,37 @@ def test_processes_do_the_same_and_a_failure_spares_the_others(place: Path) -> N
     assert here["records"] == apart["records"]
 
 
-def test_recipes_go_on_from_one_another(place: Path) -> None:
-    more = yaml.safe_load((place / "mend.yaml").read_text()) | {"start_from": "nowhere", "wordings": 0.1}
-    (place / "more.yaml").write_text(yaml.safe_dump(more))
-    raw = yaml.safe_load((place / "tiny.yaml").read_text())
-    raw["editors"]["MEND"]["then"] = ["more.yaml"]
-    raw["seeds"] = [0]
-    (place / "tiny.yaml").write_text(yaml.safe_dump(raw))
+def test_recipes_are_trained_in_stages(place: Path) -> None:
+    raw = yaml.safe_load((place / "mend.yaml").read_text())
+    staged = raw | {"stages": [{}, {"scope_template_share": 0.1}, {"seed": 5}]}
+    (place / "mend.yaml").write_text(yaml.safe_dump(staged))
+    experiment_raw = yaml.safe_load((place / "tiny.yaml").read_text())
+    experiment_raw["editors"]["MEND"]["stages"] = 2
+    experiment_raw["seeds"] = [3]
+    (place / "tiny.yaml").write_text(yaml.safe_dump(experiment_raw))
     experiment = run_here(place)
-    first = place / "out" / "editors" / "mend-0"
-    parts = [load_file(folder / "editor.safetensors") for folder in (first, first / "then")]
-    assert parts[0].keys() == parts[1].keys()
-    assert any(not torch.equal(parts[0][name], value) for name, value in parts[1].items())
+    stages = stages_of(experiment.editors["MEND"], experiment.base, 3)
+    assert [(s.scope_template_share, s.optimisation.steps, s.seed) for s in stages] == [(0.5, 2, 3), (0.1, 2, 3)]
+    folder = place / "out" / "editors" / "mend-3"
+    first, second = (load_file(folder / f"stage-{number}" / "editor.safetensors") for number in (1, 2))
+    assert any(not torch.equal(first[name], value) for name, value in second.items())
+    assert (folder / "editor.safetensors").read_bytes() == (folder / "stage-2" / "editor.safetensors").read_bytes()
     row = summarise(experiment, place / "out")["rows"][-1]
-    logs = [(folder / "log.jsonl").read_text().splitlines() for folder in (first, first / "then")]
-    took = [max(json.loads(line).get("seconds", 0.0) for line in log) for log in logs]
-    assert row["training_seconds"] == pytest.approx(sum(took))
-    (place / "more.yaml").write_text(yaml.safe_dump(more | {"wordings": 0.2}))
+    logs = [(folder / f"stage-{number}" / "log.jsonl").read_text().splitlines() for number in (1, 2)]
+    seconds = [max(json.loads(line).get("seconds", 0.0) for line in log) for log in logs]
+    assert row["training_seconds"] == pytest.approx(sum(seconds))
+    staged["stages"][1]["scope_template_share"] = 0.2
+    (place / "mend.yaml").write_text(yaml.safe_dump(staged))
     assert {row["editor"] for row in summarise(experiment, place / "out")["rows"]} == {"Base"}
 
 
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"editors": {"A": {"use": "b", "then": ["a"]}}}, "`then` are for recipes"),
-        ({"editors": {"A": {"recipe": "a", "use": "b"}}}, "give either"),
+        ({"editors": {"A": {"pretrained": "b", "stages": 2}}}, "`stages` are for recipes"),
+        ({"editors": {"A": {"recipe": "a", "pretrained": "b"}}}, "give either"),
         ({"compare": [["MEND", "Nobody"]]}, "Nobody"),
-        ({"tests": [{"task": "zsre", "file": "a"}] * 2}, "called alike: zsre"),
+        ({"tests": [{"task": "zsre", "file": "a"}] * 2}, "same name: zsre"),
         ({"seeds": []}, "seeds"),
     ],
     ids=str,
@@ -250,14 +256,14 @@ def test_shipped_experiments_can_be_read(path: Path) -> None:
     experiment = load_experiment(path)
     for entry in experiment.editors.values():
         if entry.recipe is not None:
-            recipes = recipes_of(entry, experiment.base, 7)
-            assert all(recipe.seed == 7 for recipe in recipes)
-            assert load_recipe(entry.recipe).editor.blocks == recipes[0].editor.blocks
-        elif entry.use is not None and entry.use.endswith(".yaml"):
-            assert Path(entry.use).is_file()
+            stages = stages_of(entry, experiment.base, 7)
+            assert all(recipe.seed == 7 for recipe in stages)
+            assert load_stages(entry.recipe)[0].editor.blocks == stages[0].editor.blocks
+        elif entry.pretrained is not None and entry.pretrained.endswith(".yaml"):
+            assert Path(entry.pretrained).is_file()
 
 
-def test_a_change_goes_into_the_recipe_and_leaves_the_rest(place: Path) -> None:
+def test_overrides_change_the_recipe_and_leave_the_rest(place: Path) -> None:
     experiment = load_experiment(place / "tiny.yaml")
-    [recipe] = recipes_of(experiment.editors["MEND"], experiment.base, 1)
+    [recipe] = stages_of(experiment.editors["MEND"], experiment.base, 1)
     assert (recipe.optimisation.steps, recipe.optimisation.batch, recipe.seed) == (2, 3, 1)

@@ -18,8 +18,9 @@ from instructedit.base_model.build import BuildRecipe, build_base
 from instructedit.editors import key_statistics
 from instructedit.editors.key_statistics import cache_folder, second_moment
 from instructedit.errors import CheckpointError, DataError
+from instructedit.experiments.cells import kept_cell
 from instructedit.experiments.plan import load_experiment
-from instructedit.experiments.run import kept_cell, run_all, run_one
+from instructedit.experiments.run import run_all, run_one
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import Encoded, TokenBatch, pad
 from instructedit.models.trunk_cache import TrunkCache, TrunkKey

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from instructedit.artifacts import CARD
 from instructedit.base_model.corpus import Corpus, Document, read_corpus
 from instructedit.base_model.pretrain import BaseModelRecipe, pretrain, recall
 from instructedit.data.bundled_edits import FactEdits, named_requests
@@ -21,7 +22,7 @@ from instructedit.data.facts import FACTS_FILE, Fact, named_facts, read_facts, r
 from instructedit.data.readers import read_records
 from instructedit.data.scope_edits import ScopeEdits
 from instructedit.errors import DataError, RecipeError, validation_messages
-from instructedit.models.language_model import BUNDLED, BUNDLED_FOLDER, CARD, load_language_model
+from instructedit.models.language_model import BUNDLED, BUNDLED_FOLDER, load_language_model
 from instructedit.records import EditRecord, ProbeKind
 from instructedit.storage.reading import as_mapping, read_json_file, read_yaml_file
 from instructedit.storage.writing import as_json, locked, make_folder, write_atomically

@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
-from instructedit.assets import ASSETS
+from instructedit.artifacts import EDITOR_WEIGHTS, shipped_editors
 from instructedit.editors.base import DirectEditor, Editor, editor_class, registered_editors
 from instructedit.editors.calinet import CaliNet
 from instructedit.editors.finetuning import BoxedFineTuning, Lora
@@ -35,15 +35,12 @@ from instructedit.storage.writing import write_atomically
 TRAINED = (InstructEdit, KnowledgeEditor, Mend)
 DIRECT = (BoxedFineTuning, CaliNet, Grace, InContext, Lora, Memit, Rome)
 FORMAT = "instructedit-editor/2"
-BUNDLED_EDITOR = ASSETS / "editor.safetensors"
 #: Fewer scopes and steps than the bundled editor; and multi-task MEND on the same mixture and for as many steps.
 BUNDLED_CORE = "bundled-core"
 BUNDLED_MEND = "bundled-mend"
-SHIPPED = {
-    BUNDLED: BUNDLED_EDITOR,
-    BUNDLED_CORE: ASSETS / "core.safetensors",
-    BUNDLED_MEND: ASSETS / "mend.safetensors",
-}
+#: Files of the shipped editors by name.
+SHIPPED = {name: folder / EDITOR_WEIGHTS for name, folder in shipped_editors().items()}
+BUNDLED_EDITOR = SHIPPED[BUNDLED]
 
 
 def create_editor(config: EditorConfig, language_model: LanguageModel) -> GradientEditor:

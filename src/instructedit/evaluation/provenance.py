@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from instructedit.artifacts import CARD
 from instructedit.data.locations import OWN, data_file
 from instructedit.editors.base import DirectEditor, Editor
 from instructedit.editors.saving import digest_of, training_of
 from instructedit.errors import DataError
-from instructedit.models.language_model import BUNDLED, BUNDLED_FOLDER, CARD, LanguageModel
+from instructedit.models.language_model import BUNDLED, BUNDLED_FOLDER, LanguageModel
 from instructedit.storage.reading import read_bytes, read_json_file
 
 

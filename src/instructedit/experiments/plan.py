@@ -1,25 +1,22 @@
-"""What an experiment is: editors, the edits they are tested on, and what is reported of them."""
+"""Experiments: editors, the edits they are evaluated on, and the metrics that are reported."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from instructedit.artifacts import shipped_editors, shipped_models
 from instructedit.errors import DataError, RecipeError, validation_messages
 from instructedit.evaluation.metrics import get_metric
 from instructedit.evaluation.protocols import Control, InstructionChooser, Protocol
 from instructedit.storage.reading import as_mapping, read_yaml_file
 from instructedit.tasks.task import load_task
-from instructedit.training.recipe import MAX_SEED, Recipe, parse_recipe
-from instructedit.training.recipe_file import merged, read_recipe
+from instructedit.training.recipe import MAX_SEED, Recipe, Settings
+from instructedit.training.recipe_file import merged, parse_stages, read_recipe, resolve_path
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _registered(metric: str) -> str:
@@ -29,19 +26,19 @@ def _registered(metric: str) -> str:
         raise ValueError(str(error)) from None
 
 
-class Test(_Strict):
-    """One column of the table.
+class EvaluationSpec(Settings):
+    """One column of the table: which edits are evaluated, and how.
 
     Attributes:
-        task: whose instructions and probes are used.
-        file: the edits, relative to the data folder; those that do not fit the task are left out.
-        metrics: that are shown; all are in the JSON.
-        instruction, wording, opposite: see :func:`instructedit.evaluation.runner.evaluate`.
-        protocol: how is asked.
-        name: the column's head; made from the others where it is left out.
+        task: Whose instructions and probes are used.
+        file: The edits, relative to the data folder; those that do not fit the task are left out.
+        metrics: Those shown; all are in the JSON.
+        instruction: See :func:`instructedit.evaluation.runner.evaluate`.
+        wording: See :func:`instructedit.evaluation.runner.evaluate`.
+        opposite: See :func:`instructedit.evaluation.runner.evaluate`.
+        protocol: How the model is queried.
+        name: Heads the column; by default composed of the other fields.
     """
-
-    __test__ = False  # for pytest
 
     task: str
     file: str
@@ -50,7 +47,7 @@ class Test(_Strict):
     wording: Literal["validation", "test"] | None = None
     opposite: str | None = None
     protocol: Protocol = Protocol.PLAIN
-    name: str = ""
+    name: str | None = Field(None, min_length=1)
 
     @field_validator("metrics")
     @classmethod
@@ -58,85 +55,89 @@ class Test(_Strict):
         return tuple(_registered(name) for name in names)
 
     @model_validator(mode="after")
-    def _can_be_asked(self) -> Test:
+    def _check_instruction(self) -> EvaluationSpec:
         try:
             InstructionChooser(load_task(self.task), self.instruction, self.wording, opposite=self.opposite)
         except DataError as error:
             raise ValueError(str(error)) from None
         return self
 
-    @model_validator(mode="after")
-    def _named(self) -> Test:
-        if not self.name:
-            parts = [self.task]
-            parts += [str(self.protocol)] if self.protocol is not Protocol.PLAIN else []
-            parts += [str(self.instruction)] if self.instruction is not Control.UNSEEN else []
-            parts += [f"{self.wording} wordings"] if self.wording else []
-            parts += [f"not {self.opposite}"] if self.opposite else []
-            object.__setattr__(self, "name", ", ".join(parts))
-        return self
+    @property
+    def label(self) -> str:
+        """Head of the column, and name of its results."""
+        if self.name is not None:
+            return self.name
+        parts = [self.task]
+        parts += [str(self.protocol)] if self.protocol is not Protocol.PLAIN else []
+        parts += [str(self.instruction)] if self.instruction is not Control.UNSEEN else []
+        parts += [f"{self.wording} wordings"] if self.wording else []
+        parts += [f"not {self.opposite}"] if self.opposite else []
+        return ", ".join(parts)
 
 
-class Entry(_Strict):
-    """One row of the table: an editor that is trained, or one that is ready.
+class Entry(Settings):
+    """One row of the table: an editor that is trained, or one that is not.
 
     Attributes:
-        recipe: is trained anew for every seed; relative to the experiment's file.
-        then: recipes that go on from it, one after the other, whatever their own ``start_from``.
-        change: what is different in these recipes, by their keys; lists are replaced.
-        use: a direct method's name or YAML file, or an editor file; seeds make no difference.
+        recipe: Is trained for every seed: a file relative to the experiment's, or a shipped editor's name.
+        stages: Train only that many of the recipe's stages; None trains all.
+        overrides: Override settings of every stage; see :mod:`instructedit.training.recipe_file`.
+        pretrained: An editor file, or a direct method by name or YAML file; seeds make no difference.
     """
 
     recipe: str | None = None
-    then: tuple[str, ...] = ()
-    change: dict[str, Any] = {}
-    use: str | None = None
+    stages: int | None = Field(None, ge=1)
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    pretrained: str | None = None
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> Entry:
-        if (self.recipe is None) == (self.use is None):
-            raise ValueError("give either `recipe` (it is trained) or `use` (it is ready)")
-        if self.use is not None and (self.change or self.then):
-            raise ValueError("`change` and `then` are for recipes; give numbers of a direct method in its YAML file")
+    def _check_kind(self) -> Entry:
+        if (self.recipe is None) == (self.pretrained is None):
+            raise ValueError("give either `recipe` (it is trained) or `pretrained`")
+        if self.pretrained is not None and (self.overrides or self.stages):
+            raise ValueError(
+                "`overrides` and `stages` are for recipes; give settings of a direct method in its YAML file"
+            )
         return self
 
 
-class Experiment(_Strict):
-    """A whole table.
+class Experiment(Settings):
+    """A table of editors and evaluations.
 
     Attributes:
-        title: above the table.
-        base: the base model of all editors.
-        seeds: one training each.
-        edits: a test, drawn at random, the same for all editors.
-        tests: the columns, by name.
-        editors: the rows, by label.
-        compare: pairs of labels whose difference is reported, edit by edit.
-        overview: a metric that is shown for all tests and editors in one table first.
-        published: other people's numbers, by source, label and test, in the order of the test's metrics; in percent.
+        title: Above the table.
+        base: Base model of all editors.
+        seeds: One training each.
+        edits: Per evaluation, drawn at random, the same for all editors.
+        tests: The columns.
+        editors: The rows, by label.
+        compare: Pairs of labels whose difference is reported, edit by edit.
+        overview: A metric that is shown for all evaluations and editors in one table first.
+        published: Figures of others in percent, by source, editor's label and evaluation's label, in the order of the
+            evaluation's metrics.
     """
 
     title: str
     base: str = "bundled"
     seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1)
     edits: int = Field(120, ge=1, le=1_000_000)
-    tests: tuple[Test, ...] = Field(min_length=1)
+    tests: tuple[EvaluationSpec, ...] = Field(min_length=1)
     editors: dict[str, Entry] = Field(min_length=1)
     compare: tuple[tuple[str, str], ...] = ()
     overview: str | None = None
-    published: dict[str, dict[str, dict[str, tuple[float | None, ...]]]] = {}
+    published: dict[str, dict[str, dict[str, tuple[float | None, ...]]]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _names_fit(self) -> Experiment:
-        names = [test.name for test in self.tests]
-        twice = sorted({name for name in names if names.count(name) > 1})
+    def _check_labels(self) -> Experiment:
+        labels = [test.label for test in self.tests]
+        repeated = sorted({label for label in labels if labels.count(label) > 1})
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: one is listed twice")
-        if twice:
-            raise ValueError(f"tests called alike: {', '.join(twice)}; give each a `name`")
+        if repeated:
+            raise ValueError(f"tests have the same name: {', '.join(repeated)}; give each a `name`")
         unknown = sorted({label for pair in self.compare for label in pair} - self.editors.keys())
         if unknown:
-            raise ValueError(f"compare names editors that are not there: {', '.join(unknown)}")
+            raise ValueError(f"compare names editors that are not listed: {', '.join(unknown)}")
         return self
 
     @field_validator("overview")
@@ -145,7 +146,7 @@ class Experiment(_Strict):
         return None if name is None else _registered(name)
 
     def work(self) -> list[tuple[str, int]]:
-        """(label, seed) of everything that has to be run."""
+        """Return (label, seed) of every editor to train or evaluate."""
         return [
             (label, seed)
             for seed in self.seeds
@@ -155,38 +156,37 @@ class Experiment(_Strict):
 
 
 def load_experiment(path: Path) -> Experiment:
-    """Read an experiment; paths of recipes become those seen from here.
+    """Read an experiment; its paths, relative to its file, become relative to the working directory.
 
     Raises:
-        RecipeError: with every mistake.
-        DataError: the file cannot be read.
+        RecipeError: The experiment has mistakes; all are listed.
+        DataError: The file cannot be read.
     """
     raw = as_mapping(read_yaml_file(path), path)
     try:
-        found = Experiment.model_validate(raw)
+        experiment = Experiment.model_validate(raw)
     except ValidationError as error:
         raise RecipeError(path, validation_messages(error)) from None
     editors = {}
-    for label, entry in found.editors.items():
-        here = {"recipe": entry.recipe, "use": entry.use if entry.use and entry.use.endswith(".yaml") else None}
-        moved: dict[str, Any] = {key: str(path.parent / value) for key, value in here.items() if value is not None}
-        moved["then"] = tuple(str(path.parent / value) for value in entry.then)
-        editors[label] = entry.model_copy(update=moved)
-    return found.model_copy(update={"editors": editors})
+    for label, entry in experiment.editors.items():
+        paths = {"recipe": entry.recipe, "pretrained": entry.pretrained}
+        resolved = {
+            key: resolve_path(value, path.parent, shipped_editors())
+            for key, value in paths.items()
+            if value is not None
+        }
+        editors[label] = entry.model_copy(update=resolved)
+    base = resolve_path(experiment.base, path.parent, shipped_models())
+    return experiment.model_copy(update={"editors": editors, "base": base})
 
 
-def recipes_of(entry: Entry, base: str, seed: int) -> list[Recipe]:
-    """The recipes of a row in their order, with its changes, for one seed; the later ones' start is left open.
+def stages_of(entry: Entry, base: str, seed: int) -> list[Recipe]:
+    """Return the settings of a row's stages for one seed, with its overrides.
 
     Raises:
-        DataError: a recipe cannot be read.
-        RecipeError: a recipe or what is changed in it is wrong.
+        DataError: The recipe cannot be read.
+        RecipeError: The recipe or the overrides have mistakes.
     """
     assert entry.recipe is not None
-    found: list[Recipe] = []
-    for path in (entry.recipe, *entry.then):
-        ours: dict[str, Any] = {"base": base, "seed": seed}
-        if found:
-            ours["start_from"] = None
-        found.append(parse_recipe(merged(merged(read_recipe(path), entry.change), ours), path))
-    return found
+    overrides = merged(entry.overrides, {"base": base, "seed": seed})
+    return parse_stages(read_recipe(entry.recipe), entry.recipe, overrides=overrides, count=entry.stages)

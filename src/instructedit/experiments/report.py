@@ -11,8 +11,8 @@ from typing import Any
 
 from instructedit.evaluation.intervals import estimate
 from instructedit.evaluation.metrics import get_metric
-from instructedit.experiments.plan import Entry, Experiment, Test
-from instructedit.experiments.run import cell_file, kept_cell, settings
+from instructedit.experiments.cells import cell_file, kept_cell, settings
+from instructedit.experiments.plan import Entry, EvaluationSpec, Experiment
 
 #: The scores of one editor on one test, one cell per seed.
 Cells = Sequence[Mapping[str, Any]]
@@ -32,22 +32,22 @@ def summarise(experiment: Experiment, out: Path) -> dict[str, Any]:
         ``rows`` (one per test and editor), ``differences`` (one per comparison, test and metric), and the settings.
     """
     cells = {
-        (test.name, label): _cells(experiment, entry, label, test, out)
+        (test.label, label): _cells(experiment, entry, label, test, out)
         for test in experiment.tests
         for label, entry in experiment.editors.items()
     }
     rows = [
-        _row(test, label, cells[test.name, label])
+        _row(test, label, cells[test.label, label])
         for test in experiment.tests
         for label in experiment.editors
-        if cells[test.name, label]
+        if cells[test.label, label]
     ]
     differences = [
-        {"test": test.name, "of": first, "minus": second, "metric": metric, **difference}
+        {"test": test.label, "of": first, "minus": second, "metric": metric, **difference}
         for first, second in experiment.compare
         for test in experiment.tests
         for metric in test.metrics
-        if (difference := _difference(*_of_same_seeds(cells[test.name, first], cells[test.name, second]), metric))
+        if (difference := _difference(*_of_same_seeds(cells[test.label, first], cells[test.label, second]), metric))
     ]
     return {
         "title": experiment.title,
@@ -61,7 +61,7 @@ def summarise(experiment: Experiment, out: Path) -> dict[str, Any]:
     }
 
 
-def _cells(experiment: Experiment, entry: Entry, label: str, test: Test, out: Path) -> list[dict[str, Any]]:
+def _cells(experiment: Experiment, entry: Entry, label: str, test: EvaluationSpec, out: Path) -> list[dict[str, Any]]:
     cells = (
         kept_cell(cell_file(out, label, seed, test), settings(experiment, entry, seed, test))
         for seed in experiment.seeds
@@ -79,9 +79,9 @@ def _by_edit(cells: Cells, metric: str) -> dict[str, float]:
     return {edit: statistics.fmean(values) for edit, values in by_edit.items()}
 
 
-def _row(test: Test, label: str, cells: Cells) -> dict[str, Any]:
+def _row(test: EvaluationSpec, label: str, cells: Cells) -> dict[str, Any]:
     names = sorted({name for cell in cells for name in cell["metrics"]})
-    row: dict[str, Any] = {"test": test.name, "editor": label, "base": cells[0]["base"], "metrics": {}}
+    row: dict[str, Any] = {"test": test.label, "editor": label, "base": cells[0]["base"], "metrics": {}}
     row["seeds"] = [cell["seed"] for cell in cells]
     row["editor_digests"] = [cell["editor_digest"] for cell in cells]
     row |= {key: cells[0][key] for key in ("method", "data", "data_sha256", "met")}
@@ -141,7 +141,7 @@ def _overview(experiment: Experiment, summary: Mapping[str, Any], metric: str) -
     """Return a table of one metric by test and editor."""
     values = {(row["test"], row["editor"]): row["metrics"].get(metric) for row in summary["rows"]}
     rows = [
-        [test.name, *(_with_interval(metric, values.get((test.name, label))) for label in experiment.editors)]
+        [test.label, *(_with_interval(metric, values.get((test.label, label))) for label in experiment.editors)]
         for test in experiment.tests
     ]
     return ["", f"## {metric}", "", *_table(["test", *experiment.editors], rows)]
@@ -158,13 +158,13 @@ def _training_data(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{rows[0]['data']}. Base model: {rows[0]['met']['base']}. Editors: {editors}.", ""]
 
 
-def _test_section(experiment: Experiment, summary: Mapping[str, Any], test: Test) -> list[str]:
+def _test_section(experiment: Experiment, summary: Mapping[str, Any], test: EvaluationSpec) -> list[str]:
     """Return one test's table, one row per editor, with published numbers in columns of their own."""
-    rows = [row for row in summary["rows"] if row["test"] == test.name]
+    rows = [row for row in summary["rows"] if row["test"] == test.label]
     sources = [
         source
         for source, labels in experiment.published.items()
-        if any(test.name in tests for tests in labels.values())
+        if any(test.label in tests for tests in labels.values())
     ]
     heads = ["editor", *test.metrics, "seeds", "ms an edit", "training, min", "peak, GB"]
     heads += [f"{source} (published)" for source in sources]
@@ -177,10 +177,10 @@ def _test_section(experiment: Experiment, summary: Mapping[str, Any], test: Test
         cells.append(f"{row['training_seconds'] / 60:.1f}" if trained else "–")
         cells.append(f"{row['peak_bytes'] / 1e9:.2f}")
         for source in sources:
-            numbers = experiment.published[source].get(row["editor"], {}).get(test.name)
+            numbers = experiment.published[source].get(row["editor"], {}).get(test.label)
             cells.append("–" if numbers is None else " / ".join("–" if n is None else f"{n:g}" for n in numbers))
         lines.append(cells)
-    return ["", f"## {test.name}", "", *_training_data(rows), *_table(heads, lines)]
+    return ["", f"## {test.label}", "", *_training_data(rows), *_table(heads, lines)]
 
 
 def _differences_section(differences: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -248,9 +248,9 @@ def draw(experiment: Experiment, summary: Mapping[str, Any], path: Path) -> None
     for panel in panels.flat[len(experiment.tests) :]:
         panel.set_visible(False)
     for panel, test in zip(panels.flat, experiment.tests, strict=False):
-        rows = {row["editor"]: row["metrics"] for row in summary["rows"] if row["test"] == test.name}
+        rows = {row["editor"]: row["metrics"] for row in summary["rows"] if row["test"] == test.label}
         _draw_bars(panel, labels, rows, {metric: colours[metric] for metric in test.metrics if metric in colours})
-        panel.set_title(test.name, fontsize=9)
+        panel.set_title(test.label, fontsize=9)
         panel.set_xticks(range(len(labels)), labels, rotation=60, ha="right", fontsize=7)
         panel.set_ylim(0, 104)  # a bar of 100 has its interval's end below the frame
         panel.grid(axis="y", alpha=0.3)

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from instructedit.assets import ASSETS
+from instructedit.artifacts import shipped_models
 from instructedit.errors import EditorError, ModelError
 from instructedit.models.checkpoint import (
     build_on_meta_device,
@@ -39,9 +39,7 @@ from instructedit.models.text import TextEncoder
 from instructedit.models.trunk_cache import TrunkCache, TrunkKey
 
 BUNDLED = "bundled"
-BUNDLED_FOLDER = ASSETS / "base"
-#: Name of the file in which `build-base` records the training data of the model beside it.
-CARD = "card.json"
+BUNDLED_FOLDER = shipped_models()[BUNDLED]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ADVICE = (
     "Give `bundled`, a folder with config.json, model.safetensors and a tokenizer, or a hub id that can be reached "

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from instructedit.errors import CheckpointError, DataError
-from instructedit.storage.reading import parse_json, read_text
+from instructedit.storage.reading import as_mapping, parse_json, read_text
 from instructedit.storage.writing import append_line, as_json, write_atomically
 
 LOG = "log.jsonl"
@@ -83,6 +83,30 @@ class TrainingLog:
 
     def _cannot_resume(self, problem: str) -> CheckpointError:
         return CheckpointError(f"{problem}. The run cannot be resumed; give another --out, or delete the folder")
+
+
+def training_cost(log: Path) -> tuple[float, int]:
+    """Return seconds, over all stages, and peak bytes of a finished training.
+
+    Raises:
+        DataError: The log is damaged.
+    """
+    entries = [
+        as_mapping(parse_json(line, file=log, place=f"line {number}"), log)
+        for number, line in enumerate(read_text(log).split("\n"), start=1)
+        if line
+    ]
+    steps = [(entry.get("step"), entry.get("seconds")) for entry in entries if entry.get("phase") == "train"]
+    peaks = [entry.get("peak_bytes", 0) for entry in entries]
+    numbers = [*(number for step in steps for number in step), *peaks]
+    if not steps or not all(isinstance(number, (int, float)) for number in numbers):
+        raise DataError("is not the log of a training; delete its folder, and the editor is trained anew", file=log)
+    total = stage = 0.0
+    for entry in (entry for entry in entries if entry.get("phase") == "train"):
+        if entry["step"] == 0:  # a new stage, whose clock starts at zero
+            total += stage
+        stage = float(entry["seconds"])
+    return total + stage, max(peaks)
 
 
 def _is_entry(entry: Any) -> bool:

@@ -10,7 +10,7 @@ Paths: training files are relative to the data folder; all other paths are relat
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,16 @@ def load_stages(name_or_path: str | Path) -> list[Recipe]:
     return parse_stages(read_recipe(name_or_path), name_or_path)
 
 
-def parse_stages(raw: Any, source: object = "recipe") -> list[Recipe]:
+def parse_stages(
+    raw: Any, source: object = "recipe", *, overrides: Mapping[str, Any] | None = None, count: int | None = None
+) -> list[Recipe]:
     """Check the settings of a recipe file and return those of each stage.
+
+    Args:
+        raw: The file's content.
+        source: Where it comes from, for messages.
+        overrides: Override the settings of every stage.
+        count: Return only that many of the first stages.
 
     Raises:
         RecipeError: As :func:`load_stages`.
@@ -49,18 +57,18 @@ def parse_stages(raw: Any, source: object = "recipe") -> list[Recipe]:
         return [parse_recipe(raw, source)]
     settings = {key: value for key, value in raw.items() if key != "stages"}
     stages = raw.get("stages", [{}])
-    if not isinstance(stages, list) or not stages or not all(isinstance(overrides, dict) for overrides in stages):
+    if not isinstance(stages, list) or not stages or not all(isinstance(changes, dict) for changes in stages):
         raise RecipeError(source, ["stages: expected a list with a mapping of settings per stage; {} changes nothing"])
     recipes: list[Recipe] = []
-    for number, overrides in enumerate(stages, start=1):
+    for number, changes in enumerate(stages[:count], start=1):
         place = source if len(stages) == 1 else f"{source}, stage {number}"
-        settings = merged(settings, overrides)
+        settings = merged(settings, changes)
         if recipes:
-            shared = [f"{key}: is that of the first stage in all stages" for key in SHARED if key in overrides]
+            shared = [f"{key}: is that of the first stage in all stages" for key in SHARED if key in changes]
             if shared:
                 raise RecipeError(place, shared)
             settings = settings | {"start_from": None}
-        recipes.append(parse_recipe(settings, place))
+        recipes.append(parse_recipe(merged(settings, dict(overrides or {})), place))
     return recipes
 
 
