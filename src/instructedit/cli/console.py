@@ -2,7 +2,7 @@
 
 Prompts, file names and the answers of models and endpoints are untrusted text. rich would interpret ``[red]`` in it as
 markup (and fail on ``[/b]``), and a terminal would execute its escape sequences. Therefore no other module imports
-rich, and everything printed here appears unchanged, with control characters as visible escapes (``\\x1b``).
+rich, and everything printed here appears unchanged, with control characters as visible escapes.
 """
 
 from __future__ import annotations

@@ -312,7 +312,10 @@ def _result(
     out_file: Path | None,
 ) -> dict[str, Any]:
     """Return the command's JSON result."""
-    answers = [(each.answer.prompt, each.answer.before, each.answer.after) for each in report.requests]
+    answers = [
+        (request_report.answer.prompt, request_report.answer.before, request_report.answer.after)
+        for request_report in report.requests
+    ]
     return {
         "model": model,
         "base": language_model.fingerprint,
@@ -333,12 +336,12 @@ def _print_report(report: EditReport, extra_answers: Sequence[tuple[str, str, st
     """Print the answers of the edits, other changed answers, the instruction and warnings."""
     title = f"{len(report.requests)} edit(s) by {delta.metadata.editor}"
     rows = table("prompt", "before", "after", "took", "P(target)", "P(old answer)", title=title)
-    for each in report.requests:
-        answer = each.answer
+    for request_report in report.requests:
+        answer = request_report.answer
         took = "yes" if answer.took else "NO"
-        probabilities = [f"{before:.3f} → {after:.3f}" for before, after in (each.target, each.old)]
+        probabilities = [f"{before:.3f} → {after:.3f}" for before, after in (request_report.target, request_report.old)]
         rows.add_row(answer.prompt, answer.before, answer.after, took, *probabilities)
-        for paraphrase in each.paraphrases:
+        for paraphrase in request_report.paraphrases:
             took = "yes" if paraphrase.took else "no"
             rows.add_row(f"  {paraphrase.prompt}", paraphrase.before, paraphrase.after, took, "", "")
     for prompt, before, after in extra_answers:
@@ -349,7 +352,7 @@ def _print_report(report: EditReport, extra_answers: Sequence[tuple[str, str, st
         out.print(f"  {moved.prompt} {moved.before!r} → {moved.after!r}")
     if delta.metadata.instruction:
         out.print(delta.metadata.instruction, style="dim")
-    about_requests = [text for each in report.requests for text in each.warnings]
+    about_requests = [text for request_report in report.requests for text in request_report.warnings]
     for warning in (*about_requests[:MAX_WARNINGS], *report.warnings):
         err.print(f"warning: {warning}")
     if len(about_requests) > MAX_WARNINGS:

@@ -1,0 +1,1 @@
+"""The base model: loading, structure, tokenization and the split forward pass."""
