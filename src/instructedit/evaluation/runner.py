@@ -130,11 +130,13 @@ def evaluate(
             ]
             needed = [{metric: metric.queries(plan) for metric in metrics} for plan in plans]
             queries = [
-                query for plan, own in zip(plans, needed, strict=True) for query in plan.ordered(chain(*own.values()))
+                query
+                for plan, by_metric in zip(plans, needed, strict=True)
+                for query in plan.ordered(chain.from_iterable(by_metric.values()))
             ]
             results = respond(queries, language_model, editor.split_layer, edits, protocol)
-            for record, own in zip(part, needed, strict=True):
-                values[f"{record.record_id}#{len(values)}"] = _reduce(own, results)
+            for record, by_metric in zip(part, needed, strict=True):
+                values[f"{record.record_id}#{len(values)}"] = _reduce(by_metric, results)
             on_edits(len(values))
     names = [metric.name for metric in metrics if any(metric.name in row for row in values.values())]
     return Evaluation(
