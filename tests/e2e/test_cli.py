@@ -16,7 +16,8 @@ import pytest
 import torch
 import yaml
 
-from instructedit.deltas.delta import Delta, DeltaMetadata, LowRank
+from instructedit.deltas.delta import Delta, DeltaMetadata
+from instructedit.deltas.factors import LowRank
 from instructedit.deltas.saving import load_delta, save_delta
 from instructedit.records import EditRecord
 

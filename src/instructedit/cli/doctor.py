@@ -33,21 +33,21 @@ def doctor(
     """
     quiet_libraries()
     from instructedit.editors.footprint import footprint
-    from instructedit.editors.gradient import EditorConfig, chosen_matrices
+    from instructedit.editors.gradient import chosen_matrices, editor_config
     from instructedit.editors.saving import load_editor
     from instructedit.models.language_model import load_language_model
     from instructedit.training.memory import TextLengths, predict
     from instructedit.training.recipe import load_recipe
 
     planned = load_recipe(recipe) if recipe is not None else None
-    config = planned.editor if planned is not None else EditorConfig()
+    config = planned.editor if planned is not None else editor_config({})
     language_model = load_language_model(model, dtype=dtype, device=device, device_map=device_map)
     loaded = load_editor(editor, language_model) if editor is not None else None
     if loaded is not None:
         config = loaded.config
     structure = language_model.structure
     matrices = chosen_matrices(language_model, config)
-    size = footprint(language_model, matrices, config)
+    size = footprint(config, language_model)
     found: dict[str, Any] = {
         "model": model,
         "fingerprint": language_model.fingerprint,
@@ -87,7 +87,7 @@ def doctor(
     rows.add_row("final norm, head", f"{structure.final_norm or 'none'}, {structure.head}")
     rows.add_row("edited", "\n".join(f"{m.name}  {m.inputs} -> {m.outputs}" for m in matrices))
     rows.add_row("base in memory", f"{found['megabytes']['base']} MB")
-    rows.add_row("editor", f"{found['megabytes']['editor']} MB (rank {config.rank}, {config.layers} layers)")
+    rows.add_row("editor", f"{found['megabytes']['editor']} MB ({config.name})")
     if planned is None:
         rows.add_row("training, without activations", f"{found['megabytes']['training']} MB")
     else:

@@ -87,7 +87,7 @@ def edit(
     quiet_libraries()
     from instructedit.deltas.saving import load_delta, save_delta
     from instructedit.editors.editing import make_edit, read_requests
-    from instructedit.editors.saving import find_editor
+    from instructedit.editors.lookup import find_editor
     from instructedit.evaluation.edit_report import report_edit
     from instructedit.evaluation.generation import generate, natural_stop
     from instructedit.models.language_model import load_language_model

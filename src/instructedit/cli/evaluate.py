@@ -63,7 +63,7 @@ def evaluate_command(
     quiet_libraries()
     from instructedit.data.locations import data_file
     from instructedit.data.readers import read_records
-    from instructedit.editors.saving import find_editor
+    from instructedit.editors.lookup import find_editor
     from instructedit.evaluation.provenance import provenance
     from instructedit.evaluation.runner import evaluate
     from instructedit.instructions.bank import task_with

@@ -22,7 +22,8 @@ from typing import Any
 from instructedit.data.locations import data_file
 from instructedit.data.readers import read_records
 from instructedit.editors.base import Editor, Edits
-from instructedit.editors.saving import digest_of, find_editor
+from instructedit.editors.lookup import find_editor
+from instructedit.editors.saving import digest_of
 from instructedit.errors import DataError, EditorError
 from instructedit.evaluation.protocols import Protocol, described
 from instructedit.evaluation.provenance import provenance

@@ -23,9 +23,9 @@ from accelerate.utils.operations import gather_object
 from instructedit.data.locations import data_file, find_data
 from instructedit.data.pool import RecordPool
 from instructedit.data.readers import read_records
-from instructedit.editors.gradient import GradientEditor
+from instructedit.editors.gradient import GradientEditor, create_editor
 from instructedit.editors.instructedit import InstructEdit
-from instructedit.editors.saving import create_editor, load_editor, save_editor
+from instructedit.editors.saving import load_editor, save_editor
 from instructedit.errors import CheckpointError, DataError, EditorError
 from instructedit.models.language_model import DTYPES, LanguageModel
 from instructedit.models.trunk_cache import TrunkCache

@@ -5,10 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
-from instructedit.editors.gradient import EditorConfig
-from instructedit.errors import DataError, RecipeError, place_of, shorten
+from instructedit.editors.gradient import GradientEditorConfig, editor_config
+from instructedit.errors import DataError, EditorError, RecipeError, place_of, shorten
 from instructedit.storage.reading import as_mapping, quoted, read_yaml_file
 
 #: Beyond these limits nothing sensible happens: they catch a slip of the keyboard before hours of work.
@@ -19,6 +28,14 @@ MOST_GIGABYTES = 1e6
 LARGEST_SEED = 2**32 - 1
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
+
+
+def _config_of_method(fields: object) -> object:
+    """Return the config of the method that ``fields["name"]`` names; the registry knows which class it has."""
+    try:
+        return fields if isinstance(fields, GradientEditorConfig) else editor_config(fields)
+    except EditorError as error:
+        raise ValueError(str(error)) from None
 
 
 class _Strict(BaseModel):
@@ -146,7 +163,9 @@ class Recipe(_Strict):
     base: Name = "bundled"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
-    editor: EditorConfig = EditorConfig()
+    editor: Annotated[SerializeAsAny[GradientEditorConfig], BeforeValidator(_config_of_method)] = Field(
+        default_factory=lambda: editor_config({})
+    )
     start_from: Name | None = Field(
         None, description="an editor file to go on from; its encoder is not warmed up again"
     )
@@ -166,7 +185,8 @@ class Recipe(_Strict):
         """What decides a run's numbers: all that is not the default, so that a field that is added later, and is not
         used, leaves older runs what they are. How trunks are remembered decides none.
         """
-        return self.model_dump(mode="json", exclude_defaults=True, exclude={"trunk_memory"})
+        kept = self.model_dump(mode="json", exclude_defaults=True, exclude={"trunk_memory"})
+        return kept | {"editor": self.editor.model_dump(mode="json")}  # in full: each method has its own defaults
 
     @model_validator(mode="after")
     def _tasks_are_distinct(self) -> Recipe:
