@@ -20,8 +20,8 @@ from easyedit_peer import EasyEditMend
 from speed import train_step
 from workload import SHAPES, Load, load_model, make_examples
 
-from instructedit.editors.gradient import EditorConfig
-from instructedit.editors.saving import create_editor
+from instructedit.editors.gradient import create_editor
+from instructedit.editors.mend import MendConfig
 from instructedit.training.loop import make_optimizer
 from instructedit.training.recipe import Optimisation
 
@@ -32,7 +32,7 @@ def ours(options: argparse.Namespace, learning_rate: float) -> dict[str, Any]:
     model = load_model(options.shape, torch.bfloat16, "cpu")
     examples = make_examples(options.edits, Load(), SHAPES[options.shape].vocabulary)
     torch.manual_seed(0)
-    config = EditorConfig(name="mend", blocks=3, rank=options.rank, last_relu=True, step_size=options.step_size)
+    config = MendConfig(blocks=3, rank=options.rank, last_relu=True, step_size=options.step_size)
     editor = create_editor(config, model).train()
     rates = Optimisation(learning_rate=learning_rate, step_size_learning_rate=options.step_size_learning_rate)
     optimizer = make_optimizer(editor, rates)

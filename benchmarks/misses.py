@@ -19,7 +19,7 @@ from quality import write_result
 from instructedit.data.locations import data_file, find_data
 from instructedit.data.readers import read_records
 from instructedit.editors.base import Editor
-from instructedit.editors.saving import find_editor
+from instructedit.editors.lookup import find_editor
 from instructedit.evaluation.generation import generate, matches, normalised
 from instructedit.evaluation.protocols import Control, InstructionChooser
 from instructedit.evaluation.queries import MAX_PROBES_PER_KIND

@@ -23,7 +23,8 @@ from typing import Any
 
 from instructedit.data.locations import data_file, find_data
 from instructedit.data.readers import read_records
-from instructedit.editors.saving import digest_of, find_editor
+from instructedit.editors.lookup import find_editor
+from instructedit.editors.saving import digest_of
 from instructedit.evaluation.demonstration import TEST_FILES
 from instructedit.evaluation.protocols import Control, Protocol
 from instructedit.evaluation.provenance import provenance

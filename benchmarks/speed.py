@@ -29,8 +29,8 @@ from floor import floor
 from tqdm import tqdm
 from workload import SHAPES, Load, load_model, make_examples
 
-from instructedit.editors.gradient import EditorConfig, GradientEditor
-from instructedit.editors.saving import create_editor
+from instructedit.editors.gradient import GradientEditor, create_editor
+from instructedit.editors.mend import MendConfig
 from instructedit.evaluation.metrics import MetricGroup, registered_metrics
 from instructedit.evaluation.runner import evaluate
 from instructedit.models.allocator import keep_freed_memory
@@ -109,7 +109,7 @@ def _remembering(job: Job, language_model: LanguageModel, split_layer: int) -> I
 
 
 def _ours(job: Job, language_model: LanguageModel) -> list[float]:
-    config = EditorConfig(name="mend", blocks=job.blocks, rank=job.rank, last_relu=True, step_size=1e-4)
+    config = MendConfig(blocks=job.blocks, rank=job.rank, last_relu=True, step_size=1e-4)
     vocabulary = SHAPES[job.shape].vocabulary
     examples = make_examples(job.batch, job.load, vocabulary)
     requests = [example.request for example in examples]

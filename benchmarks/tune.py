@@ -64,15 +64,15 @@ GRIDS: dict[str, dict[str, list[Any]]] = {
         "learning_rate": [0.1, 0.2, 0.5],
         "steps": [20, 40],
         "decay": [0.0, 0.1, 0.5],
-        "reach": [2.0, 4.0, 8.0],
+        "clamp_norm_factor": [2.0, 4.0, 8.0],
     },
     "memit": {
         "block": [1, 2, 3],
         "blocks": [2, 3],
         "learning_rate": [0.1, 0.2, 0.5],
         "decay": [0.0, 0.1, 0.5],
-        "reach": [2.0, 4.0],
-        "weight": [1.0, 10.0, 100.0, 1000.0],
+        "clamp_norm_factor": [2.0, 4.0],
+        "mom2_update_weight": [1.0, 10.0, 100.0, 1000.0],
     },
 }
 

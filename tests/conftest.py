@@ -39,9 +39,8 @@ from transformers import (
 )
 
 from instructedit.data.locations import data_folder
-from instructedit.editors.gradient import EditorConfig
+from instructedit.editors.gradient import create_editor, editor_config, trained_class
 from instructedit.editors.mend import Mend
-from instructedit.editors.saving import create_editor
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
 
@@ -179,8 +178,10 @@ def new_editor() -> Callable[..., Mend]:
 
     def create(language_model: LanguageModel, seed: int = 2, **config: object) -> Mend:
         torch.manual_seed(seed)
-        shape = {"rank": 8, "embedding_dim": 8, "step_size": 0.5, "blocks": 2} | config
-        editor = create_editor(EditorConfig.model_validate(shape), language_model)
+        fields = trained_class(str(config.get("name", "instructedit"))).Config.model_fields
+        shape = {"rank": 8, "embedding_dim": 8, "step_size": 0.5, "blocks": 2}
+        config = {key: value for key, value in shape.items() if key in fields} | config
+        editor = create_editor(editor_config(config), language_model)
         log_lr = editor.log_lr.detach().clone()
         fill_at_random(editor, seed, std=0.1)
         editor.log_lr.data.copy_(log_lr)

@@ -16,7 +16,8 @@ import torch
 import yaml
 from command import Result, environment, run, run_apart
 
-from instructedit.deltas.delta import Delta, DeltaMetadata, LowRank
+from instructedit.deltas.delta import Delta, DeltaMetadata
+from instructedit.deltas.factors import LowRank
 from instructedit.deltas.saving import load_delta, save_delta
 from instructedit.records import EditRecord
 

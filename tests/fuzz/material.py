@@ -17,10 +17,12 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from instructedit.assets import ASSETS
-from instructedit.deltas.delta import Delta, DeltaMetadata, LowRank
+from instructedit.deltas.delta import Delta, DeltaMetadata
+from instructedit.deltas.factors import LowRank
 from instructedit.deltas.saving import save_delta
-from instructedit.editors.gradient import EditorConfig
-from instructedit.editors.saving import create_editor, save_editor
+from instructedit.editors.gradient import create_editor
+from instructedit.editors.instructedit import InstructEditConfig
+from instructedit.editors.saving import save_editor
 from instructedit.instructions.optimise import Budget, Outcome, optimise
 from instructedit.instructions.proposers import OfflineProposer
 from instructedit.instructions.trace import Trace
@@ -141,7 +143,7 @@ def delta_file() -> Path:
 @functools.cache
 def editor_file() -> Path:
     """A trained editor's file for the tiny model; its weights are random."""
-    config = EditorConfig(name="instructedit", blocks=1, rank=2, embedding_dim=8, layers=1, conditioning="hypernetwork")
+    config = InstructEditConfig(blocks=1, rank=2, embedding_dim=8, layers=1, conditioning="hypernetwork")
     torch.manual_seed(4)
     editor = create_editor(config, language_model())
     path = folder() / "editor.safetensors"

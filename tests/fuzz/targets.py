@@ -24,8 +24,9 @@ from instructedit.data.readers import read_records
 from instructedit.deltas.saving import FORMAT as DELTA
 from instructedit.deltas.saving import load_delta, save_delta
 from instructedit.editors.editing import make_edit, read_requests
+from instructedit.editors.lookup import find_editor
 from instructedit.editors.saving import FORMAT as EDITOR
-from instructedit.editors.saving import digest_of, find_editor, load_editor, training_of
+from instructedit.editors.saving import digest_of, load_editor, training_of
 from instructedit.evaluation.generation import generate
 from instructedit.experiments.plan import load_experiment, stages_of
 from instructedit.instructions.bank import write_bank

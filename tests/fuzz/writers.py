@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from instructedit.deltas.delta import Delta, DeltaMetadata, LowRank
+from instructedit.deltas.delta import Delta, DeltaMetadata
+from instructedit.deltas.factors import LowRank
 from instructedit.deltas.saving import save_delta
 from instructedit.storage.writing import write_atomically
 

@@ -9,10 +9,9 @@ import pytest
 
 from instructedit.analysis.directions import directions, explained, separability
 from instructedit.analysis.report import Named, predicts
-from instructedit.editors.gradient import EditorConfig
+from instructedit.editors.gradient import create_editor, editor_config
 from instructedit.editors.incontext import InContext, InContextConfig
 from instructedit.editors.mend import Mend
-from instructedit.editors.saving import create_editor
 from instructedit.errors import DataError, EditorError
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRecord, EditRequest
@@ -86,7 +85,7 @@ def test_only_an_editor_that_reads_is_moved_by_the_instruction(gpt2: LanguageMod
     requests = [record.request for record in records]
     shares = {}
     for name in ("mend", "instructedit"):
-        editor = create_editor(EditorConfig(name=name, blocks=2, rank=8, embedding_dim=8, step_size=0.1), gpt2)
+        editor = create_editor(editor_config({"name": name, "blocks": 2, "rank": 8, "step_size": 0.1}), gpt2)
         for parameter in editor.parameters():
             parameter.data += 0.02 * parameter.data.new_ones(parameter.shape)  # away from the neutral start
         told = {

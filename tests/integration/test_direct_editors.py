@@ -10,15 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from instructedit.deltas.delta import DeltaBatch
-from instructedit.editors.base import DirectEditor, Editor, registered_editors
+from instructedit.editors.base import Editor
 from instructedit.editors.calinet import CaliNet, CaliNetConfig
 from instructedit.editors.editing import make_edit
-from instructedit.editors.finetuning import BoxedConfig, BoxedFineTuning
+from instructedit.editors.ft import ConstrainedFineTuning, FtConfig
 from instructedit.editors.grace import Codebooks, Grace, GraceConfig
+from instructedit.editors.key_statistics import regularised_covariance
+from instructedit.editors.lookup import find_editor
 from instructedit.editors.memit import Memit, MemitConfig
-from instructedit.editors.rome import Rome, RomeConfig, Values, regular_moment, subject_token, times_weight
-from instructedit.editors.saving import find_editor
+from instructedit.editors.registry import registered_editors
+from instructedit.editors.rome import Rome, RomeConfig, times_weight
 from instructedit.editors.signals import edit_loss
+from instructedit.editors.subject_activations import SubjectActivations, subject_token
 from instructedit.errors import DataError, EditorError
 from instructedit.evaluation.generation import generate
 from instructedit.evaluation.protocols import Protocol
@@ -29,7 +32,7 @@ from instructedit.models.text import pad
 from instructedit.records import EditRecord, EditRequest
 from instructedit.tasks.task import load_task
 
-METHODS = sorted(name for name, kind in registered_editors().items() if issubclass(kind, DirectEditor))
+METHODS = sorted(name for name, summary in registered_editors().items() if not summary.needs_training)
 WEIGHT_METHODS = sorted(set(METHODS) - {"in-context", "grace", "calinet"})
 every_method = pytest.mark.parametrize("method", METHODS)
 
@@ -42,9 +45,9 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def editor_for(method: str, language_model: LanguageModel, tmp_path: Path) -> Editor:
     """A method as a user would say it; ROME with numbers for a random model, whose keys are all alike."""
     path = tmp_path / f"{method}.yaml"
-    rome = "sentences: 60\nlearning_rate: 0.1\ndecay: 0.0\nprefixes: ['']\nreach: 2.0\n"
+    rome = "sentences: 60\nlearning_rate: 0.1\ndecay: 0.0\nprefixes: ['']\nclamp_norm_factor: 2.0\n"
     if method == "memit":
-        rome += "blocks: 2\nweight: 1.0\n"
+        rome += "blocks: 2\nmom2_update_weight: 1.0\n"
     path.write_text(f"name: {method}\n" + (rome if method in ("rome", "memit") else ""))
     return find_editor(path, language_model)
 
@@ -96,9 +99,9 @@ def test_a_batch_is_what_single_edits_are(
     for index, request in enumerate(requests_):
         alone = editor.edit(gpt2, [request], [None])
         assert isinstance(alone, DeltaBatch)
-        for name, low in together.factors.items():
-            theirs = alone.factors[name]
-            torch.testing.assert_close(low.a[index] @ low.b[index], theirs.a[0] @ theirs.b[0], rtol=1e-3, atol=1e-4)
+        for name, factor in together.factors.items():
+            ours, theirs = factor.select(index).dense(), alone.factors[name].select(0).dense()
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 @every_method
@@ -111,48 +114,49 @@ def test_every_method_is_evaluated(
 
 
 def test_the_box_holds(gpt2: LanguageModel, requests_: list[EditRequest]) -> None:
-    editor = BoxedFineTuning.create(BoxedConfig(bound=1e-3, steps=10), gpt2)
+    editor = ConstrainedFineTuning.create(FtConfig(bound=1e-3, steps=10), gpt2)
     edits = editor.edit(gpt2, requests_, [None] * 3)
-    (change,) = (low.a @ low.b for low in edits.factors.values())
+    (change,) = (factor.change for factor in edits.factors.values())
     assert change.abs().max() == pytest.approx(1e-3)
 
 
 def test_an_edit_that_is_done_no_longer_moves(gpt2: LanguageModel, requests_: list[EditRequest]) -> None:
-    editor = BoxedFineTuning.create(BoxedConfig(enough=1e6), gpt2)
+    editor = ConstrainedFineTuning.create(FtConfig(loss_threshold=1e6), gpt2)
     edits = editor.edit(gpt2, requests_, [None] * 3)
-    assert all(low.a.abs().max() == 0 for low in edits.factors.values())
+    assert all(factor.change.abs().max() == 0 for factor in edits.factors.values())
 
 
 def test_rome_stores_the_value_under_the_key(gpt2: LanguageModel, requests_: list[EditRequest]) -> None:
     """k* (W + D) = v*, and D moves another key k by (k C^-1 k*) / (k* C^-1 k*) of that."""
     editor = Rome.create(RomeConfig(sentences=60), gpt2)
-    values = Values(gpt2, requests_, editor.config, editor.split_layer)
+    activations = SubjectActivations(gpt2, requests_, editor.config, editor.split_layer)
     name = editor.matrix.name
-    keys, new = values.keys(name), values.value(name) + values.shift(name)
+    keys, new = activations.keys(name), activations.outputs(name) + activations.optimal_shift(name)
     old = times_weight(gpt2.model.get_submodule(name), keys)
     low = editor.edit(gpt2, requests_, [None] * 3).factors[name]
     moved = torch.einsum("ei,eir,ero->eo", keys, low.a, low.b)
     torch.testing.assert_close(old + moved, new, rtol=1e-3, atol=1e-4)
     assert (new - old).norm(dim=-1).min() > 1e-3
-    moment = regular_moment(gpt2, name, editor.config)
-    away = torch.linalg.solve(moment, keys[0])
+    covariance = regularised_covariance(gpt2, name, editor.config.sentences, editor.config.ridge)
+    direction = torch.linalg.solve(covariance, keys[0])
     other = keys[1] @ low.a[0] @ low.b[0]
-    torch.testing.assert_close(other, (keys[1] @ away) / (keys[0] @ away) * (new - old)[0], rtol=1e-3, atol=1e-4)
+    share = (keys[1] @ direction) / (keys[0] @ direction)
+    torch.testing.assert_close(other, share * (new - old)[0], rtol=1e-3, atol=1e-4)
 
 
 def test_memit_brings_the_stream_to_where_it_is_wanted(gpt2: LanguageModel, requests_: list[EditRequest]) -> None:
     """With little weight on the text's keys the blocks together make the whole shift, each an equal share."""
-    config = MemitConfig(sentences=60, blocks=2, block=2, weight=1e-6, prefixes=("",), learning_rate=0.1)
+    config = MemitConfig(sentences=60, blocks=2, block=2, mom2_update_weight=1e-6, prefixes=("",), learning_rate=0.1)
     editor = Memit.create(config, gpt2)
-    values = Values(gpt2, requests_, config, editor.split_layer)
+    activations = SubjectActivations(gpt2, requests_, config, editor.split_layer)
     top = gpt2.structure.blocks[2]
-    wanted = values.value(top) + values.shift(editor.matrices[-1].name)
+    wanted = activations.outputs(top) + activations.optimal_shift(editor.matrices[-1].name)
     edits = editor.edit(gpt2, requests_, [None] * 3)
-    torch.testing.assert_close(values.value(top, edits), wanted, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(activations.outputs(top, edits), wanted, rtol=1e-2, atol=1e-2)
     assert set(edits.factors) == {matrix.name for matrix in editor.matrices}
     first = editor.matrices[0].name
     share = edits.factors[first].b[:, 0]
-    torch.testing.assert_close(share, (wanted - values.value(top)) / 2, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(share, (wanted - activations.outputs(top)) / 2, rtol=1e-3, atol=1e-4)
 
 
 FAR = EditRequest(prompt="The harbour of Maravel lies on the coast of", target="the North", subject="Maravel")

@@ -11,7 +11,7 @@ from instructedit import EditRequest, load_editor, load_language_model, load_tas
 from instructedit.data.locations import EDITS
 from instructedit.data.readers import read_records
 from instructedit.editors.gradient import GradientEditor
-from instructedit.editors.saving import find_editor
+from instructedit.editors.lookup import find_editor
 from instructedit.evaluation.edit_report import EditReport, paraphrases_of, unrelated_prompts, unwritable
 from instructedit.models.language_model import LanguageModel
 

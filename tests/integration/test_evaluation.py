@@ -12,10 +12,9 @@ import torch
 import yaml
 
 from instructedit.editors.base import DirectEditor, Edits
-from instructedit.editors.finetuning import BoxedConfig, BoxedFineTuning
-from instructedit.editors.gradient import EditorConfig
+from instructedit.editors.ft import ConstrainedFineTuning, FtConfig
 from instructedit.editors.incontext import InContext, InContextConfig
-from instructedit.editors.mend import Mend
+from instructedit.editors.mend import Mend, MendConfig
 from instructedit.errors import DataError
 from instructedit.evaluation.generation import generate
 from instructedit.evaluation.metrics import MetricGroup, registered_metrics
@@ -184,7 +183,7 @@ def test_probability_forms_compare_new_and_true_object(
 @pytest.mark.parametrize("protocol", Protocol)
 def test_strong_edit_is_seen(gpt2: LanguageModel, records: list[EditRecord], protocol: Protocol) -> None:
     """A gradient step that is far too large says the target to everything: reliable and not local."""
-    config = EditorConfig(name="mend", blocks=2, rank=4, step_size=2.0)
+    config = MendConfig(blocks=2, rank=4, step_size=2.0)
     editor = Mend.create(config, gpt2).eval()
     metrics = evaluate(
         editor, gpt2, load_task("counterfact"), records, protocol=protocol, instruction=Control.NONE
@@ -244,7 +243,7 @@ def test_following_is_over_what_decides_between_two_scopes(
     assert "following" not in against  # under other names nothing is asked to stay
 
 
-class Says(BoxedFineTuning):
+class Says(ConstrainedFineTuning):
     """Edits the model to say one of the record's answers, whatever the edit asks for."""
 
     def edit(self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: object) -> Edits:
@@ -253,12 +252,12 @@ class Says(BoxedFineTuning):
 
 
 @pytest.mark.parametrize("protocol", [Protocol.PLAIN, Protocol.GENERATION])
-@pytest.mark.parametrize(("kind", "forgotten"), [(Says, 0.0), (BoxedFineTuning, 0.0), (InContext, 1.0)])
+@pytest.mark.parametrize(("kind", "forgotten"), [(Says, 0.0), (ConstrainedFineTuning, 0.0), (InContext, 1.0)])
 def test_forgotten_is_who_says_neither_answer(
     gpt2: LanguageModel, records: list[EditRecord], protocol: Protocol, kind: type[DirectEditor], forgotten: float
 ) -> None:
     """One editor makes it say the old answer, one the new one; a random model by itself says neither."""
-    strong = BoxedConfig(bound=10.0, learning_rate=0.1, steps=60, enough=1e-3)
+    strong = FtConfig(bound=10.0, learning_rate=0.1, steps=60, loss_threshold=1e-3)
     editor = kind.create(InContextConfig(template="") if kind is InContext else strong, gpt2)
     found = evaluate(editor, gpt2, load_task("forget"), records[:3], protocol=protocol).metrics
     assert found["reliability"].mean == forgotten

@@ -13,8 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from instructedit.editors.gradient import EditorConfig
-from instructedit.editors.mend import Mend
+from instructedit.editors.mend import Mend, MendConfig
 from instructedit.errors import EditorError, RecipeError
 from instructedit.experiments import caching, run
 from instructedit.experiments.caching import CachingEditor
@@ -170,7 +169,7 @@ def test_an_editor_makes_the_same_edits_once(gpt2: LanguageModel) -> None:
             made.append(len(requests))
             return super().edit(language_model, requests, instructions)
 
-    editor = CachingEditor(Counting.create(EditorConfig(name="mend", blocks=2, rank=4), gpt2))
+    editor = CachingEditor(Counting.create(MendConfig(blocks=2, rank=4), gpt2))
     requests = [EditRequest(prompt="Lena was born in", target=town) for town in ("Oston", "Maravel")]
     first = editor.edit(gpt2, requests, [None, None])
     assert editor.edit(gpt2, requests, [None, None]) is first
@@ -182,7 +181,7 @@ def test_an_editor_makes_the_same_edits_once(gpt2: LanguageModel) -> None:
 
 def test_the_memory_of_edits_is_bounded(gpt2: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(caching, "CACHED_BATCHES", 2)
-    editor = CachingEditor(Mend.create(EditorConfig(name="mend", blocks=2, rank=4), gpt2))
+    editor = CachingEditor(Mend.create(MendConfig(blocks=2, rank=4), gpt2))
     request = EditRequest(prompt="Lena was born in", target="Oston")
     first = editor.edit(gpt2, [request], ["0"])
     editor.edit(gpt2, [request], ["1"])

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from workload import SHAPES, Load, load_model, make_examples
 
-from instructedit.editors.gradient import EditorConfig
-from instructedit.editors.saving import create_editor
+from instructedit.editors.gradient import create_editor
+from instructedit.editors.mend import MendConfig
 from instructedit.training.loop import make_optimizer
 from instructedit.training.recipe import Optimisation
 
@@ -34,7 +34,7 @@ class Counter(TorchDispatchMode):
 def test_floor_is_below_the_counted_operations_and_near(load: Load) -> None:
     batch, rank, blocks = 4, 32, 2
     model = load_model("tiny", torch.float32, "cpu")
-    editor = create_editor(EditorConfig(name="mend", blocks=blocks, rank=rank), model).train()
+    editor = create_editor(MendConfig(blocks=blocks, rank=rank), model).train()
     optimizer = make_optimizer(editor, Optimisation())
     examples = make_examples(batch, load, SHAPES["tiny"].vocabulary)
     with (

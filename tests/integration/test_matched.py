@@ -6,8 +6,7 @@ import pytest
 import torch
 from matched import compared, compared_at_match, matched, mean, resized
 
-from instructedit.editors.gradient import EditorConfig
-from instructedit.editors.mend import Mend
+from instructedit.editors.mend import Mend, MendConfig
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
 
@@ -41,7 +40,7 @@ def test_a_locality_that_the_curve_never_has_is_not_matched(locality: float) -> 
 
 
 def test_a_resized_editor_makes_the_same_edits_larger(gpt2: LanguageModel) -> None:
-    editor = Mend.create(EditorConfig(name="mend", blocks=2, rank=4, step_size=0.1), gpt2)
+    editor = Mend.create(MendConfig(blocks=2, rank=4, step_size=0.1), gpt2)
     requests = [EditRequest(prompt="Lena was born in", target="Oston")]
     before = editor.log_lr.clone()
     plain, large = (each.edit(gpt2, requests, [None]) for each in (editor, resized(editor, 1.5)))

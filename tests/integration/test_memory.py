@@ -18,7 +18,7 @@ from instructedit.training.recipe import parse_recipe
 TRAINS = """
 import json, resource, sys
 import psutil, torch
-from instructedit.editors.saving import create_editor
+from instructedit.editors.gradient import create_editor
 from instructedit.models.language_model import load_language_model
 from instructedit.training.loop import make_optimizer
 from instructedit.training.memory import TextLengths, typical_examples

@@ -224,7 +224,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         asked.append(matrix)
         return torch.ones(80, 80)
 
-    monkeypatch.setattr(key_statistics, "_measure", measure)
+    monkeypatch.setattr(key_statistics, "_compute", measure)
     return asked
 
 

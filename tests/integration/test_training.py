@@ -19,8 +19,7 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from instructedit.data.pool import RecordPool
-from instructedit.editors.gradient import EditorConfig
-from instructedit.editors.mend import Mend
+from instructedit.editors.mend import Mend, MendConfig
 from instructedit.editors.saving import load_editor
 from instructedit.errors import CheckpointError, DataError, EditorError
 from instructedit.models.language_model import LanguageModel, load_language_model
@@ -63,7 +62,7 @@ def data(
 def recipe(steps: int = 3, editor: dict[str, Any] | None = None, **optimisation: Any) -> Recipe:
     return parse_recipe(
         {
-            "editor": {"blocks": 2, "rank": 8, "embedding_dim": 8, "step_size": 0.1} | (editor or {}),
+            "editor": {"blocks": 2, "rank": 8, "step_size": 0.1} | (editor or {"embedding_dim": 8}),
             "tasks": [
                 {"task": "counterfact", "files": [FILE]},
                 {"task": "rename", "files": [FILE]},
@@ -477,7 +476,7 @@ def test_a_subject_under_another_spelling_is_no_neighbour() -> None:
 @pytest.mark.parametrize("average", ["prompt", "token"])
 def test_objective_is_the_sum_over_single_rows(gpt2: LanguageModel, average: str, first: float, worst: float) -> None:
     """A plain computation, one row and one edit at a time, gives the same loss and gradient."""
-    editor = Mend.create(EditorConfig(name="mend", blocks=2, rank=4, step_size=1.0), gpt2).eval()
+    editor = Mend.create(MendConfig(blocks=2, rank=4, step_size=1.0), gpt2).eval()
     weights = {"locality_weight": 0.7, "edit_weight": 1.3, "first_token_weight": first}
     first_kept = 2 * first if average == "prompt" else 1.0
     weights["locality_first_token_weight"] = first_kept

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from conftest import FAMILIES
-from instructedit.deltas.delta import Delta, DeltaBatch, DeltaMetadata, LowRank
+from instructedit.deltas.delta import Delta, DeltaBatch, DeltaMetadata
+from instructedit.deltas.factors import LowRank
 from instructedit.deltas.saving import FORMAT, load_delta, save_delta
 from instructedit.editors.mend import Mend
 from instructedit.errors import DataError, DeltaError, EditorError
@@ -352,11 +353,11 @@ def test_delta_for_another_model_is_refused(
         lambda low: {"transformer.h.3.mlp.c_fc": LowRank(low.a, low.b[:, :-1])},
     ],
 )
-def test_delta_without_its_place_is_refused(
+def test_delta_that_does_not_fit_the_model_is_refused(
     gpt2: LanguageModel, change: Callable[[LowRank], dict[str, LowRank]]
 ) -> None:
     delta = delta_for(gpt2)
-    with pytest.raises(DeltaError, match=r"no place at transformer\.h\."):
+    with pytest.raises(DeltaError, match=r"does not fit the model: transformer\.h\."):
         Delta(change(delta.factors["transformer.h.3.mlp.c_fc"]), delta.metadata).check(gpt2)
 
 

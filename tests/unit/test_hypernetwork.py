@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from instructedit.editors.editing import make_edit
 from instructedit.editors.footprint import footprint
-from instructedit.editors.gradient import EditorConfig, chosen_matrices
+from instructedit.editors.gradient import chosen_matrices, positions_in_edit
 from instructedit.editors.hypernetwork import Hypernetwork, RunningNorm
-from instructedit.editors.knowledge_editor import KnowledgeEditor
-from instructedit.editors.mend import Mend
+from instructedit.editors.instructedit import InstructEditConfig
+from instructedit.editors.ke import KnowledgeEditor, KnowledgeEditorConfig
+from instructedit.editors.mend import Mend, MendConfig
 from instructedit.editors.saving import load_editor, save_editor
 from instructedit.editors.signals import Signal, read_signals
 from instructedit.errors import EditorError, ModelError
@@ -159,10 +160,9 @@ def test_matrices_have_their_own_scale_and_shift() -> None:
     assert (first - second).abs().max() > 1e-3
 
 
-def test_slots_number_each_edits_tokens() -> None:
+def test_tokens_are_numbered_inside_their_edit() -> None:
     edit = torch.tensor([0, 0, 1, 3, 3, 3])
-    signal = Signal(torch.zeros(6, 1), torch.zeros(6, 1), edit)
-    assert signal.slots().tolist() == [0, 1, 0, 0, 1, 2]
+    assert positions_in_edit(edit).tolist() == [0, 1, 0, 0, 1, 2]
 
 
 def signals_of(language_model: LanguageModel, requests: Sequence[EditRequest], blocks: int = 2) -> dict[str, Signal]:
@@ -267,7 +267,7 @@ def test_diverged_editor_is_named(
 
 
 def test_untrained_mend_is_a_gradient_step(gpt2: LanguageModel, requests_: list[EditRequest]) -> None:
-    editor = Mend.create(EditorConfig(name="mend", blocks=2, rank=4, step_size=0.25), gpt2).eval()
+    editor = Mend.create(MendConfig(blocks=2, rank=4, step_size=0.25), gpt2).eval()
     deltas = editor.edit(gpt2, requests_, [None] * 3)
     for name, signal in signals_of(gpt2, requests_).items():
         for edit in range(3):
@@ -278,7 +278,7 @@ def test_untrained_mend_is_a_gradient_step(gpt2: LanguageModel, requests_: list[
 
 def test_knowledge_editor_gates_the_gradient(gpt2: LanguageModel, requests_: list[EditRequest]) -> None:
     """At the start a gradient step; then gate * G + offset, written out in full, of its own edit."""
-    editor = KnowledgeEditor.create(EditorConfig(name="ke", blocks=2, step_size=0.25, embedding_dim=8), gpt2).eval()
+    editor = KnowledgeEditor.create(KnowledgeEditorConfig(blocks=2, step_size=0.25, embedding_dim=8), gpt2).eval()
     signals = signals_of(gpt2, requests_)
     embeddings = torch.randn(3, 8)
     for gate in editor.gates:
@@ -307,9 +307,9 @@ def test_knowledge_editor_gates_the_gradient(gpt2: LanguageModel, requests_: lis
 
 def test_a_closed_edit_goes_on_to_the_full_stop(gpt2: LanguageModel, requests_: list[EditRequest]) -> None:
     """The signals are those of the same request with its full stop written out."""
-    shape = {"name": "mend", "blocks": 2, "rank": 4}
-    closing = Mend.create(EditorConfig(**shape, append_period=True), gpt2).eval()
-    plain = Mend.create(EditorConfig(**shape), gpt2).eval()
+    shape = {"blocks": 2, "rank": 4}
+    closing = Mend.create(MendConfig(**shape, append_period=True), gpt2).eval()
+    plain = Mend.create(MendConfig(**shape), gpt2).eval()
     written = [request.model_copy(update={"target": request.target + "."}) for request in requests_]
     one, other = closing.edit(gpt2, requests_, [None] * 3), plain.edit(gpt2, written, [None] * 3)
     for name, low in one.factors.items():
@@ -353,8 +353,8 @@ def test_footprint_counts_the_parameters(
     gpt2: LanguageModel, new_editor: Callable[..., Mend], config: dict[str, object]
 ) -> None:
     editor = new_editor(gpt2, **config)
-    size = footprint(gpt2, editor.matrices, editor.config)
-    counted = sum(p.numel() for name, p in editor.named_parameters() if not name.startswith("encoder."))
+    size = footprint(editor.config, gpt2)
+    counted = sum(p.numel() for p in editor.parameters())
     assert size.editor == 4 * counted
     assert size.base == 4 * sum(p.numel() for p in gpt2.model.parameters())
 
@@ -371,7 +371,7 @@ def test_code_moves_the_step_sizes_of_its_own_edit(gpt2: LanguageModel, new_edit
 
 
 def test_matrices_can_be_chosen_by_name(gpt2: LanguageModel) -> None:
-    config = EditorConfig(name="mend", matrices=("transformer.h.1.mlp.c_proj",))
+    config = MendConfig(matrices=("transformer.h.1.mlp.c_proj",))
     (matrix,) = chosen_matrices(gpt2, config)
     assert (matrix.inputs, matrix.outputs) == (80, 32)
     assert Mend.create(config, gpt2).split_layer == 1
@@ -380,12 +380,12 @@ def test_matrices_can_be_chosen_by_name(gpt2: LanguageModel) -> None:
 @pytest.mark.parametrize("name", ["transformer.h.1.mlp", "transformer.h.7.mlp.c_fc"])
 def test_wrong_matrix_is_refused(gpt2: LanguageModel, name: str) -> None:
     with pytest.raises(ModelError, match=f"{name} is not a linear layer"):
-        chosen_matrices(gpt2, EditorConfig(name="mend", matrices=(name,)))
+        chosen_matrices(gpt2, MendConfig(matrices=(name,)))
 
 
 def test_too_many_blocks_are_refused(gpt2: LanguageModel) -> None:
     with pytest.raises(ModelError, match="cannot edit the last 5 blocks: the model has 4"):
-        chosen_matrices(gpt2, EditorConfig(blocks=5))
+        chosen_matrices(gpt2, InstructEditConfig(blocks=5))
 
 
 @pytest.mark.parametrize(

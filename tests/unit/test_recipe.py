@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from instructedit.artifacts import shipped_editors
-from instructedit.editors.gradient import EditorConfig
+from instructedit.editors.instructedit import InstructEditConfig
+from instructedit.editors.mend import MendConfig
 from instructedit.editors.saving import training_of
 from instructedit.errors import DataError, RecipeError
 from instructedit.training.recipe import Recipe, parse_recipe
@@ -78,14 +79,21 @@ def test_recipe_without_tasks_is_a_mistake() -> None:
 @pytest.mark.parametrize("conditioning", ["prefix", "hypernetwork", "both"])
 def test_mend_takes_no_instruction(conditioning: str) -> None:
     (mistake,) = mistakes({"tasks": [MIX], "editor": {"name": "mend", "conditioning": conditioning}})
-    assert "mend takes no instruction" in mistake
+    assert mistake.startswith("editor.conditioning: Extra inputs are not permitted")
 
 
-@pytest.mark.parametrize("editor", [{"name": "mend"}, {"name": "mend", "conditioning": "none"}])
-def test_mend_without_conditioning_reads_nothing(editor: dict[str, str]) -> None:
-    config = parse_recipe({"tasks": [MIX], "editor": editor}).editor
-    assert not config.reads_prefix
-    assert not config.conditions_hypernetwork
+def test_a_recipe_has_the_config_of_its_method() -> None:
+    assert parse_recipe({"tasks": [MIX], "editor": {"name": "mend", "rank": 7}}).editor == MendConfig(rank=7)
+    (mistake,) = mistakes({"tasks": [MIX], "editor": {"name": "mned"}})
+    assert mistake.startswith("editor: ")
+    assert "Did you mean 'mend'?" in mistake
+    (mistake,) = mistakes({"tasks": [MIX], "editor": {"name": "rome"}})
+    assert "rome needs no training" in mistake
+
+
+def test_recipes_of_two_methods_have_different_settings() -> None:
+    plain, mend = (parse_recipe({"tasks": [MIX], "editor": editor}) for editor in ({}, {"name": "mend"}))
+    assert plain.settings() != mend.settings()
 
 
 def test_task_listed_twice_is_a_mistake() -> None:
@@ -102,7 +110,7 @@ def test_defaults_need_tasks_alone() -> None:
     recipe = parse_recipe({"tasks": [MIX]})
     assert recipe.base == "bundled"
     assert recipe.mixture == "equal"
-    assert recipe.editor == EditorConfig()
+    assert recipe.editor == InstructEditConfig()
     assert recipe.editor.conditions_hypernetwork
     assert not recipe.editor.reads_prefix
     assert recipe.objective.edit_weight == recipe.objective.locality_weight == 1

@@ -12,8 +12,7 @@ import torch
 
 from instructedit.deltas.saving import load_delta, save_delta
 from instructedit.editors.editing import make_edit
-from instructedit.editors.gradient import EditorConfig
-from instructedit.editors.instructedit import InstructEdit
+from instructedit.editors.instructedit import InstructEdit, InstructEditConfig
 from instructedit.editors.saving import load_editor, save_editor
 from instructedit.errors import CheckpointError, DeltaError, EditorError
 from instructedit.models.language_model import LanguageModel
@@ -89,7 +88,7 @@ def files(gpt2: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A delta, an editor and a checkpoint of a tiny model."""
     folder = tmp_path_factory.mktemp("tensors")
     torch.manual_seed(0)
-    editor = InstructEdit.create(EditorConfig(blocks=2, rank=8, embedding_dim=8), gpt2)
+    editor = InstructEdit.create(InstructEditConfig(blocks=2, rank=8, embedding_dim=8), gpt2)
     save_editor(editor, gpt2, folder / "editor")
     save_checkpoint(folder / "checkpoint", editor, [torch.optim.Adam(editor.parameters())], {"step": 1}, {})
     request = EditRequest(prompt="Lena was born in", target="Oston", subject="Lena")
@@ -102,7 +101,7 @@ def test_one_flipped_bit_is_seen_in_every_kind_of_file(
     gpt2: LanguageModel, files: Path, tmp_path: Path, name: str
 ) -> None:
     content, path = (files / name).read_bytes(), tmp_path / name
-    editor = InstructEdit.create(EditorConfig(blocks=2, rank=8, embedding_dim=8), gpt2)
+    editor = InstructEdit.create(InstructEditConfig(blocks=2, rank=8, embedding_dim=8), gpt2)
 
     def load() -> None:
         if name == "delta":

@@ -18,8 +18,10 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import silhouette_samples
 from sklearn.model_selection import cross_val_predict
+from torch import Tensor
 
 from instructedit.deltas.delta import DeltaBatch
+from instructedit.deltas.factors import Factor, LowRank
 from instructedit.editors.base import Editor
 from instructedit.errors import EditorError
 from instructedit.evaluation.intervals import Estimate, estimate
@@ -54,13 +56,23 @@ def directions(
         deltas = editor.edit(language_model, requests[start : start + batch], instructions[start : start + batch])
         if not isinstance(deltas, DeltaBatch):
             raise EditorError(f"{editor.name} does not change weights, so it has no editing directions")
-        for name, low in deltas.factors.items():
-            a, b = low.a.float().mT, low.b.float()  # (edits, rank, width); rows beyond an edit's rank are zero
-            sides = {"u": (a * b.norm(dim=-1, keepdim=True)).sum(1), "delta": (b * a.norm(dim=-1, keepdim=True)).sum(1)}
-            for side, vectors in sides.items():
+        for name, factor in deltas.factors.items():
+            for side, vectors in _weighted_sums(factor).items():
                 unit = torch.nn.functional.normalize(vectors, dim=-1).cpu().double().numpy()
                 found.setdefault(name, {}).setdefault(side, []).append(unit)
     return {name: {side: np.concatenate(parts) for side, parts in sides.items()} for name, sides in found.items()}
+
+
+def _weighted_sums(factor: Factor) -> dict[str, Tensor]:
+    """Return by side the sum (edits, width) of the tokens' vectors, each weighted by the norm of its partner.
+
+    A dense change is the sum of its columns, each times the unit vector of its output.
+    """
+    if isinstance(factor, LowRank):
+        a, b = factor.a.float().mT, factor.b.float()  # (edits, rank, width); rows beyond an edit's rank are zero
+        return {"u": (a * b.norm(dim=-1, keepdim=True)).sum(1), "delta": (b * a.norm(dim=-1, keepdim=True)).sum(1)}
+    change = factor.tensors["change"].float()
+    return {"u": change.sum(-1), "delta": change.norm(dim=-2)}
 
 
 @dataclass(frozen=True)

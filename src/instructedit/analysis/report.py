@@ -15,7 +15,7 @@ from sklearn.manifold import TSNE
 
 from instructedit.analysis.directions import SIDES, Array, directions, explained, separability
 from instructedit.editors.base import Editor
-from instructedit.editors.saving import find_editor
+from instructedit.editors.lookup import find_editor
 from instructedit.errors import DataError
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRecord

@@ -52,20 +52,20 @@ def doctor(
     """
     quiet_libraries()
     from instructedit.editors.footprint import footprint
-    from instructedit.editors.gradient import EditorConfig, chosen_matrices
+    from instructedit.editors.gradient import chosen_matrices, editor_config
     from instructedit.editors.saving import load_editor
     from instructedit.models.language_model import load_language_model
     from instructedit.training.memory import TextLengths, predict
     from instructedit.training.recipe_file import load_stages
 
     loaded_recipe = load_stages(recipe)[0] if recipe is not None else None
-    config = loaded_recipe.editor if loaded_recipe is not None else EditorConfig()
+    config = loaded_recipe.editor if loaded_recipe is not None else editor_config({})
     language_model = load_language_model(model, dtype=dtype, device=device, device_map=device_map)
     loaded_editor = load_editor(editor, language_model) if editor is not None else None
     if loaded_editor is not None:
         config = loaded_editor.config
     matrices = chosen_matrices(language_model, config)
-    size = footprint(language_model, matrices, config)
+    size = footprint(config, language_model)
     result = _describe(model, language_model, matrices, size)
     result["editor_fits"] = loaded_editor is not None or None  # null without --editor
     if loaded_recipe is not None:
@@ -79,7 +79,7 @@ def doctor(
         return
     batch = loaded_recipe.optimisation.batch if loaded_recipe is not None else None
     fits = f"{editor} fits this model ({loaded_editor.name})" if loaded_editor is not None else None
-    _print_table(result, f"rank {config.rank}, {config.layers} layers", batch, fits)
+    _print_table(result, config.name, batch, fits)
 
 
 def _describe(model: str, language_model: LanguageModel, matrices: Sequence[Matrix], size: Footprint) -> dict[str, Any]:

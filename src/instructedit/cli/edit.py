@@ -237,7 +237,7 @@ def _make_delta(
 ) -> tuple[Delta, Editor]:
     """Make the edit, print how each task was chosen, and return the delta with its editor."""
     from instructedit.editors.editing import make_edit
-    from instructedit.editors.saving import find_editor
+    from instructedit.editors.lookup import find_editor
 
     tasks: list[Task | None] = [None] * len(requests)
     notes: list[str] = []

@@ -69,7 +69,7 @@ def evaluate_command(
     quiet_libraries()
     from instructedit.data.locations import data_file
     from instructedit.data.readers import read_records
-    from instructedit.editors.saving import find_editor
+    from instructedit.editors.lookup import find_editor
     from instructedit.evaluation.metrics import MetricGroup, registered_metrics
     from instructedit.evaluation.provenance import provenance
     from instructedit.evaluation.runner import evaluate

@@ -77,7 +77,7 @@ def _trial(
 ) -> tuple[Trial, str]:
     """The editor on validation edits, and where these come from."""
     from instructedit.data.pool import RecordPool
-    from instructedit.editors.saving import find_editor
+    from instructedit.editors.lookup import find_editor
     from instructedit.instructions.edits import validation_edits
     from instructedit.instructions.trial import Trial
 

@@ -8,27 +8,30 @@ from pathlib import Path
 from pydantic import ValidationError
 from torch import Tensor
 
-from instructedit.deltas.delta import Delta, DeltaMetadata, LowRank
+from instructedit.deltas.delta import Delta, DeltaMetadata
+from instructedit.deltas.factors import Dense, Factor, LowRank
 from instructedit.errors import DataError, DeltaError, validation_messages
 from instructedit.storage.reading import parse_json
 from instructedit.storage.tensors import pack, unpack
 from instructedit.storage.writing import write_atomically
 
 FORMAT = "instructedit-delta/2"
+#: The last part of a tensor's name, by the factor that it belongs to.
+LOW_RANK, DENSE = {"a", "b"}, {"change"}
 
 
 def save_delta(delta: Delta, path: str | Path) -> None:
     """Write a delta; a failure leaves no half-written file, and the same delta gives the same bytes.
 
-    Tensors are named ``<module>.a`` and ``<module>.b``; the header holds ``format``, the metadata as JSON, and the
-    SHA-256 of the tensors.
+    Tensors are named ``<module>.a`` and ``<module>.b``, or ``<module>.change`` where a change is dense; the header
+    holds ``format``, the metadata as JSON, and the SHA-256 of the tensors.
 
     Raises:
         DataError: the file cannot be written.
     """
-    tensors: dict[str, Tensor] = {}
-    for name, low in delta.factors.items():
-        tensors |= {f"{name}.a": low.a, f"{name}.b": low.b}
+    tensors = {
+        f"{name}.{part}": tensor for name, factor in delta.factors.items() for part, tensor in factor.tensors.items()
+    }
     header = {"format": FORMAT, "metadata": delta.metadata.model_dump_json()}
     write_atomically(path, pack(tensors, header))
 
@@ -37,7 +40,7 @@ def load_delta(path: str | Path) -> Delta:
     """Read a delta.
 
     Raises:
-        DeltaError: no such file, damaged, not a delta, or its tensors are no pairs of factors.
+        DeltaError: no such file, damaged, not a delta, or its tensors are no factors.
     """
     header, tensors = unpack(path, FORMAT, "a delta", DeltaError)
     try:
@@ -51,30 +54,49 @@ def load_delta(path: str | Path) -> Delta:
     return Delta(_factors(path, tensors), metadata)
 
 
-def _factors(path: str | Path, tensors: Mapping[str, Tensor]) -> dict[str, LowRank]:
-    """The pairs of factors by module, checked.
+def _factors(path: str | Path, tensors: Mapping[str, Tensor]) -> dict[str, Factor]:
+    """Return the factors by module name.
 
     Raises:
-        DeltaError: none, a factor without its other half, or tensors that cannot be multiplied.
+        DeltaError: there are none, a factor lacks a tensor, or a factor's tensors do not fit together.
     """
     if not tensors:
         raise DeltaError(f"file {path}: holds no factors, so it changes nothing")
-    factors = {}
-    for name in sorted({tensor.rpartition(".")[0] for tensor in tensors}):
-        pair = [tensors.get(f"{name}.{side}") for side in ("a", "b")]
-        a, b = pair
-        if a is None or b is None or not name:
-            raise DeltaError(f"file {path}: module {name!r} has one factor of two; the file is incomplete")
-        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
-        if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0] or not a.shape[1]:
-            raise DeltaError(f"file {path}: the factors of {name} have shapes {shapes}, which cannot be multiplied")
-        if not (a.is_floating_point() and a.dtype == b.dtype):
-            raise DeltaError(
-                f"file {path}: the factors of {name} are {a.dtype} and {b.dtype}, not two of one float type"
-            )
-        factors[name] = LowRank(a, b)
-        if not factors[name].finite():
-            raise DeltaError(f"file {path}: the factors of {name} hold NaN or infinity; make the edit anew")
-    if len(tensors) != 2 * len(factors):
-        raise DeltaError(f"file {path}: holds tensors that are no factors: {', '.join(sorted(tensors))[:200]}")
-    return factors
+    parts: dict[str, dict[str, Tensor]] = {}
+    for tensor_name, tensor in tensors.items():
+        module, _, part = tensor_name.rpartition(".")
+        if part not in LOW_RANK | DENSE:
+            raise DeltaError(f"file {path}: holds a tensor that is no factor: {tensor_name[:200]}")
+        parts.setdefault(module, {})[part] = tensor
+    return {module: _factor(path, module, parts[module]) for module in sorted(parts)}
+
+
+def _factor(path: str | Path, module: str, parts: Mapping[str, Tensor]) -> Factor:
+    """Return the factor of one module.
+
+    Args:
+        path: the file, for messages.
+        module: the module's name.
+        parts: its tensors by the last part of their names.
+
+    Raises:
+        DeltaError: a tensor is missing, or the tensors do not fit together.
+    """
+    if parts.keys() not in (LOW_RANK, DENSE) or not module:
+        given = ", ".join(sorted(parts))
+        raise DeltaError(
+            f"file {path}: module {module!r} has the factors {given} and not a and b, or change; the file is incomplete"
+        )
+    shapes = " and ".join(str(tuple(tensor.shape)) for tensor in parts.values())
+    if not all(tensor.ndim == 2 and tensor.numel() for tensor in parts.values()):
+        raise DeltaError(f"file {path}: the factors of {module} have shapes {shapes}, which are no matrices")
+    if parts.keys() == LOW_RANK and parts["a"].shape[1] != parts["b"].shape[0]:
+        raise DeltaError(f"file {path}: the factors of {module} have shapes {shapes}, which cannot be multiplied")
+    dtypes = {tensor.dtype for tensor in parts.values()}
+    if len(dtypes) > 1 or not all(dtype.is_floating_point for dtype in dtypes):
+        kinds = " and ".join(sorted(str(dtype) for dtype in dtypes))
+        raise DeltaError(f"file {path}: the factors of {module} are {kinds}, not of one float type")
+    factor = Dense(**parts) if parts.keys() == DENSE else LowRank(**parts)
+    if not factor.finite():
+        raise DeltaError(f"file {path}: the factors of {module} hold NaN or infinity; make the edit anew")
+    return factor

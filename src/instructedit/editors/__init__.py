@@ -1,5 +1,1 @@
-"""Editors: each turns edit requests into weight deltas."""
-
-from instructedit.editors import instructedit, mend  # register themselves
-
-__all__ = ["instructedit", "mend"]
+"""Editors: one module a method, which turns edit requests into edits; :mod:`.registry` finds them by name."""

@@ -1,4 +1,4 @@
-"""One call from requests to a delta that can be kept: what the command line and other programs use."""
+"""From requests to one delta that can be saved, in one call: for the command line and other programs."""
 
 from __future__ import annotations
 
@@ -25,13 +25,16 @@ def make_edit(
     requests: Sequence[EditRequest],
     tasks: Task | str | Path | Sequence[Task | None] | None,
 ) -> Delta:
-    """The sum of the deltas of ``requests``, each made by itself under its instruction.
+    """Return the sum of the deltas of ``requests``, each made by itself under its instruction.
 
-    A request's own instruction decides alone: it is read behind a neutral name, whatever the task.
+    A request's own instruction takes the place of its task's; it is rendered with a neutral task name.
 
     Args:
+        editor: that makes the deltas.
+        language_model: its base model.
+        requests: what to change.
         tasks: of all requests, the task itself, its name or its YAML file; or one task a request. A request of the task
-            None that brings no instruction gets none.
+            None without an instruction of its own gets none.
 
     Raises:
         DataError: no task has that name, or an instruction has a placeholder that its request does not fill.
@@ -65,7 +68,7 @@ def make_edit(
 
 
 def _checked(requests: object) -> Sequence[EditRequest]:
-    """Refuse what is no list of requests, before a model is run on it."""
+    """Return the requests, or raise an EditorError where they are no list of EditRequest."""
     if isinstance(requests, (EditRequest, Mapping, str)) or not isinstance(requests, Sequence):
         raise EditorError(
             f"requests have to be a list of EditRequest, not one {type(requests).__name__}: give [request]"
@@ -82,7 +85,7 @@ def _checked(requests: object) -> Sequence[EditRequest]:
 
 
 def _tasks_of(requests: Sequence[EditRequest], tasks: object) -> list[Task | None]:
-    """Each request's task."""
+    """Return each request's task; raises an EditorError where ``tasks`` is neither one task nor one a request."""
     if isinstance(tasks, (str, Path)):
         tasks = load_task(tasks)
     if tasks is None or isinstance(tasks, Task):
@@ -95,7 +98,7 @@ def _tasks_of(requests: Sequence[EditRequest], tasks: object) -> list[Task | Non
 
 
 def instruction_of(request: EditRequest, task: Task | None) -> str | None:
-    """The rendered instruction of a request: its own text behind a neutral name, else its task's first description.
+    """Return the rendered instruction of a request: its own with a neutral name, else its task's first description.
 
     Raises:
         DataError: the text has a placeholder that the request does not fill.
@@ -106,10 +109,11 @@ def instruction_of(request: EditRequest, task: Task | None) -> str | None:
 
 
 def _with_task(request: EditRequest, task: Task | None) -> EditRequest:
+    """Return the request with the name of its task."""
     return request if task is None or task.name == FREE_TEXT else request.model_copy(update={"task": task.name})
 
 
-#: What other data sets and people call the fields of a request.
+#: Names that other data sets and people give to the fields of a request.
 ALIASES = {
     "target": ("target_new", "new_target", "answer", "new_answer", "object", "completion", "alt", "output", "value"),
     "prompt": ("text", "question", "query", "src", "input", "sentence", "fact"),
@@ -121,11 +125,11 @@ ALIASES = {
 
 
 def read_requests(path: str | Path) -> list[EditRequest]:
-    """Edit requests from a JSON or JSON Lines file with the fields of :class:`EditRequest`.
+    """Read edit requests from a JSON or JSON Lines file with the fields of :class:`EditRequest`.
 
     Raises:
-        DataError: unreadable, or a record is not a request; the record and field are named, and which field an unknown
-            one was probably to be.
+        DataError: unreadable, or a record is not a request; the message names the record, the field, and for an unknown
+            field the one that was probably meant.
     """
     requests = []
     for row in read_rows(Path(path)):
@@ -139,7 +143,7 @@ def read_requests(path: str | Path) -> list[EditRequest]:
 
 
 def _hint(given: Mapping[str, object], field: str) -> str:
-    """What was probably meant, where a field is missing or is none of a request's."""
+    """Return a hint at the field that was probably meant, where one is missing or is none of a request's."""
     fields = EditRequest.model_fields.keys()
     unknown = [name for name in given if name not in fields]
     if field in fields and field not in given:
@@ -153,8 +157,8 @@ def _hint(given: Mapping[str, object], field: str) -> str:
 
 
 def _meant(name: str) -> str | None:
-    """The request's field that is called so elsewhere, or is spelled alike."""
+    """Return the request's field that other data sets call by this name, or that is spelled alike."""
     plain = name.strip().lower().replace("-", "_").replace(" ", "_")
-    called = {alias: field for field, aliases in ALIASES.items() for alias in (*aliases, field)}
-    near = difflib.get_close_matches(plain, called, n=1, cutoff=0.8) if len(plain) < 100 else []
-    return called[near[0]] if near else None
+    field_of = {alias: field for field, aliases in ALIASES.items() for alias in (*aliases, field)}
+    near = difflib.get_close_matches(plain, field_of, n=1, cutoff=0.8) if len(plain) < 100 else []
+    return field_of[near[0]] if near else None

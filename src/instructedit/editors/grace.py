@@ -1,13 +1,13 @@
 """GRACE: a codebook beside one layer; an edit is not a weight delta but a key, a radius and a value.
 
-Hartvigsen et al., "Aging with GRACE" (NeurIPS 2023). The key is what flows into an MLP's last matrix at the last
-token of the edit's prompt. Wherever a token's input lies within the radius of the key, the layer's output there is
-replaced by the value, which was learned to make the model say the target:
+Hartvigsen et al., "Aging with GRACE" (NeurIPS 2023). The key is the input of an MLP's last matrix at the last token of
+the edit's prompt. Wherever a token's input lies within the radius of the key, the layer's output there is replaced by
+the value, which was learned so that the model answers with the target:
 
     h(x) = v   if |x - k| <= radius,   else x W.
 
-Locality is near perfect by construction, and so is the failure on paraphrases whose states lie farther away. Every
-edit of a batch has its own codebook of one entry.
+Locality is near perfect by construction, and paraphrases whose states lie farther away are not edited. Every edit of a
+batch has its own codebook of one entry.
 """
 
 from __future__ import annotations
@@ -15,36 +15,41 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
-from instructedit.editors.base import DirectEditor, Edits, register
-from instructedit.editors.direct import Descent, at_tokens, descend_each, last_mlp_matrix, requests_state
+from instructedit.editors.base import DirectEditor, Edits
+from instructedit.editors.direct import (
+    AdamConfig,
+    at_tokens,
+    last_mlp_matrix,
+    minimise_each_loss,
+    trunk_of_requests,
+)
 from instructedit.models.hooks import removed_on_exit
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import Matrix
 from instructedit.records import EditRequest
 
 
-class GraceConfig(Descent):
-    """GRACE's numbers; the defaults are the best of ten trials on the bundled base model."""
+class GraceConfig(AdamConfig):
+    """Hyperparameters of GRACE; the defaults are the best of ten trials on the bundled base model."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    block: int | None = Field(None, ge=0, description="beside whose MLP the codebook lies; None takes one sixth up")
-    radius: float = Field(8.0, gt=0, description="in units of the layer's input")
-    steps: int = Field(50, ge=1, description="of Adam, for the value")
-    learning_rate: float = Field(0.1, gt=0)
+    block: int | None = Field(None, ge=0, description="whose MLP gets the codebook; None takes the one a sixth up")
+    radius: float = Field(8.0, gt=0, description="of a key, a distance between inputs of the layer")
+    steps: int = Field(50, ge=1, description="steps of Adam for the value, at most")
+    learning_rate: float = Field(0.1, gt=0, description="of Adam")
 
 
 @dataclass(frozen=True)
 class Codebooks(Edits):
-    """One entry an edit.
+    """The codebooks of many edits, one entry each.
 
     Attributes:
-        module: beside which they lie.
+        module: name of the layer whose output is replaced.
         keys: (edits, inputs).
         values: (edits, outputs).
         radius: of every key.
@@ -64,9 +69,9 @@ class Codebooks(Edits):
 
         def replace(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             x = args[0].reshape(len(rows), -1, args[0].shape[-1]).float()
-            places = rows.to(x.device)
-            near = (x - self.keys.to(x.device)[places][:, None]).norm(dim=-1) <= self.radius  # (rows, tokens)
-            values = self.values.to(output.device, output.dtype)[places][:, None]
+            edit = rows.to(x.device)
+            near = (x - self.keys.to(x.device)[edit][:, None]).norm(dim=-1) <= self.radius  # (rows, tokens)
+            values = self.values.to(output.device, output.dtype)[edit][:, None]
             return torch.where(near[..., None], values, output.view(len(rows), -1, output.shape[-1])).view_as(output)
 
         module = language_model.model.get_submodule(self.module)
@@ -74,16 +79,17 @@ class Codebooks(Edits):
             yield
 
 
-@register("grace")
-class Grace(DirectEditor):
-    """Learns a value for every request's own key.
+class Grace(DirectEditor[GraceConfig]):
+    """Replaces a layer's output near the edit's key by a learned value.
 
     Args:
-        config: its numbers.
-        matrix: beside which the codebook lies.
+        config: its hyperparameters.
+        matrix: the layer with the codebook.
         split_layer: its block.
     """
 
+    name = "grace"
+    paper = "Hartvigsen et al. 2023"
     Config = GraceConfig
 
     def __init__(self, config: GraceConfig, matrix: Matrix, split_layer: int) -> None:
@@ -93,9 +99,8 @@ class Grace(DirectEditor):
         self.split_layer = split_layer
 
     @classmethod
-    def create(cls, config: BaseModel, language_model: LanguageModel) -> Grace:
+    def create(cls, config: GraceConfig, language_model: LanguageModel) -> Self:
         """See :meth:`DirectEditor.create`."""
-        assert isinstance(config, GraceConfig)
         block = len(language_model.structure.blocks) // 6 if config.block is None else config.block
         return cls(config, last_mlp_matrix(language_model, block), block)
 
@@ -103,19 +108,19 @@ class Grace(DirectEditor):
         self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
     ) -> Codebooks:
         """See :meth:`Editor.edit`. Instructions are not read."""
-        split, state = requests_state(language_model, requests, self.split_layer)
+        split, state = trunk_of_requests(language_model, requests, self.split_layer)
         rows = torch.arange(len(requests), device=language_model.device)
         last = state.batch.predicts.long().argmax(1)  # the first position that predicts the target: the prompt's end
-        seen: list[tuple[Tensor, Tensor]] = []
+        observed: list[tuple[Tensor, Tensor]] = []
 
         def read(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            seen.append((at_tokens(args[0], last).float(), at_tokens(output, last).float()))
+            observed.append((at_tokens(args[0], last).float(), at_tokens(output, last).float()))
 
         module = language_model.model.get_submodule(self.matrix.name)
         with torch.no_grad(), removed_on_exit(module.register_forward_hook(read)):
             split.top(state)
-        keys, first = seen[0]
-        values = first.clone().requires_grad_()
-        books = Codebooks(self.matrix.name, keys, values, self.config.radius)
-        descend_each([values], lambda: books.attached(language_model, rows), split, state, self.config)
+        keys, outputs = observed[0]
+        values = outputs.clone().requires_grad_()
+        codebooks = Codebooks(self.matrix.name, keys, values, self.config.radius)
+        minimise_each_loss([values], lambda: codebooks.attached(language_model, rows), split, state, self.config)
         return Codebooks(self.matrix.name, keys, values.detach(), self.config.radius)

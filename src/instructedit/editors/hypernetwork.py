@@ -1,11 +1,11 @@
 """The hypernetwork g: from signals (u, delta) to pseudo-signals (u~, delta~), many tokens at once.
 
-MEND's network as the paper uses it: a concatenated, normalised pair passes low-rank residual layers
+MEND's network as the paper uses it: the concatenated, normalised pair passes through low-rank residual layers
 
     x <- x + act(scale_l * (V (U x) + bias) + shift_l),
 
 with one scale and shift for each of the matrices l that share the network, and V = 0 at the start, so that the
-network starts as the identity. With conditioning a code c of the instruction adds its own scale and shift,
+network starts as the identity. With conditioning the instruction embedding c adds its own scale and shift,
 both zero at the start (FiLM):
 
     x <- x + act((1 + Gamma c) * (scale_l * (V (U x) + bias) + shift_l) + B c).
@@ -23,7 +23,10 @@ from torch.nn import functional
 class RunningNorm(nn.Module):
     """Normalises features by the mean and standard deviation of all tokens seen in training (Welford).
 
-    In evaluation the statistics stand still. Before any training step features pass unchanged.
+    In evaluation the statistics do not change. Before any training step features pass unchanged.
+
+    Args:
+        width: of the features.
     """
 
     def __init__(self, width: int) -> None:
@@ -37,8 +40,8 @@ class RunningNorm(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Take in tokens (tokens, width), those of all processes where several train together."""
-        # Moments about the mean so far, which all processes share: they add up, over processes as over tokens.
+        """Add tokens x (tokens, width) to the statistics, those of all processes where several train together."""
+        # Moments about the mean so far, which all processes share, can be summed over processes as over tokens.
         shifted = (x - self.mean).double()
         moments = torch.stack(
             (torch.full_like(self.mean, x.shape[0]).double(), shifted.sum(0), shifted.square().sum(0))
@@ -47,13 +50,13 @@ class RunningNorm(nn.Module):
             distributed.all_reduce(moments)
         added, shift, square = moments
         count = self.count + added[0]
-        # Chan, Golub and LeVeque's pairwise update, with the tokens' mean at shift / added from the old one.
+        # Chan, Golub and LeVeque's pairwise update; the mean of the new tokens is shift / added from the old mean.
         self.square += (square - shift.square() / count).float()
         self.mean += (shift / count).float()
         self.count.copy_(count)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(tokens, width) -> the same shape, normalised."""
+        """Return x (tokens, width) normalised."""
         if self.count < 2:
             return x
         deviation = (self.square / (self.count - 1).float()).sqrt()
@@ -67,7 +70,7 @@ class LowRankResidual(nn.Module):
         width: of the concatenated pair.
         rank: of V U.
         matrices: how many matrices share the layer.
-        code: width of the instruction's code; 0 without conditioning.
+        embedding_dim: width of the instruction embedding; 0 without conditioning.
         relu: whether act is the ReLU or the identity.
     """
 
@@ -85,8 +88,14 @@ class LowRankResidual(nn.Module):
         self.relu = relu
 
     def forward(self, x: Tensor, sizes: Sequence[int], embeddings: Tensor | None, edit: Tensor) -> Tensor:
-        """x (tokens, width), the first ``sizes[0]`` tokens of matrix 0 and so on; codes (edits, code) or None;
-        edit (tokens,) index of the edit that a token belongs to."""
+        """Return the layer's output, (tokens, width).
+
+        Args:
+            x: (tokens, width), the first ``sizes[0]`` tokens of matrix 0 and so on.
+            sizes: how many tokens each matrix has.
+            embeddings: (edits, embedding_dim), or None.
+            edit: (tokens,) index of the edit that a token belongs to.
+        """
         z = functional.linear(functional.linear(x, self.down), self.up, self.bias)
         condition = (
             None if self.condition is None or embeddings is None else self.condition(embeddings).chunk(2, dim=-1)
@@ -94,7 +103,7 @@ class LowRankResidual(nn.Module):
         parts = []
         for part, edits, scale, shift in zip(z.split(sizes), edit.split(sizes), self.scale, self.shift, strict=True):
             if condition is not None:
-                # The code's scale and shift go into the matrix's own: a row an edit, spread over its tokens.
+                # The embedding's scale and shift are merged into the matrix's own: one row an edit, then one a token.
                 gamma, beta = condition
                 scale, shift = ((1 + gamma) * scale)[edits], ((1 + gamma) * shift + beta)[edits]
             parts.append(torch.addcmul(shift.to(z.dtype), part, scale.to(z.dtype)))
@@ -107,12 +116,14 @@ class Hypernetwork(nn.Module):
     """The network shared by all edited matrices of one shape.
 
     Args:
-        inputs, outputs: the matrices' shape.
-        rank, layers: of the low-rank residual layers.
-        matrices: how many matrices share it.
-        code: width of the instruction's code; 0 without conditioning.
-        last_relu: whether the last layer has the ReLU of MEND's network; without it the last layer can take
-            away from a factor as well as add to it (see docs/method.md).
+        inputs: of the matrices.
+        outputs: of the matrices.
+        rank: of the low-rank residual layers.
+        layers: how many there are.
+        matrices: how many matrices share the network.
+        embedding_dim: width of the instruction embedding; 0 without conditioning.
+        last_relu: whether the last layer has the ReLU of MEND's network; without it the last layer can subtract
+            from a factor as well as add to it (see docs/method.md).
     """
 
     def __init__(
@@ -129,30 +140,31 @@ class Hypernetwork(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the products, float32 unless :meth:`round_in_place` was called."""
+        """Data type of the products, float32 unless :meth:`round_in_place` was called."""
         return next(layer.down.dtype for layer in self.layers if isinstance(layer, LowRankResidual))
 
     def round_in_place(self, dtype: torch.dtype) -> None:
-        """Give up float32 where nothing more is learned: half the bytes to read, and products twice as fast."""
+        """Round the layers' weights to ``dtype`` after training: half the memory traffic, products twice as fast."""
         for layer in self.layers:
             assert isinstance(layer, LowRankResidual)
             for parameter in (layer.down, layer.up, layer.bias):
                 parameter.data = parameter.data.to(dtype)
 
     def observe(self, u: Tensor, delta: Tensor) -> None:
-        """Take signals into the running statistics."""
+        """Add signals u (tokens, inputs) and delta (tokens, outputs) to the running statistics."""
         self.norm_u.update(u)
         self.norm_delta.update(delta)
 
     def forward(
         self, u: Tensor, delta: Tensor, sizes: Sequence[int], embeddings: Tensor | None, edit: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Signals u (tokens, inputs), delta (tokens, outputs) -> pseudo-signals of the same shapes.
+        """Return the pseudo-signals, of the same shapes as the signals.
 
         Args:
-            u, delta: matrix by matrix.
+            u: (tokens, inputs), matrix by matrix.
+            delta: (tokens, outputs), likewise.
             sizes: how many tokens each matrix has.
-            codes: (edits, code), or None.
+            embeddings: (edits, embedding_dim), or None.
             edit: (tokens,) index of the edit that a token belongs to.
         """
         x = torch.cat((self.norm_u(u), self.norm_delta(delta)), dim=-1).to(self.dtype)

@@ -1,7 +1,7 @@
 """In-context editing: the new fact stands before the question, and no weight changes.
 
-After IKE (Zheng et al., EMNLP 2023) without its retrieved demonstrations: what a user can always do, and so what
-every method has to beat.
+After IKE (Zheng et al., EMNLP 2023) without its retrieved demonstrations: the baseline that needs nothing but the
+prompt.
 """
 
 from __future__ import annotations
@@ -9,20 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from instructedit.editors.base import DirectEditor, register
+from instructedit.editors.base import DirectEditor, EditorConfig
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import join_prompt_and_target
 from instructedit.records import EditRequest
 
 
-class InContextConfig(BaseModel):
-    """Words around the fact."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class InContextConfig(EditorConfig):
+    """The text around the fact."""
 
     template: str = Field("New fact: {fact}.\n", description="what stands before every question; {fact} is filled in")
 
@@ -38,18 +37,19 @@ class PromptEdits:
 
     @contextmanager
     def attached(self, language_model: LanguageModel, rows: Tensor) -> Iterator[None]:
-        """Nothing changes in the model."""
+        """Change nothing in the model."""
         yield
 
     def rewrite_prompt(self, edit: int, prompt: str) -> str:
-        """The fact, then the prompt."""
+        """Return the fact, then the prompt."""
         return self.prefixes[edit] + prompt
 
 
-@register("in-context")
-class InContext(DirectEditor):
-    """States each edit in the prompt."""
+class InContext(DirectEditor[InContextConfig]):
+    """States the new fact before the question; no weight changes."""
 
+    name = "in-context"
+    paper = "after Zheng et al. 2023"
     Config = InContextConfig
 
     def __init__(self, config: InContextConfig, split_layer: int) -> None:
@@ -58,9 +58,8 @@ class InContext(DirectEditor):
         self.split_layer = split_layer
 
     @classmethod
-    def create(cls, config: BaseModel, language_model: LanguageModel) -> InContext:
+    def create(cls, config: InContextConfig, language_model: LanguageModel) -> Self:
         """See :meth:`DirectEditor.create`."""
-        assert isinstance(config, InContextConfig)
         return cls(config, len(language_model.structure.blocks) - 1)
 
     def edit(

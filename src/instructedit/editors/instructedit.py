@@ -1,48 +1,84 @@
-"""InstructEdit: MEND's hypernetwork, told in words what kind of edit this is.
+"""InstructEdit: MEND's hypernetwork, conditioned on an instruction that says what kind of edit this is.
 
 The instruction enters in one of two ways, or both. As in the paper, its text stands before the edit input, so
-that the gradient signals carry it (``prefix``). Or a code of the text scales and shifts the hypernetwork's layers
+that the gradient signals carry it (``prefix``). Or an embedding of the text scales and shifts the hypernetwork's layers
 while the edit and all queries stay plain (``hypernetwork``), which is what lets one edit have the scope that
-the words ask for.
+the instruction describes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, Self
 
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from instructedit.editors.base import register
-from instructedit.editors.gradient import EditorConfig, chosen_matrices
+from instructedit.editors.gradient import chosen_matrices, lowest_block
 from instructedit.editors.instruction_encoders import (
     BaseStateEncoder,
     InstructionEncoder,
     SentenceEncoder,
     TrainedEncoder,
 )
-from instructedit.editors.mend import Mend
+from instructedit.editors.mend import HypernetworkConfig, HypernetworkEditor
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import Matrix
 from instructedit.records import EditRequest
 
 
+class InstructEditConfig(HypernetworkConfig):
+    """Hyperparameters of InstructEdit."""
+
+    name: Literal["instructedit"] = Field("instructedit", description="of the method")
+    conditioning: Literal["none", "prefix", "hypernetwork", "both"] = Field(
+        "hypernetwork", description="where the instruction enters"
+    )
+    embedding_dim: int = Field(96, ge=1, le=65_536, description="width of the instruction embedding")
+    encoder: Literal["trained", "base", "sentence"] = Field("trained", description="what computes the embedding")
+    sentence_encoder: str | None = Field(None, description="folder or hub id, for encoder: sentence")
+
+    @model_validator(mode="after")
+    def _sentence_encoder_is_named(self) -> Self:
+        if (self.encoder == "sentence") != (self.sentence_encoder is not None):
+            raise ValueError("encoder: sentence and sentence_encoder belong together")
+        return self
+
+    @property
+    def reads_prefix(self) -> bool:
+        """Whether the instruction's text stands before the edit input."""
+        return self.conditioning in ("prefix", "both")
+
+    @property
+    def conditions_hypernetwork(self) -> bool:
+        """Whether an embedding of the instruction conditions the hypernetwork."""
+        return self.conditioning in ("hypernetwork", "both")
+
+
 def with_instruction(prompt: str, instruction: str | None) -> str:
-    """The paper's edit input: the rendered instruction, then ``Input:`` and the prompt."""
+    """Return the paper's edit input: the rendered instruction, then ``Input:`` and the prompt."""
     return f"{instruction}\nInput: {prompt}" if instruction else prompt
 
 
-@register("instructedit")
-class InstructEdit(Mend):
-    """The hypernetwork editor guided by an instruction.
+class InstructEdit(HypernetworkEditor[InstructEditConfig]):
+    """Turns the gradient into a low-rank delta by a trained hypernetwork, guided by an instruction.
 
     Args:
-        config, matrices, split_layer: as of :class:`Mend`.
+        config: its hyperparameters.
+        matrices: the edited matrices, from the bottom up.
+        split_layer: index of the block that contains the lowest of them.
         hidden: width of the base model's states, for ``encoder: base``.
     """
 
-    def __init__(self, config: EditorConfig, matrices: Sequence[Matrix], split_layer: int, hidden: int) -> None:
+    name = "instructedit"
+    paper = "Tian et al. 2024"
+    reads_instruction = True
+    Config = InstructEditConfig
+
+    def __init__(self, config: InstructEditConfig, matrices: Sequence[Matrix], split_layer: int, hidden: int) -> None:
         conditioned = config.conditions_hypernetwork
         super().__init__(config, matrices, split_layer, embedding_dim=config.embedding_dim if conditioned else 0)
+        self.reads_instruction = config.conditioning != "none"
         self.encoder: InstructionEncoder | None = None
         if conditioned and config.encoder == "trained":
             self.encoder = TrainedEncoder(config.embedding_dim)
@@ -52,24 +88,18 @@ class InstructEdit(Mend):
             self.encoder = SentenceEncoder(config.embedding_dim, source=config.sentence_encoder)
 
     @classmethod
-    def create(cls, config: EditorConfig, language_model: LanguageModel) -> InstructEdit:
-        """An untrained editor for a base model."""
+    def create(cls, config: InstructEditConfig, language_model: LanguageModel) -> Self:
+        """Return an untrained editor for a base model."""
         matrices = chosen_matrices(language_model, config)
-        split_layer = min(language_model.structure.block_of(matrix.name) for matrix in matrices)
-        return cls(config, matrices, split_layer, language_model.structure.hidden)
-
-    @property
-    def reads_instruction(self) -> bool:
-        """True, unless the config leaves the conditioning out."""
-        return self.config.conditioning != "none"
+        return cls(config, matrices, lowest_block(language_model, matrices), language_model.structure.hidden)
 
     def embeddings(
         self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]
     ) -> Tensor | None:
-        """Codes (edits, width) of the instructions; None where only a prefix is read."""
+        """Return the instruction embeddings (edits, width); None where only a prefix is read."""
         embeddings: Tensor | None = self.encoder(language_model, instructions) if self.encoder is not None else None
         return embeddings
 
     def prompt(self, request: EditRequest, instruction: str | None) -> str:
-        """With ``prefix``, the instruction and the prompt; else the bare prompt."""
+        """Return with ``prefix`` the instruction and the prompt, else the bare prompt."""
         return with_instruction(request.prompt, instruction) if self.config.reads_prefix else request.prompt

@@ -1,7 +1,7 @@
-"""From an instruction's text to the code that conditions the hypernetwork.
+"""From an instruction's text to the embedding that conditions the hypernetwork.
 
 Three encoders: a small one trained with the editor, the base model's own states, and any sentence encoder of
-the user's. Each ends in tanh, so a code is bounded; the code of no instruction is zero, which leaves the
+the user's. Each ends in tanh, so an embedding is bounded; the embedding of no instruction is zero, which leaves the
 hypernetwork as it is without conditioning.
 """
 
@@ -24,10 +24,10 @@ logger = logging.getLogger(__name__)
 
 
 def warn_of_long(text: str, tokens: int, limit: int) -> None:
-    """Say that an instruction is cut where an edit is made: its end may be what decides ("and leave the others").
+    """Warn that an instruction is truncated when an edit is made: its end may be what decides ("and leave the others").
 
     Where gradients are recorded the editor is being trained, on texts of which another tokenizer may make more tokens
-    than ours; there the rest is left out without a word.
+    than ours; there it is truncated without a warning.
     """
     if tokens > limit and not torch.is_grad_enabled():
         logger.warning(
@@ -39,7 +39,11 @@ def warn_of_long(text: str, tokens: int, limit: int) -> None:
 
 
 def mean_states(language_model: LanguageModel, split_layer: int, texts: Sequence[str]) -> Tensor:
-    """(texts, hidden) means over the tokens of the base model's states before block ``split_layer``."""
+    """Return the means over each text's tokens of the base model's states before block ``split_layer``.
+
+    Returns:
+        (texts, hidden), in float32.
+    """
     batch = pad([language_model.text.encode_prompt(text) for text in texts], language_model.text.pad_id)
     state = language_model.split(split_layer).trunk(batch.to(language_model.device))
     hidden, mask = state.hidden.float(), state.batch.mask[..., None]
@@ -48,25 +52,29 @@ def mean_states(language_model: LanguageModel, split_layer: int, texts: Sequence
 
 
 class InstructionEncoder(nn.Module, ABC):
-    """Instruction texts to codes (texts, width)."""
+    """From instruction texts to embeddings (texts, width).
+
+    Attributes:
+        width: of an embedding.
+    """
 
     width: int
 
     @abstractmethod
     def encode(self, language_model: LanguageModel, texts: Sequence[str]) -> Tensor:
-        """Codes of non-empty texts; a text longer than the encoder reads is cut, see :func:`warn_of_long`."""
+        """Return the embeddings (texts, width) of non-empty texts; a long text is truncated, :func:`warn_of_long`."""
 
     def forward(self, language_model: LanguageModel, texts: Sequence[str | None]) -> Tensor:
-        """(texts, width); a missing text has the code zero. Equal texts are encoded once."""
+        """Return the embeddings (texts, width), zero for a missing text; equal texts are encoded once."""
         device = next(self.parameters()).device
         distinct = sorted({text for text in texts if text})
         embeddings = torch.zeros(len(texts), self.width, device=device)
         if not distinct:
             return embeddings
         encoded = self.encode(language_model, distinct)
-        place = {text: index for index, text in enumerate(distinct)}
+        position = {text: index for index, text in enumerate(distinct)}
         present = [index for index, text in enumerate(texts) if text]
-        chosen = encoded[[place[text] for text in texts if text]]
+        chosen = encoded[[position[text] for text in texts if text]]
         return embeddings.index_copy(0, torch.tensor(present, device=device), chosen)
 
 
@@ -74,7 +82,15 @@ class TrainedEncoder(InstructionEncoder):
     """A small Transformer over the base model's tokens, trained with the editor.
 
     Token ids are folded into ``buckets`` embeddings, so that a large vocabulary costs no more than a small one.
-    A learned query attends over the states, since one word ("not") may decide what a mean would drown.
+    A learned query attends over the states, since in a mean one decisive word ("not") would hardly count.
+
+    Args:
+        width: of an embedding.
+        buckets: how many token embeddings there are.
+        hidden: width of the Transformer's states.
+        layers: of the Transformer.
+        heads: of its attention, and of the attention that pools its states.
+        length: tokens of a text that are read.
     """
 
     def __init__(
@@ -100,14 +116,15 @@ class TrainedEncoder(InstructionEncoder):
         self.token_dropout = 0.1
 
     def encode(self, language_model: LanguageModel, texts: Sequence[str]) -> Tensor:
+        """See :meth:`InstructionEncoder.encode`."""
         encoded = language_model.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         for text, tokens in zip(texts, encoded, strict=True):
             warn_of_long(text, len(tokens), self.length)
         length = min(self.length, max(len(ids) for ids in encoded))
         ids = torch.zeros(len(texts), length, dtype=torch.long)
         mask = torch.zeros(len(texts), length, dtype=torch.bool)
-        for row, whole in enumerate(encoded):
-            tokens = whole[:length]
+        for row, all_tokens in enumerate(encoded):
+            tokens = all_tokens[:length]
             ids[row, : len(tokens)] = torch.tensor(tokens)
             mask[row, : len(tokens)] = True
         ids, mask = ids.to(self.out.weight.device), mask.to(self.out.weight.device)
@@ -121,7 +138,13 @@ class TrainedEncoder(InstructionEncoder):
 
 
 class BaseStateEncoder(InstructionEncoder):
-    """The mean of the base model's hidden states below the edited blocks, through one trained linear map."""
+    """The mean of the base model's hidden states below the edited blocks, through one trained linear map.
+
+    Args:
+        width: of an embedding.
+        hidden: width of the base model's states.
+        split_layer: the lowest edited block.
+    """
 
     def __init__(self, width: int, *, hidden: int, split_layer: int) -> None:
         super().__init__()
@@ -131,6 +154,7 @@ class BaseStateEncoder(InstructionEncoder):
         self.out = nn.Linear(hidden, width)
 
     def encode(self, language_model: LanguageModel, texts: Sequence[str]) -> Tensor:
+        """See :meth:`InstructionEncoder.encode`."""
         return torch.tanh(self.out(self.norm(mean_states(language_model, self.split_layer, texts))))
 
 
@@ -138,7 +162,7 @@ class SentenceEncoder(InstructionEncoder):
     """Any Hugging Face encoder of the user's, frozen, mean-pooled, through one trained linear map.
 
     Args:
-        width: of the code.
+        width: of an embedding.
         source: folder or hub id of the encoder; it is loaded again with the editor, not stored in it.
     """
 
@@ -149,16 +173,19 @@ class SentenceEncoder(InstructionEncoder):
             f"the sentence encoder {source}", EditorError, "Give a folder or hub id with safetensors and a tokenizer."
         ):
             self._tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            model = AutoModel.from_pretrained(source, use_safetensors=True, trust_remote_code=False)
+            # A model cannot be loaded onto the meta device, on which an editor is built to count its parameters.
+            with torch.device("cpu"):
+                model = AutoModel.from_pretrained(source, use_safetensors=True, trust_remote_code=False)
             model = model.eval().requires_grad_(False)
         positions = getattr(model.config, "max_position_embeddings", None)
         self.length = min(self._tokenizer.model_max_length, positions or 1_000_000)
-        # Kept out of the module tree: it is the user's, neither trained nor saved here.
+        # In a tuple, so that it is no submodule: it is the user's, neither trained nor saved here.
         self._frozen = (model,)
         self.out = nn.Linear(int(model.config.hidden_size), width)
 
     @torch.no_grad()
     def _pool(self, texts: Sequence[str]) -> Tensor:
+        """Return the encoder's normalised mean states, (texts, hidden)."""
         for text, tokens in zip(texts, self._tokenizer(list(texts))["input_ids"], strict=True):
             warn_of_long(text, len(tokens), self.length)
         inputs = self._tokenizer(
@@ -171,4 +198,5 @@ class SentenceEncoder(InstructionEncoder):
         return scaled
 
     def encode(self, language_model: LanguageModel, texts: Sequence[str]) -> Tensor:
+        """See :meth:`InstructionEncoder.encode`."""
         return torch.tanh(self.out(self._pool(texts).to(self.out.weight.device)))

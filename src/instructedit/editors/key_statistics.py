@@ -1,7 +1,7 @@
-"""Second moments of a matrix's inputs over ordinary text: what ROME and MEMIT call C = E[k k^T].
+"""The uncentred covariance of a matrix's inputs over ordinary text: C = E[k^T k] of ROME and MEMIT.
 
-Read from sentences about the facts that ship with the package, once a base model and matrix, and kept in a cache
-folder (``INSTRUCTEDIT_CACHE``, default ``~/.cache/instructedit``).
+It is computed from sentences about the facts that ship with the package, once per base model and matrix, and kept in a
+cache folder (``INSTRUCTEDIT_CACHE``, default ``~/.cache/instructedit``).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Where statistics are kept; where no home folder is known, in the folder for temporary files."""
+    """Return the folder of the statistics; without a home folder it is in the one for temporary files."""
     named = os.environ.get("INSTRUCTEDIT_CACHE")
     if named:
         return Path(named)
@@ -40,16 +40,22 @@ def cache_folder() -> Path:
 
 
 def second_moment(language_model: LanguageModel, matrix: str, sentences: int = 3000, seed: int = 0) -> Tensor:
-    """C, (inputs, inputs): the mean of k k^T over the tokens of ``sentences`` sentences.
+    """Return C, (inputs, inputs): the mean of k^T k over the tokens of ``sentences`` sentences.
 
-    A cache file that cannot be read, or holds something else, is made again. Where none can be written, the same is
+    A cache file that cannot be read, or holds something else, is written again. Where none can be written, C is
     computed again the next time.
+
+    Args:
+        language_model: the base model.
+        matrix: name of the module.
+        sentences: how many are read.
+        seed: of their choice.
     """
     name = f"{language_model.fingerprint}-{matrix}-{sentences}-{seed}.safetensors"
     path = cache_folder() / "keys" / name
-    moment = _kept(path, language_model.model.get_submodule(matrix))
+    moment = _cached(path, language_model.model.get_submodule(matrix))
     if moment is None:
-        moment = _measure(language_model, matrix, sentences, seed)
+        moment = _compute(language_model, matrix, sentences, seed)
         try:
             write_atomically(path, save({"moment": moment.cpu().contiguous()}))
         except DataError as error:
@@ -57,8 +63,14 @@ def second_moment(language_model: LanguageModel, matrix: str, sentences: int = 3
     return moment.to(language_model.device)
 
 
-def _kept(path: Path, module: torch.nn.Module) -> Tensor | None:
-    """The statistics in a file; None where they are not those of the matrix."""
+def regularised_covariance(language_model: LanguageModel, matrix: str, sentences: int, ridge: float) -> Tensor:
+    """Return C with ``ridge`` times the mean of its diagonal added to its diagonal, (inputs, inputs)."""
+    moment = second_moment(language_model, matrix, sentences)
+    return moment + ridge * moment.diagonal().mean() * torch.eye(len(moment), device=moment.device)
+
+
+def _cached(path: Path, module: torch.nn.Module) -> Tensor | None:
+    """Return the statistics in a file; None where they are not those of the matrix."""
     try:
         with safe_open(str(path), framework="pt") as stored:
             moment: Tensor = stored.get_tensor("moment")
@@ -75,23 +87,24 @@ def _kept(path: Path, module: torch.nn.Module) -> Tensor | None:
 
 
 @torch.no_grad()
-def _measure(language_model: LanguageModel, matrix: str, sentences: int, seed: int) -> Tensor:
+def _compute(language_model: LanguageModel, matrix: str, sentences: int, seed: int) -> Tensor:
+    """Return C, see :func:`second_moment`."""
     rng = random.Random(seed)
     facts = read_facts()
     texts = [f"{rng.choice(f.statements())} {f.object}." for f in rng.sample(facts, min(sentences, len(facts)))]
     texts.sort(key=len)
-    found: list[Tensor] = []
+    inputs: list[Tensor] = []
     module = language_model.model.get_submodule(matrix)
     total, tokens = torch.zeros(()), 0
     with (
         language_model.lock,
-        removed_on_exit(module.register_forward_hook(lambda _, args, output: found.append(args[0]))),
+        removed_on_exit(module.register_forward_hook(lambda _, args, output: inputs.append(args[0]))),
     ):
         for start in range(0, len(texts), 64):
             queries = [language_model.text.encode_prompt(text) for text in texts[start : start + 64]]
             batch = pad(queries, language_model.text.pad_id).to(language_model.device)
             language_model.split(0).full(batch)
-            keys = found.pop().reshape(*batch.mask.shape, -1)[batch.mask].float()
+            keys = inputs.pop().reshape(*batch.mask.shape, -1)[batch.mask].float()
             total = total.to(keys.device) + keys.T @ keys
             tokens += len(keys)
     return total / tokens

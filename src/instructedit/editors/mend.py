@@ -4,38 +4,56 @@ Mitchell et al., "Fast Model Editing at Scale" (ICLR 2022), as InstructEdit uses
 
     Delta W_l = - alpha_l * sum_t u~_t^T delta~_t,    (u~, delta~) = g(u, delta),
 
-where t runs over the tokens with a gradient. The step size alpha_l = exp(theta_l) is learned per matrix and can
+where t runs over the tokens with a gradient. The step size alpha_l = exp(log_lr_l) is learned per matrix and can
 not change its sign. All matrices of one shape share one g.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal, TypeVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from instructedit.deltas.delta import DeltaBatch, LowRank
-from instructedit.editors.base import register
-from instructedit.editors.gradient import EditorConfig, GradientEditor, stacked
+from instructedit.deltas.delta import DeltaBatch
+from instructedit.deltas.factors import Factor
+from instructedit.editors.gradient import GradientEditor, GradientEditorConfig, stack_tokens
 from instructedit.editors.hypernetwork import Hypernetwork
 from instructedit.editors.signals import Signal
 from instructedit.models.structure import Matrix
 
 
-@register("mend")
-class Mend(GradientEditor):
-    """The hypernetwork editor without instructions.
+class HypernetworkConfig(GradientEditorConfig):
+    """What MEND and InstructEdit are both configured by."""
+
+    rank: int = Field(256, ge=1, le=65_536, description="of the hypernetwork's layers (the paper: 1920)")
+    layers: int = Field(2, ge=1, le=100, description="of the hypernetwork")
+    last_relu: bool = Field(False, description="ReLU in the last layer too, as in MEND's network")
+
+
+class MendConfig(HypernetworkConfig):
+    """Hyperparameters of MEND."""
+
+    name: Literal["mend"] = Field("mend", description="of the method")
+
+
+HypernetworkConfigT = TypeVar("HypernetworkConfigT", bound=HypernetworkConfig)
+
+
+class HypernetworkEditor(GradientEditor[HypernetworkConfigT]):
+    """What MEND and InstructEdit have in common: hypernetworks, one for each shape of matrix.
 
     Args:
-        config: its shape.
+        config: its hyperparameters.
         matrices: the edited matrices, from the bottom up.
         split_layer: index of the block that contains the lowest of them; the trunk is what lies below.
-        code: width of an instruction's code; 0 here.
+        embedding_dim: width of the instruction embedding; 0 without conditioning.
     """
 
     def __init__(
-        self, config: EditorConfig, matrices: Sequence[Matrix], split_layer: int, embedding_dim: int = 0
+        self, config: HypernetworkConfigT, matrices: Sequence[Matrix], split_layer: int, embedding_dim: int = 0
     ) -> None:
         super().__init__(config, matrices, split_layer)
         self._groups: dict[str, list[Matrix]] = {}
@@ -61,39 +79,50 @@ class Mend(GradientEditor):
             nn.init.zeros_(self.log_lr_condition.weight)
 
     def round_in_place(self, dtype: torch.dtype) -> None:
-        """For use after training: the hypernetworks compute in ``dtype``, and so the deltas come in it."""
+        """Let the hypernetworks compute in ``dtype``, which is then that of the deltas; for use after training."""
         for network in self.hypernetworks.values():
             assert isinstance(network, Hypernetwork)
             network.round_in_place(dtype)
 
     def step_sizes(self, embeddings: Tensor | None) -> Tensor:
-        """alpha = exp(log_lr), (1, matrices); with codes exp(log_lr + S c), (edits, matrices), S = 0 at the start."""
+        """Return alpha, (1, matrices), or (edits, matrices) where embeddings condition it.
+
+        alpha = exp(log_lr), or with an embedding c exp(log_lr + S c), where S = 0 at the start.
+        """
         if self.log_lr_condition is None or embeddings is None:
             return self.log_lr.exp()[None]
         alpha: Tensor = (self.log_lr + self.log_lr_condition(embeddings)).exp()
         return alpha
 
     def deltas(self, signals: Mapping[str, Signal], embeddings: Tensor | None, edits: int) -> DeltaBatch:
-        """Signals of ``edits`` edits to their deltas; one call of each hypernetwork for all its matrices."""
+        """See :meth:`GradientEditor.deltas`; one call of each hypernetwork for all its matrices."""
         device = self.log_lr.device
         index = {matrix.name: number for number, matrix in enumerate(self.matrices)}
         step_sizes = self.step_sizes(embeddings).expand(edits, -1)
-        factors: dict[str, LowRank] = {}
+        factors: dict[str, Factor] = {}
         for shape, group in self._groups.items():
-            found = [signals[matrix.name] for matrix in group]
-            u = torch.cat([signal.u for signal in found]).to(device)
-            delta = torch.cat([signal.delta for signal in found]).to(device)
-            edit = torch.cat([signal.edit for signal in found]).to(device)
-            sizes = [len(signal.edit) for signal in found]
+            inputs = [signals[matrix.name] for matrix in group]
+            u = torch.cat([signal.u for signal in inputs]).to(device)
+            delta = torch.cat([signal.delta for signal in inputs]).to(device)
+            edit = torch.cat([signal.edit for signal in inputs]).to(device)
+            sizes = [len(signal.edit) for signal in inputs]
             network = self.hypernetworks[shape]
             assert isinstance(network, Hypernetwork)
             if self.training:
                 network.observe(u, delta)
             pseudo_u, pseudo_delta = network(u, delta, sizes, embeddings, edit)
             for matrix, signal, a, b in zip(
-                group, found, pseudo_u.split(sizes), pseudo_delta.split(sizes), strict=True
+                group, inputs, pseudo_u.split(sizes), pseudo_delta.split(sizes), strict=True
             ):
                 alpha = step_sizes[:, index[matrix.name]][signal.edit.to(device)].to(b.dtype)
-                factors[matrix.name] = stacked(a, -alpha[:, None] * b, signal, edits)
+                factors[matrix.name] = stack_tokens(a, -alpha[:, None] * b, signal.edit, edits)
         ranks = {name: torch.bincount(signal.edit, minlength=edits).to(device) for name, signal in signals.items()}
         return DeltaBatch({matrix.name: factors[matrix.name] for matrix in self.matrices}, ranks)
+
+
+class Mend(HypernetworkEditor[MendConfig]):
+    """Turns the gradient into a low-rank delta by a trained hypernetwork; instructions are not read."""
+
+    name = "mend"
+    paper = "Mitchell et al. 2022"
+    Config = MendConfig

@@ -13,41 +13,21 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from instructedit.artifacts import EDITOR_WEIGHTS, shipped_editors
-from instructedit.editors.base import DirectEditor, Editor, editor_class, registered_editors
-from instructedit.editors.calinet import CaliNet
-from instructedit.editors.finetuning import BoxedFineTuning, Lora
-from instructedit.editors.grace import Grace
-from instructedit.editors.gradient import EditorConfig, GradientEditor
-from instructedit.editors.incontext import InContext
-from instructedit.editors.instructedit import InstructEdit
-from instructedit.editors.knowledge_editor import KnowledgeEditor
-from instructedit.editors.memit import Memit
-from instructedit.editors.mend import Mend
-from instructedit.editors.rome import Rome
+from instructedit.editors.gradient import GradientEditor, GradientEditorConfig, create_editor, editor_config
 from instructedit.errors import DataError, EditorError, validation_messages
 from instructedit.models.finite import finite
 from instructedit.models.language_model import BUNDLED, LanguageModel
-from instructedit.storage.reading import parse_json, read_bytes, read_yaml_file
+from instructedit.storage.reading import parse_json, read_bytes
 from instructedit.storage.tensors import TENSORS_DIGEST, pack, unpack
 from instructedit.storage.writing import write_atomically
 
-#: Importing them is what makes them known by name.
-TRAINED = (InstructEdit, KnowledgeEditor, Mend)
-DIRECT = (BoxedFineTuning, CaliNet, Grace, InContext, Lora, Memit, Rome)
 FORMAT = "instructedit-editor/2"
-#: Fewer scopes and steps than the bundled editor; and multi-task MEND on the same mixture and for as many steps.
+#: Trained on fewer scopes and for fewer steps than the bundled editor; and MEND, trained as that one was.
 BUNDLED_CORE = "bundled-core"
 BUNDLED_MEND = "bundled-mend"
-#: Files of the shipped editors by name.
+#: The files of the editors that ship with the package, by name; all are for the bundled base model.
 SHIPPED = {name: folder / EDITOR_WEIGHTS for name, folder in shipped_editors().items()}
 BUNDLED_EDITOR = SHIPPED[BUNDLED]
-
-
-def create_editor(config: EditorConfig, language_model: LanguageModel) -> GradientEditor:
-    """An untrained editor of the kind that the config names."""
-    kind = editor_class(config.name)
-    assert issubclass(kind, GradientEditor)
-    return kind.create(config, language_model).eval()
 
 
 def save_editor(
@@ -61,6 +41,9 @@ def save_editor(
     """Write an editor; a failure leaves no half-written file.
 
     Args:
+        editor: the editor.
+        language_model: its base model, whose fingerprint goes into the header.
+        path: of the file.
         training: what made it (recipe, steps, seed), kept in the header for people.
         dtype: of the stored weights; running statistics are always stored in full.
     """
@@ -77,32 +60,8 @@ def save_editor(
     write_atomically(path, pack(tensors, header))
 
 
-def find_editor(name_or_path: str | Path, language_model: LanguageModel) -> Editor:
-    """An editor by what a user calls it.
-
-    A name in :data:`SHIPPED`, an editor file, a direct method's name, or a YAML file that says ``name: ft`` and the
-    numbers that differ from the method's own.
-
-    Raises:
-        EditorError: there is no such editor, or its numbers are wrong; all mistakes are listed.
-    """
-    raw: dict[str, Any] = {"name": str(name_or_path)}
-    if Path(name_or_path).suffix in {".yaml", ".yml"}:
-        raw = read_yaml_file(Path(name_or_path))
-        if not isinstance(raw, dict):
-            raise EditorError(f"file {name_or_path}: expected `name:` and numbers at the top level")
-    kind = registered_editors().get(str(raw.pop("name", "")))
-    if kind is None or not issubclass(kind, DirectEditor):
-        return load_editor(name_or_path, language_model)
-    try:
-        return kind.create(kind.Config.model_validate(raw), language_model)
-    except ValidationError as error:
-        mistakes = "; ".join(validation_messages(error))
-        raise EditorError(f"{name_or_path}: {mistakes}") from None
-
-
 def digest_of(name_or_path: str | Path) -> str | None:
-    """SHA-256 of an editor's tensors, or of a direct method's file; None for what is only a name."""
+    """Return the SHA-256 of an editor's tensors, or of a direct method's YAML file; None for a method's name."""
     file = SHIPPED.get(str(name_or_path), Path(name_or_path))
     if not file.is_file():
         return None
@@ -110,7 +69,7 @@ def digest_of(name_or_path: str | Path) -> str | None:
 
 
 def training_of(path: str | Path) -> dict[str, Any]:
-    """What made an editor, as its file says: recipe and step; empty for what is no editor file."""
+    """Return what made an editor, as its file says: recipe and step; empty where there is no editor file."""
     try:
         training = parse_json(_header_of(SHIPPED.get(str(path), Path(path))).get("training", "{}"))
     except DataError:
@@ -119,7 +78,7 @@ def training_of(path: str | Path) -> dict[str, Any]:
 
 
 def _header_of(file: Path) -> dict[str, str]:
-    """The header of an editor file; empty for any other file."""
+    """Return the header of an editor file; empty for any other file."""
     try:
         with safe_open(str(file), framework="pt") as stored:
             header = dict(stored.metadata() or {})
@@ -129,7 +88,7 @@ def _header_of(file: Path) -> dict[str, str]:
 
 
 def _usual_norms(header: Mapping[str, str]) -> tuple[float, float] | None:
-    """See :class:`GradientEditor`; None where the header has none."""
+    """Return :attr:`GradientEditor.usual_norms`; None where the header has none."""
     try:
         low, high = (float(value) for value in parse_json(header.get("usual_norms", "null")))
     except (DataError, TypeError, ValueError):
@@ -137,10 +96,29 @@ def _usual_norms(header: Mapping[str, str]) -> tuple[float, float] | None:
     return (low, high) if 0 < low <= high else None
 
 
+def _config_of(header: Mapping[str, str], path: str | Path) -> GradientEditorConfig:
+    """Return the config in the header of an editor file.
+
+    Raises:
+        EditorError: there is none, it is damaged, or no method has its name.
+    """
+    try:
+        return editor_config(parse_json(header["config"]))
+    except KeyError:
+        problem = "there is none"
+    except ValidationError as error:
+        problem = "; ".join(validation_messages(error))
+    except (DataError, EditorError) as error:
+        problem = str(error)
+    raise EditorError(f"file {path}: its header holds no config of an editor: {problem}")
+
+
 def load_editor(path: str | Path, language_model: LanguageModel, *, to_train: bool = False) -> GradientEditor:
-    """Read an editor for its base model; those of :data:`SHIPPED` are for the bundled one.
+    """Read a trained editor for its base model.
 
     Args:
+        path: of the file, or a name in :data:`SHIPPED`.
+        language_model: the base model.
         to_train: in float32 whatever the base model is in; else the hypernetwork of an editor of a model in
             bfloat16 computes in bfloat16, too.
 
@@ -149,23 +127,22 @@ def load_editor(path: str | Path, language_model: LanguageModel, *, to_train: bo
     """
     file = SHIPPED.get(str(path), Path(path))
     if not file.is_file():
-        known = ", ".join(sorted(SHIPPED.keys() | registered_editors().keys()))
-        raise EditorError(f"file {path}: there is no such editor; names that are known: {known}")
+        raise EditorError(f"file {path}: there is no such editor; those that ship are {', '.join(sorted(SHIPPED))}")
     header, tensors = unpack(file, FORMAT, "an editor", EditorError)
     if header.get("base") != language_model.fingerprint:
         raise EditorError(
             f"file {path}: this editor was trained for the base model {header.get('base')} ({header.get('source')}), "
             f"not for {language_model.fingerprint} ({language_model.source}); train one with `instructedit train`"
         )
+    editor = create_editor(_config_of(header, path), language_model)
     try:
-        editor = create_editor(EditorConfig.model_validate(parse_json(header["config"])), language_model)
         editor.load_state_dict({name: t.float() if t.dtype is torch.bfloat16 else t for name, t in tensors.items()})
-    except (KeyError, RuntimeError, ValidationError, DataError) as error:
-        raise EditorError(f"file {path}: its header or tensors are damaged: {str(error).splitlines()[0]}") from None
+    except RuntimeError as error:
+        raise EditorError(f"file {path}: its tensors are damaged: {str(error).splitlines()[0]}") from None
     editor.usual_norms = _usual_norms(header)
     broken = next((name for name, tensor in tensors.items() if not finite(tensor)), None)
     if broken is not None:
-        raise EditorError(f"file {path}: {broken} holds NaN or infinity; train the editor anew")
+        raise EditorError(f"file {path}: {broken} holds NaN or infinity; train the editor again")
     if language_model.model.dtype is torch.bfloat16 and not to_train:
         editor.round_in_place(torch.bfloat16)
     return editor.to(language_model.device).eval()

@@ -1,8 +1,8 @@
-"""The raw material of an edit: what flows into the edited matrices, and the loss gradient at their outputs.
+"""The signals of an edit: the inputs of the edited matrices, and the loss gradient at their outputs.
 
 For the loss -log p(target | prompt) at the unedited model, the gradient of a matrix W in y = x W is the sum over
 tokens of the outer products u^T delta, with u the input x and delta the gradient at y (MEND, section 3; the
-paper's u_l and delta_{l+1}). A token whose delta is zero adds nothing, so it goes no further: in the last block
+paper's u_l and delta_{l+1}). A token whose delta is zero adds nothing and is left out: in the last block
 only the positions that predict the target are left.
 """
 
@@ -43,15 +43,9 @@ class Signal:
     delta: Tensor
     edit: Tensor
 
-    def slots(self) -> Tensor:
-        """(tokens,) the running number of each token inside its edit, from 0."""
-        counts = torch.bincount(self.edit)
-        starts = counts.cumsum(0) - counts
-        return torch.arange(len(self.edit), device=self.edit.device) - starts[self.edit]
-
 
 def edit_loss(logits: Tensor, batch: TokenBatch, average: bool = True) -> Tensor:
-    """(rows,) mean (or sum) over the row's target tokens of -log p(token)."""
+    """Return the mean (or sum) over each row's target tokens of -log p(token), (rows,)."""
     losses = functional.cross_entropy(logits.float(), batch.labels, reduction="none")
     total = torch.zeros(len(batch), device=losses.device).index_add(0, batch.rows, losses)
     return total / torch.bincount(batch.rows, minlength=len(batch)) if average else total
@@ -64,13 +58,20 @@ def read_signals(
     matrices: Sequence[Matrix],
     average: bool = True,
 ) -> dict[str, Signal]:
-    """Signals of a batch of edits, one edit a row: one forward and one backward pass through the top.
+    """Return the signals of a batch of edits, one edit a row: one forward and one backward pass through the top.
 
-    Rows do not meet inside the model, so the sum of their losses gives each row its own gradient. Averaged over
-    the target's tokens, as MEND has it, a long target's tokens each leave a weaker signal than a short one's.
+    Rows are independent inside the model, so the sum of their losses gives each row its own gradient.
 
     Half precision loses small numbers, and float16 has few exponents: there the loss is multiplied by
-    :data:`FLOAT16_SCALE` before its gradient is taken, and signals are given in float32.
+    :data:`FLOAT16_SCALE` before its gradient is taken, and signals are returned in float32.
+
+    Args:
+        language_model: the base model.
+        state: the trunk's state of the edits.
+        split_layer: the block at which the top begins.
+        matrices: the edited matrices.
+        average: over the target's tokens, as MEND has it: a long target's tokens then each leave a weaker signal than
+            a short one's. Else the losses of the tokens are summed.
 
     Raises:
         EditorError: a matrix was not reached, or an edit's gradient is zero or not finite there.
@@ -112,12 +113,17 @@ def read_signals(
 
 
 def _tokens_with_gradient(name: str, u: Tensor, delta: Tensor, batch: TokenBatch) -> Signal:
+    """Return the signal of the tokens whose delta is not zero; u and delta are (rows, tokens, width).
+
+    Raises:
+        EditorError: an edit has no such token, or a number is not finite.
+    """
     u = u.to(delta.device)  # a layer's input may come from another device than the layer's own
-    used = batch.mask.to(delta.device) & (delta != 0).any(-1)  # a NaN is not zero, so it is found below
-    silent = (~used.any(1)).nonzero().flatten().tolist()
-    if silent:
+    used = batch.mask.to(delta.device) & (delta != 0).any(-1)  # a NaN is not zero, so the check below sees it
+    without = (~used.any(1)).nonzero().flatten().tolist()
+    if without:
         raise EditorError(
-            f"the gradient at {name} is exactly zero for the edits {silent[:10]} of the batch: the loss is already "
+            f"the gradient at {name} is exactly zero for the edits {without[:10]} of the batch: the loss is already "
             "zero there, or the model does not use this matrix for them"
         )
     signal = Signal(u[used], delta[used], used.nonzero()[:, 0])

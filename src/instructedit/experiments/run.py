@@ -13,7 +13,7 @@ from pathlib import Path
 from instructedit.data.locations import data_file
 from instructedit.data.readers import read_records
 from instructedit.editors.base import Editor
-from instructedit.editors.saving import find_editor
+from instructedit.editors.lookup import find_editor
 from instructedit.errors import EditorError
 from instructedit.evaluation.metrics import MetricGroup, get_metric, registered_metrics
 from instructedit.evaluation.protocols import Protocol, described

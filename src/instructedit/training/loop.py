@@ -21,9 +21,9 @@ from accelerate.utils.operations import gather_object
 
 from instructedit.artifacts import EDITOR_WEIGHTS
 from instructedit.data.locations import find_data
-from instructedit.editors.gradient import GradientEditor
+from instructedit.editors.gradient import GradientEditor, create_editor
 from instructedit.editors.instructedit import InstructEdit
-from instructedit.editors.saving import create_editor, digest_of, load_editor, save_editor
+from instructedit.editors.saving import digest_of, load_editor, save_editor
 from instructedit.errors import CheckpointError, DataError, EditorError
 from instructedit.models.language_model import DTYPES, LanguageModel
 from instructedit.models.trunk_cache import TrunkCache

@@ -21,8 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from instructedit.editors.gradient import GradientEditor
-from instructedit.editors.saving import create_editor
+from instructedit.editors.gradient import GradientEditor, create_editor
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
 from instructedit.training.mixture import Example, WeightedTarget

@@ -7,10 +7,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from instructedit.editors.gradient import EditorConfig
-from instructedit.errors import DataError, RecipeError, location_text, shorten
+from instructedit.editors.gradient import GradientEditorConfig, editor_config
+from instructedit.errors import DataError, EditorError, RecipeError, location_text, shorten
 from instructedit.storage.reading import as_mapping, short_repr
 
 #: Bounds far beyond any sensible value: they catch a typing mistake before hours of work.
@@ -21,6 +31,14 @@ MAX_GIGABYTES = 1e6
 MAX_SEED = 2**32 - 1
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
+
+
+def _config_of_method(fields: object) -> object:
+    """Return the config of the method that ``fields["name"]`` names; the registry knows which class it has."""
+    try:
+        return fields if isinstance(fields, GradientEditorConfig) else editor_config(fields)
+    except EditorError as error:
+        raise ValueError(str(error)) from None
 
 
 class Settings(BaseModel):
@@ -154,7 +172,9 @@ class Recipe(Settings):
     base: Name = "bundled"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     seed: int = Field(0, ge=0, le=MAX_SEED)
-    editor: EditorConfig = EditorConfig()
+    editor: Annotated[SerializeAsAny[GradientEditorConfig], BeforeValidator(_config_of_method)] = Field(
+        default_factory=lambda: editor_config({})
+    )
     start_from: Name | None = Field(
         None, description="editor to initialise from: a shipped name or a file; its encoder is not warmed up again"
     )
