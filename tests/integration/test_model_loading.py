@@ -342,7 +342,7 @@ def test_too_little_memory_is_a_model_error(folder: Path, error: Exception, monk
     def full(*args: object, **kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr("instructedit.models.language_model.AutoModelForCausalLM.from_pretrained", full)
+    monkeypatch.setattr("instructedit.models.checkpoint.AutoModelForCausalLM.from_pretrained", full)
     refused(folder, "out of memory", "bfloat16")
 
 
@@ -353,6 +353,11 @@ def test_what_is_no_path_is_a_model_error(source: Any) -> None:
 
 def test_a_loaded_model_is_to_be_wrapped(own_gpt2: LanguageModel) -> None:
     refused(own_gpt2.model, "LanguageModel(model, tokenizer)", "GPT2LMHeadModel")
+    wrapped = LanguageModel(own_gpt2.model, own_gpt2.tokenizer)
+    assert wrapped.fingerprint == own_gpt2.fingerprint
+    assert repr(wrapped) == "LanguageModel('a model in memory': GPT2LMHeadModel, 4 blocks, hidden size 32)"
+    with pytest.raises(ModelError, match=r"not str and .*Tokenizer.*; to load a folder or hub id, use load_language"):
+        LanguageModel("bundled", own_gpt2.tokenizer)  # type: ignore[arg-type]
 
 
 def test_the_command_exits_with_the_message(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Validation of checkpoints, before a model is built from them and afterwards.
+"""Loading of weights from checkpoints, and validation before and after.
 
 Checkpoints are untrusted input. A wrong configuration can request any amount of memory, so configuration and stored
 tensors are compared before memory is allocated, and code that comes with a checkpoint is never run.
@@ -9,13 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -25,30 +23,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from instructedit.errors import DataError, InstructEditError, ModelError, is_out_of_memory
+from instructedit.errors import InstructEditError, ModelError, is_out_of_memory
+from instructedit.models.checkpoint_files import StoredTensor, read_json_object
 from instructedit.models.finite import finite
-from instructedit.storage.reading import parse_json, read_text
 
 #: Bytes per element for safetensors' names of floating-point types.
 ELEMENT_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
-_SINGLE_FILE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 _MEMORY_ADVICE = "Load it in bfloat16 (--dtype), on a GPU (--device), or over several devices (--device-map auto)."
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor as described by the header of its checkpoint file.
-
-    Attributes:
-        file: the safetensors file.
-        shape: its shape.
-        dtype: safetensors' name of its type, for example ``BF16``.
-    """
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: str
 
 
 @contextmanager
@@ -113,59 +94,11 @@ def read_config(path: str, source: object) -> PreTrainedConfig:
     """
     file = Path(path) / "config.json"
     if file.is_file():
-        _json_object(file)
+        read_json_object(file)
     config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{source} is an encoder-decoder model; only decoder-only models can be edited")
     return config
-
-
-def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of a checkpoint folder by name, read from the files' headers only.
-
-    Raises:
-        ModelError: a file is missing, damaged or outside the folder.
-    """
-    tensors: dict[str, StoredTensor] = {}
-    for file in _weight_files(folder):
-        try:
-            with safe_open(str(file), framework="pt") as weights:
-                for name in weights.keys():  # noqa: SIM118
-                    part = weights.get_slice(name)
-                    tensors[name] = StoredTensor(file, tuple(part.get_shape()), part.get_dtype())
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{file}: cannot be read as safetensors: {error}; download it again") from None
-    return tensors
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """Return the files that transformers would read: the single file, or else those of the index."""
-    if (folder / _SINGLE_FILE).is_file():
-        return [folder / _SINGLE_FILE]
-    index = folder / _INDEX
-    if not index.is_file():
-        return []
-    names = _json_object(index).get("weight_map")
-    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise ModelError(f"{index}: field weight_map must map each tensor to its file; download it again")
-    files = []
-    for name in sorted(set(names.values())):
-        if Path(name).name != name or "\0" in name:
-            raise ModelError(f"{index}: field weight_map names {name!r}, which is not a file of the folder")
-        if not (folder / name).is_file():
-            raise ModelError(f"{index}: field weight_map names {name}, which is missing; download it")
-        files.append(folder / name)
-    return files
-
-
-def _json_object(file: Path) -> dict[str, Any]:
-    try:
-        value = parse_json(read_text(file))
-    except DataError as error:
-        raise ModelError(f"{file}: is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{file}: must contain a JSON object, not {type(value).__name__}; download it again")
-    return value
 
 
 def build_on_meta_device(config: PreTrainedConfig, stored: Mapping[str, StoredTensor], source: object) -> nn.Module:
@@ -228,6 +161,48 @@ def check_memory(
             f"{folder} needs {needed / 1e9:.1f} GB of memory as {dtype}, but only {free / 1e9:.1f} GB are free. "
             f"{_MEMORY_ADVICE}"
         )
+
+
+def load_weights(
+    path: Path,
+    source: str | Path,
+    dtype: torch.dtype | str,
+    device_map: str | Mapping[str, str | int] | None,
+    *,
+    eager_attention: bool,
+) -> PreTrainedModel:
+    """Load the model of a checkpoint from its safetensors files.
+
+    Args:
+        path: folder or hub id.
+        source: the checkpoint as the user named it, for messages.
+        dtype: type of the loaded weights; ``auto`` keeps the stored type.
+        device_map: Accelerate's device map; None loads into CPU memory.
+        eager_attention: compute attention without a fused kernel.
+
+    Raises:
+        ModelError: the checkpoint lacks weights of the model.
+    """
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        str(path),
+        output_loading_info=True,
+        dtype=dtype,
+        device_map=device_map if device_map is None or isinstance(device_map, str) else dict(device_map),
+        use_safetensors=True,  # other weight files are pickles, which can run code
+        trust_remote_code=False,
+        # For sequences of a few dozen tokens plain attention is faster on a CPU than the fused kernel, whose backward
+        # pass alone can take a third of a training step.
+        attn_implementation="eager" if eager_attention else None,
+    )
+    model: PreTrainedModel
+    model, report = loaded
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ModelError(
+            f"the checkpoint {source} lacks {len(missing)} of the model's weights, for example {missing[0]}; download "
+            "it again"
+        )
+    return model
 
 
 def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: object) -> None:

@@ -11,12 +11,7 @@ from threading import RLock
 from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from instructedit.artifacts import shipped_models
 from instructedit.errors import EditorError, ModelError
@@ -25,10 +20,11 @@ from instructedit.models.checkpoint import (
     check_memory,
     check_model,
     check_source,
+    load_weights,
     read_config,
-    stored_tensors,
     wrap_load_errors,
 )
+from instructedit.models.checkpoint_files import stored_tensors
 from instructedit.models.devices import check_device, check_device_map
 from instructedit.models.fingerprint import weights_fingerprint
 from instructedit.models.fusion import fuse_activations_in_place
@@ -68,6 +64,9 @@ class LanguageModel:
         merged: whether a delta has been merged into the weights. Such a model no longer matches its fingerprint and
             accepts neither edits nor deltas. Load the base model again, or use the merged model as a new base model:
             ``LanguageModel(merged.model, merged.tokenizer)``.
+
+    Raises:
+        ModelError: the arguments are not a model and a tokenizer, or the model's architecture is not supported.
     """
 
     def __init__(
@@ -78,6 +77,12 @@ class LanguageModel:
         *,
         fingerprint: str | None = None,
     ) -> None:
+        if not isinstance(model, torch.nn.Module) or not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise ModelError(
+                "LanguageModel takes a loaded Hugging Face model and its tokenizer, not "
+                f"{type(model).__name__} and {type(tokenizer).__name__}; to load a folder or hub id, use "
+                "load_language_model"
+            )
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.source = source
@@ -90,6 +95,12 @@ class LanguageModel:
             self.fingerprint = fingerprint
         self._returns_tuple = blocks_return_tuples(model, self.structure, self.device)
         self._splits: dict[int, SplitForward] = {}
+
+    def __repr__(self) -> str:
+        """Return source, model class and size."""
+        structure = self.structure
+        size = f"{len(structure.blocks)} blocks, hidden size {structure.hidden}"
+        return f"LanguageModel({self.source!r}: {type(self.model).__name__}, {size})"
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a copy, which gets its own lock.
@@ -246,7 +257,7 @@ def _load(
         check_memory(meta_model, stored, dtype, 0 if dtype == "auto" else DTYPES[dtype].itemsize, path)
 
     def read(dtype: torch.dtype | str) -> PreTrainedModel:
-        return _from_pretrained(path, source, dtype, device_map, eager_attention=on_cpu)
+        return load_weights(path, source, dtype, device_map, eager_attention=on_cpu)
 
     checkpoint_fingerprint = None
     if dtype == "float16" and {tensor.dtype for tensor in stored.values()} != {"F16"}:
@@ -260,33 +271,3 @@ def _load(
     if device is not None:
         torch.nn.Module.to(model, device)
     return LanguageModel(model, tokenizer, str(source), fingerprint=checkpoint_fingerprint)
-
-
-def _from_pretrained(
-    path: Path,
-    source: str | Path,
-    dtype: torch.dtype | str,
-    device_map: str | Mapping[str, str | int] | None,
-    *,
-    eager_attention: bool,
-) -> PreTrainedModel:
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        str(path),
-        output_loading_info=True,
-        dtype=dtype,
-        device_map=device_map if device_map is None or isinstance(device_map, str) else dict(device_map),
-        use_safetensors=True,  # other weight files are pickles, which can run code
-        trust_remote_code=False,
-        # For sequences of a few dozen tokens plain attention is faster on a CPU than the fused kernel, whose backward
-        # pass alone can take a third of a training step.
-        attn_implementation="eager" if eager_attention else None,
-    )
-    model: PreTrainedModel
-    model, report = loaded
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise ModelError(
-            f"the checkpoint {source} lacks {len(missing)} of the model's weights, for example {missing[0]}; download "
-            "it again"
-        )
-    return model
