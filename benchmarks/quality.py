@@ -3,7 +3,7 @@
 What the instruction decides is measured apart, by ``instructedit reproduce scope``.
 
     python benchmarks/quality.py --limit 120 --out docs/results/bundled.json
-    python benchmarks/quality.py --validation recipes/ours.yaml --editor build/A/editor.safetensors --out a.json
+    python benchmarks/quality.py --validation bundled-core --editor build/A/editor.safetensors --out a.json
 
 Needs the public data sets (INSTRUCTEDIT_DATA). Every row is one call of ``evaluate``; the JSON holds them whole.
 With ``--validation`` the edits are those that the recipe holds out of its training files: what editors are chosen

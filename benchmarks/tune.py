@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the methods' YAML files")
     parser.add_argument("--log", type=Path, required=True, help="JSON Lines of all trials")
     parser.add_argument("--base", default="bundled")
-    parser.add_argument("--recipe", type=Path, default=Path("recipes/ours.yaml"), help="whose held-out edits are used")
+    parser.add_argument("--recipe", default="bundled-core", help="whose held-out edits are used")
     parser.add_argument("--methods", nargs="+", choices=list(GRIDS), default=list(GRIDS))
     parser.add_argument("--trials", type=int, default=16, help="a method")
     parser.add_argument("--edits", type=int, default=40, help="a task")

@@ -19,7 +19,7 @@ import yaml
 
 from fuzz import commands, material, mutate
 from fuzz.outcomes import Ran, command
-from instructedit.base_model.build import load_build_recipe
+from instructedit.base_model.recipe import load_build_stages
 from instructedit.data.readers import read_records
 from instructedit.deltas.saving import FORMAT as DELTA
 from instructedit.deltas.saving import load_delta, save_delta
@@ -151,7 +151,7 @@ def use_yaml(path: Path) -> Ran | None:
     if kind == "recipe":
         json.dumps([recipe.settings() for recipe in load_stages(path)], allow_nan=False).encode()
     elif kind == "build":
-        load_build_recipe(path).model_dump_json()
+        [recipe.model_dump_json() for recipe in load_build_stages(path)]
     elif kind == "experiment":
         found = load_experiment(path)
         for entry in found.editors.values():
@@ -390,7 +390,7 @@ TARGETS = {
         Target(
             "checkpoints",
             0.06,
-            _make_tensors("x.safetensors", material.checkpoint_file, ("progress", "recipe"), CHECKPOINT),
+            _make_tensors("x.safetensors", material.checkpoint_file, ("progress", "settings"), CHECKPOINT),
             use_checkpoint,
         ),
         Target("traces", 0.05, make_trace, use_trace),

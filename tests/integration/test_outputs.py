@@ -14,7 +14,8 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from instructedit.base_model.build import BuildRecipe, build_base
+from instructedit.base_model.build import build_base
+from instructedit.base_model.recipe import BuildRecipe
 from instructedit.editors import key_statistics
 from instructedit.editors.key_statistics import cache_folder, second_moment
 from instructedit.errors import CheckpointError, DataError

@@ -1,1 +1,1 @@
-"""How the bundled base model is made: its facts and sentences, its tokenizer, its training."""
+"""Pretraining of the bundled base model: corpus of facts and sentences, tokenizer, training, recall."""

@@ -1,102 +1,164 @@
-"""From recipe to base model: facts table, corpus, tokenizer, training, recall."""
+"""From build recipe to base model: facts table, corpus, training, recall, card."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import random
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from instructedit.artifacts import CARD
-from instructedit.base_model.corpus import Corpus, Document, read_corpus
-from instructedit.base_model.pretrain import BaseModelRecipe, pretrain, recall
-from instructedit.data.bundled_edits import FactEdits, named_requests
+from instructedit.artifacts import CARD, LOG, MODEL_WEIGHTS, shipped_models
+from instructedit.base_model.corpus import read_corpus
+from instructedit.base_model.pretrain import pretrain
+from instructedit.base_model.recall import RECALL_SAMPLE, recall_by_kind, recall_by_relation, recall_samples
+from instructedit.base_model.recipe import BuildRecipe
+from instructedit.base_model.shipped_edits import write_shipped_edits
 from instructedit.data.facts import FACTS_FILE, Fact, named_facts, read_facts, read_trex, write_facts
 from instructedit.data.readers import read_records
-from instructedit.data.scope_edits import ScopeEdits
-from instructedit.errors import DataError, RecipeError, validation_messages
-from instructedit.models.language_model import BUNDLED, BUNDLED_FOLDER, load_language_model
-from instructedit.records import EditRecord, ProbeKind
-from instructedit.storage.reading import as_mapping, read_json_file, read_yaml_file
+from instructedit.errors import DataError, RecipeError
+from instructedit.models.language_model import load_language_model
+from instructedit.storage.reading import as_mapping, read_bytes, read_json_file
 from instructedit.storage.writing import as_json, locked, make_folder, write_atomically
 from instructedit.tasks.task import shipped_tasks
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
-RECALL_SAMPLE = 2000
-RELATION_SAMPLE = 200
-OWN_EDITS = 150
-SCOPE_SUBJECTS = 1500
-SCOPE_TRAINING = 3000
+FACTS = "facts.tsv.gz"
+EDITS = "edits"
 
 
-class OwnEdits(BaseModel):
-    """Where the shipped demo edits take their entities from, and whom they have to avoid.
+def build_stages(
+    stages: Sequence[BuildRecipe],
+    data: Path | None,
+    out: Path,
+    on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+) -> dict[str, Any]:
+    """Build a base model in stages, each from the model of the stage before; resume where a build was stopped.
 
-    Attributes:
-        avoid: files whose subjects no demo edit may have: those that editors are trained on.
-        tests: files whose subjects no edit that is made for training may have.
-        recent: a KnowEdit file whose requests the base model was not taught.
-        topics: a ConvSent file whose topics are used; its sentences are not.
-    """
+    Args:
+        stages: Settings of each stage.
+        data: The data folder; None if no stage reads it.
+        out: Folder for everything. A model of one stage is built here; stages are built in ``stage-1``, ``stage-2``,
+            ..., and the files of the last are copied here.
+        on_step: Called with the step, the number of steps and the loss.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    avoid: tuple[str, ...]
-    tests: tuple[str, ...] = ()
-    recent: str
-    topics: str
-
-
-class BuildRecipe(BaseModel):
-    """How a base model is built; paths are relative to the data folder.
-
-    Attributes:
-        model: its shape and training.
-        start_from: ``bundled`` or the folder of a model to go on from instead of random weights; it has to have
-            the shape that ``model`` says.
-        trex: folder with T-REx facts, to remake the facts table; None takes the shipped table.
-        named: KnowEdit files whose locality facts go into the table, by source name.
-        records: files whose true answers are taught in their own words.
-        replies: ConvSent files whose replies are taught.
-        edits: how the edits are made that ship with the package; None makes none.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: BaseModelRecipe = BaseModelRecipe()
-    start_from: str | None = None
-    trex: str | None = None
-    named: dict[str, tuple[str, ...]] = {}
-    records: tuple[str, ...] = ()
-    replies: tuple[str, ...] = ()
-    edits: OwnEdits | None = None
-
-
-def load_build_recipe(path: Path) -> BuildRecipe:
-    """Read a YAML build recipe.
+    Returns:
+        The card of the final model.
 
     Raises:
-        DataError: it cannot be read.
-        RecipeError: with every mistake.
+        DataError: As :func:`build_base`.
+        CheckpointError: As :func:`build_base`.
+        ModelError: As :func:`build_base`.
     """
-    raw = as_mapping(read_yaml_file(path), path)
+    if len(stages) == 1:
+        return build_base(stages[0], data, out, on_step)
+    folders = [out / f"stage-{number}" for number in range(1, len(stages) + 1)]
+    with locked(make_folder(out)):
+        for number, (recipe, folder) in enumerate(zip(stages, folders, strict=True)):
+            if number:
+                recipe = recipe.model_copy(update={"start_from": str(folders[number - 1])})
+            card = build_base(recipe, data, folder, on_step)
+        for file in sorted(file for file in folders[-1].rglob("*") if file.is_file()):
+            write_atomically(out / file.relative_to(folders[-1]), read_bytes(file))
+    return card
+
+
+def build_base(
+    recipe: BuildRecipe,
+    data: Path | None,
+    out: Path,
+    on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+) -> dict[str, Any]:
+    """Build one stage of a base model into ``out``; resume after the last epoch if it was stopped.
+
+    The folder gets ``config.json``, the weights in bfloat16, the tokenizer, ``facts.tsv.gz``, ``card.json``,
+    ``log.jsonl`` and, if the recipe makes them, the edits that ship with the package. A finished build is not repeated.
+
+    Args:
+        recipe: Settings of the stage.
+        data: The data folder; None if the recipe reads none of its files.
+        out: The folder.
+        on_step: Called with the step, the number of steps and the loss.
+
+    Returns:
+        The card: sizes, recall by kind of query and by relation, and recipe, recall and history of each stage.
+
+    Raises:
+        DataError: The recipe names data files, but there is no data folder; or ``out`` cannot be written, or another
+            process is building there.
+        RecipeError: The model to start from has another shape.
+        CheckpointError: The checkpoint is damaged, or of another recipe.
+        ModelError: The loss is not finite.
+    """
+    if data is None and (recipe.records or recipe.replies or recipe.trex):
+        raise DataError("this recipe reads the data sets; set INSTRUCTEDIT_DATA or give --data")
+    with locked(make_folder(out)):
+        settings = recipe.model_dump(mode="json") | {"start_from": _digest(recipe.start_from)}
+        finished = _finished_card(out)
+        if finished is not None and finished["stages"][-1]["recipe"] == settings:
+            return finished
+        return _build(recipe, settings, data, out, on_step)
+
+
+def _build(
+    recipe: BuildRecipe,
+    settings: dict[str, Any],
+    data: Path | None,
+    out: Path,
+    on_step: Callable[[int, int, float], None],
+) -> dict[str, Any]:
+    facts = gather_facts(recipe, data)
+    folder = data or Path()
+    record_files = [folder / name for name in recipe.records]
+    reply_files = [folder / name for name in recipe.replies]
+    corpus = read_corpus(facts, record_files, reply_files, instruction_prefixes())
+    samples = recall_samples(corpus)
+
+    def evaluate(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
+        return recall_by_kind(model, tokenizer, samples)
+
+    start = None if recipe.start_from is None else _load_start(recipe.start_from, recipe)
+    checkpoint = out / CHECKPOINT
+    model, tokenizer, history = pretrain(corpus, recipe.model, start, checkpoint, settings, on_step, evaluate)
+    torch.nn.Module.to(model, torch.bfloat16)
     try:
-        return BuildRecipe.model_validate(raw)
-    except ValidationError as error:
-        raise RecipeError(path, validation_messages(error)) from None
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+    except (OSError, SafetensorError) as error:  # a full disk; the checkpoint stays, so the same command resumes
+        raise DataError(f"the model cannot be written: {error}", file=out) from None
+    write_facts(facts, out / FACTS)
+    if recipe.edits is not None and data is not None:
+        write_shipped_edits(facts, recipe.edits, data, out / EDITS)
+    model.float()
+    recall = evaluate(model, tokenizer)
+    stages = [*_stages_before(recipe.start_from), {"recipe": settings, "recall": recall, "history": history}]
+    card = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "facts": len(facts),
+        "recall": recall,
+        "recall_sample": RECALL_SAMPLE,
+        "recall_by_relation": recall_by_relation(model, tokenizer, facts),
+        "stages": stages,
+    }
+    write_atomically(out / LOG, "".join(as_json(entry) + "\n" for entry in log_entries(stages)).encode())
+    write_atomically(out / CARD, (as_json(card, indent=2, file=out / CARD) + "\n").encode())
+    checkpoint.unlink()
+    return card
+
+
+def log_entries(stages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the log of a base model: an entry per epoch of each stage."""
+    return [{"stage": number, **epoch} for number, stage in enumerate(stages, 1) for epoch in stage["history"]]
 
 
 def gather_facts(recipe: BuildRecipe, data: Path | None) -> list[Fact]:
-    """The facts table: remade from the sources, or the shipped one."""
+    """Return the facts table: made anew from the sources, or the shipped one."""
     if recipe.trex is None or data is None:
         return read_facts(FACTS_FILE)
     facts = read_trex(data / recipe.trex)
@@ -111,7 +173,7 @@ def gather_facts(recipe: BuildRecipe, data: Path | None) -> list[Fact]:
 
 
 def instruction_prefixes() -> list[str]:
-    """Rendered instructions that training may see, for the few documents that carry one."""
+    """Return rendered instructions of training, for the few documents that one precedes."""
     texts = []
     for task in shipped_tasks().values():
         for description in task.instructions.descriptions[:-1]:
@@ -121,200 +183,63 @@ def instruction_prefixes() -> list[str]:
     return texts
 
 
-def recall_samples(corpus: Corpus, seed: int = 5) -> dict[str, list[Document]]:
-    """Documents to measure recall on: facts as statements, as questions, and in the data sets' own words."""
-    rng = random.Random(seed)
-    facts = rng.sample(list(corpus.facts), min(RECALL_SAMPLE, len(corpus.facts)))
-    groups = rng.sample(list(corpus.true_answers), min(RECALL_SAMPLE, len(corpus.true_answers)))
-    return {**_in_both_forms(facts, rng), "own_words": [rng.choice(group) for group in groups]}
-
-
-def _in_both_forms(facts: Sequence[Fact], rng: random.Random) -> dict[str, list[Document]]:
-    return {
-        "statement": [Document(rng.choice(fact.statements()), fact.object) for fact in facts],
-        "question": [Document(rng.choice(fact.questions()), fact.object) for fact in facts],
-    }
-
-
-def _recalls(
-    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, samples: Mapping[str, Sequence[Document]]
-) -> dict[str, float]:
-    """Recall by kind of query, of the kinds that there are documents for."""
-    return {name: round(recall(model, tokenizer, asked), 4) for name, asked in samples.items() if asked}
-
-
-def recall_by_relation(
-    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, facts: Sequence[Fact], seed: int = 5
-) -> dict[str, dict[str, float]]:
-    """What the model knows of each relation, as statements and as questions; relations in order of their facts."""
-    relations: dict[str, list[Fact]] = defaultdict(list)
-    for fact in facts:
-        relations[fact.relation].append(fact)
-    rng = random.Random(seed)
-    table: dict[str, dict[str, float]] = {}
-    for relation, known in sorted(relations.items(), key=lambda entry: (-len(entry[1]), entry[0])):
-        asked = rng.sample(known, min(RELATION_SAMPLE, len(known)))
-        recalls = _recalls(model, tokenizer, _in_both_forms(asked, rng))
-        table[relation] = {"facts": len(known), "asked": len(asked), **recalls}
-    return table
-
-
-def unmet(tests: Sequence[EditRecord], training: Sequence[EditRecord]) -> list[EditRecord]:
-    """The test records without what training asks in the same words; a record whose own prompt it asks goes whole."""
-    asked = {probe.prompt for record in training for probe in record.probes}
-    asked |= {prompt for record in training for prompt in (record.request.prompt, *record.rephrases)}
-    judged = (ProbeKind.REASONING, ProbeKind.LOGICAL)
-    left = [
-        record.model_copy(
-            update={"probes": tuple(p for p in record.probes if p.kind not in judged or p.prompt not in asked)}
-        )
-        for record in tests
-        if record.request.prompt not in asked
-    ]
-    return [record for record in left if record.of_kind(*judged)]
-
-
-def write_own_edits(facts: Sequence[Fact], recipe: OwnEdits, data: Path, out: Path) -> None:
-    """Our own edits, a JSON Lines file a kind; same facts and files, same edits.
-
-    Those of ``scope-train`` are for training: their subjects are in no test file, nor in the other kinds.
-    """
-
-    def subjects(files: Sequence[str]) -> set[str]:
-        records = (record for name in files for record in read_records(data / name, skip_incomplete=True))
-        return {record.request.subject or "" for record in records}
-
-    avoid = subjects(recipe.avoid)
-    maker = FactEdits(facts, avoid)
-    topics = sorted({record.request.subject or "" for record in read_records(data / recipe.topics)})
-    missing = named_requests(read_records(data / recipe.recent))
-    kinds = {
-        "counterfact": maker.counterfactual(OWN_EDITS),
-        "questions": maker.questions(OWN_EDITS),
-        "recent": maker.recent(missing, OWN_EDITS),
-        "convsent": maker.opinions(topics, OWN_EDITS),
-    }
-    taken = subjects(recipe.tests) | {record.request.subject or "" for found in kinds.values() for record in found}
-    scopes = ScopeEdits(facts)
-    usable = [subject for subject in scopes.subjects() if subject not in taken]
-    untrained = [subject for subject in usable if subject not in avoid]
-    tested = set(random.Random(0).sample(untrained, min(SCOPE_SUBJECTS, len(untrained) // 2)))
-    kinds["scope-test"] = scopes.records(tested, 2 * OWN_EDITS)
-    kinds["scope-train"] = scopes.records(set(usable) - tested, SCOPE_TRAINING)
-    kinds["scope-test"] = unmet(kinds["scope-test"], kinds["scope-train"])
-    for kind, records in kinds.items():
-        lines = "".join(record.model_dump_json(exclude_defaults=True) + "\n" for record in records)
-        write_atomically(out / f"{kind}.jsonl", lines.encode())
-
-
-def _load_start(recipe: BuildRecipe) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
-    """The model and tokenizer to go on from.
+def _load_start(source: str, recipe: BuildRecipe) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
+    """Load the model and tokenizer to initialise from.
 
     Raises:
-        RecipeError: its shape is not the recipe's.
+        RecipeError: The model has another shape than the recipe's.
     """
-    assert recipe.start_from is not None
-    found = load_language_model(recipe.start_from)
-    model, tokenizer = found.model, found.tokenizer
+    loaded = load_language_model(source)
+    model, tokenizer = loaded.model, loaded.tokenizer
     if not isinstance(model, GPT2LMHeadModel) or not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise RecipeError(recipe.start_from, ["start_from: not a model that build-base makes"])
-    config, shape = model.config, recipe.model
-    mine = (shape.vocabulary, shape.blocks, shape.width, shape.heads, shape.positions)
-    theirs = (config.vocab_size, config.n_layer, config.n_embd, config.n_head, config.n_positions)
-    if mine != theirs:
-        raise RecipeError(recipe.start_from, [f"start_from: has another shape, {theirs} instead of {mine}"])
+        raise RecipeError(source, ["start_from: is not a model that build-base makes"])
+    config, settings = model.config, recipe.model
+    expected = (settings.vocabulary, settings.blocks, settings.width, settings.heads, settings.positions)
+    actual = (config.vocab_size, config.n_layer, config.n_embd, config.n_head, config.n_positions)
+    if expected != actual:
+        raise RecipeError(source, [f"start_from: has another shape, {actual} instead of {expected}"])
     return model, tokenizer
 
 
-def _card_of(source: str | None) -> dict[str, Any] | None:
-    """The card of the model that this one goes on from."""
-    return None if source is None else _read_card(BUNDLED_FOLDER if source == BUNDLED else Path(source))
+def _folder(source: str) -> Path:
+    return shipped_models().get(source, Path(source))
+
+
+def _digest(source: str | None) -> str | None:
+    """Return the SHA-256 of a model's weights file, which identifies it wherever it is; the name if there is none."""
+    if source is None:
+        return None
+    file = _folder(source) / MODEL_WEIGHTS
+    return hashlib.sha256(read_bytes(file)).hexdigest() if file.is_file() else source
+
+
+def _stages_before(source: str | None) -> list[Any]:
+    """Return the stages in the card of the model that a build starts from."""
+    card = None if source is None else _read_card(_folder(source))
+    return [] if card is None else list(card["stages"])
 
 
 def _read_card(folder: Path) -> dict[str, Any] | None:
+    """Return a model's card; None if it has none.
+
+    Raises:
+        DataError: The file is damaged, or is not a card.
+    """
     file = folder / CARD
     if not file.is_file():
         return None
-    return as_mapping(read_json_file(file), file)
-
-
-def _done(out: Path) -> dict[str, Any] | None:
-    """The card of a finished build; a damaged one is as good as none, as the build that it is of can be made again."""
-    try:
-        return _read_card(out)
-    except DataError as error:
-        logger.warning("%s; the model is built anew", error)
-        return None
-
-
-def build_base(
-    recipe: BuildRecipe,
-    data: Path | None,
-    out: Path,
-    on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
-) -> dict[str, Any]:
-    """Build a base model into ``out``: config, bf16 safetensors, tokenizer, ``facts.tsv.gz`` and ``card.json``.
-
-    A build that was stopped goes on after its last whole pass; one that is done is not done again.
-
-    Returns:
-        The card: recipe, sizes, and recall by kind of query and by relation.
-
-    Raises:
-        DataError: the recipe names data files, but there is no data folder; or ``out`` cannot be written, or another
-            process is building there.
-        CheckpointError: another recipe's build was stopped in this folder.
-        ModelError: the loss is not finite.
-    """
-    if data is None and (recipe.records or recipe.replies or recipe.trex):
-        raise DataError("this recipe reads the data sets; set INSTRUCTEDIT_DATA or give --data")
-    with locked(make_folder(out)):
-        return _built(recipe, data, out, on_step)
-
-
-def _built(
-    recipe: BuildRecipe, data: Path | None, out: Path, on_step: Callable[[int, int, float], None]
-) -> dict[str, Any]:
-    settings = recipe.model_dump(mode="json")
-    done = _done(out)
-    if done is not None and done.get("recipe") == settings:
-        return done
-    facts = gather_facts(recipe, data)
-    folder = data or Path()
-    corpus = read_corpus(
-        facts,
-        [folder / name for name in recipe.records],
-        [folder / name for name in recipe.replies],
-        instruction_prefixes(),
-    )
-    samples = recall_samples(corpus)
-
-    def measure(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
-        return _recalls(model, tokenizer, samples)
-
-    start = None if recipe.start_from is None else _load_start(recipe)
-    checkpoint = out / CHECKPOINT
-    model, tokenizer, history = pretrain(corpus, recipe.model, start, checkpoint, settings, on_step, measure)
-    torch.nn.Module.to(model, torch.bfloat16)
-    try:
-        model.save_pretrained(out)
-        tokenizer.save_pretrained(out)
-    except (OSError, SafetensorError) as error:  # a full disk; the checkpoint stays, and the same command goes on
-        raise DataError(f"the model cannot be written: {error}", file=out) from None
-    write_facts(facts, out / "facts.tsv.gz")
-    if recipe.edits is not None and data is not None:
-        write_own_edits(facts, recipe.edits, data, out / "edits")
-    model.float()
-    card = {
-        "recipe": settings,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "facts": len(facts),
-        "recall": measure(model, tokenizer),
-        "recall_sample": RECALL_SAMPLE,
-        "recall_by_relation": recall_by_relation(model, tokenizer, facts),
-        "history": history,
-        "before": _card_of(recipe.start_from),
-    }
-    write_atomically(out / CARD, (as_json(card, indent=2, file=out / CARD) + "\n").encode())
-    checkpoint.unlink()
+    card = as_mapping(read_json_file(file), file)
+    stages = card.get("stages")
+    if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
+        raise DataError("is not the card of a base model: `stages` is missing", file=file)
     return card
+
+
+def _finished_card(out: Path) -> dict[str, Any] | None:
+    """Return the card of a finished build; None if there is none or it is damaged, as the build can be repeated."""
+    try:
+        card = _read_card(out)
+    except DataError as error:
+        logger.warning("%s; the model is built again", error)
+        return None
+    return card if card is None or "recipe" in card["stages"][-1] else None

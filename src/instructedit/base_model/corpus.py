@@ -1,9 +1,8 @@
-"""What the bundled base model reads: facts in our own sentences, and the data sets' own true answers.
+"""Training text of the bundled base model: facts in our own templates, and the data sets' own true answers.
 
-A document is a prompt and an answer. Facts are written anew in every epoch, as a statement or a question drawn
-at random, so that the model learns the fact and not the sentence. Some documents state something made up first and
-then ask for it, so that the model also reads what stands before a question. What an edit is to bring (the new
-targets) is never taught.
+A document is a prompt and an answer. In every epoch a fact is phrased anew, as a statement or a question drawn at
+random, so that the model learns the fact and not the sentence. Some documents make up a statement and then ask for it,
+so that the model also uses context. The new targets of edits are never part of the text.
 """
 
 from __future__ import annotations
@@ -20,32 +19,35 @@ from instructedit.data.opinions import opinion_questions
 from instructedit.data.readers import negated_form, question_form, read_records
 from instructedit.records import EditRecord, ProbeKind
 
-#: What is left to say when the only true answer is ruled out.
-NOTHING_LEFT = "unknown"
+#: The answer when the only true one is ruled out.
+NO_ANSWER = "unknown"
 
 TRUE_PROBES = (ProbeKind.NEIGHBOUR, ProbeKind.SAME_SUBJECT, ProbeKind.FORGETFULNESS, ProbeKind.UNRELATED)
+
+#: Share of replies that are drawn from our own templates, so that a tone is more than the replies of one data set.
+TEMPLATE_REPLY_SHARE = 0.15
 
 
 @dataclass(frozen=True)
 class Document:
-    """One thing to learn: after ``prompt`` comes ``answer``, whose first ``given`` tokens are not learned."""
+    """A prompt and its answer; the answer's first ``given_tokens`` tokens have no loss."""
 
     prompt: str
     answer: str
-    given: int = 0
+    given_tokens: int = 0
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """The sources of one base model's training text.
+    """The sources of a base model's training text.
 
     Attributes:
-        facts: triples, rendered through templates.
-        true_answers: groups of documents, each group one fact in the data set's own words (prompt,
-            paraphrase, question); one of a group is read in an epoch.
-        replies: ConvSent replies by topic.
-        prefixes: instruction texts that stand before a few of the documents, so that the model has seen
-            some; needed only by the paper's protocol.
+        facts: Triples, rendered through templates.
+        true_answers: Groups of documents; each group is one fact in the data set's own words (prompt, paraphrase,
+            question), and each epoch has one document of it.
+        replies: (topic, reply) pairs of ConvSent.
+        prefixes: Instructions that precede a few of the documents, as the paper's protocol needs a model that has seen
+            some.
     """
 
     facts: Sequence[Fact]
@@ -56,124 +58,149 @@ class Corpus:
     def epoch(
         self,
         seed: int,
-        share_of_questions: float = 0.4,
-        share_of_replies: float = 0.35,
-        share_of_prefixed: float = 0.02,
-        share_of_exclusions: float = 0.0,
-        share_of_retold: float = 0.0,
+        *,
+        question_share: float = 0.4,
+        reply_share: float = 0.35,
+        prefixed_share: float = 0.02,
+        exclusion_share: float = 0.0,
+        stated_context_share: float = 0.0,
     ) -> list[Document]:
-        """The documents of one epoch, shuffled; the same seed gives the same documents.
+        """Return the documents of one epoch, shuffled; the same arguments give the same documents.
 
         Args:
-            share_of_exclusions: see :func:`exclusions`.
-            share_of_retold: see :func:`retold`.
+            seed: Decides all draws.
+            question_share: Share of facts that are phrased as a question.
+            reply_share: Share of the replies that the epoch has.
+            prefixed_share: Share of documents that an instruction precedes.
+            exclusion_share: See :func:`exclusion_documents`.
+            stated_context_share: See :func:`stated_context_documents`.
         """
         rng = random.Random(seed)
-        by_relation: dict[str, list[Document]] = defaultdict(list)
-        for fact in self.facts:
-            forms = fact.questions() if rng.random() < share_of_questions else fact.statements()
-            by_relation[fact.relation].append(Document(rng.choice(forms), fact.object))
-        for group in self.true_answers:
-            document = rng.choice(group)
-            # The first words tell the relation in most sentences.
-            by_relation[" ".join(document.prompt.split()[:5])].append(document)
-        documents = [document for alike in by_relation.values() for document in alike]
+        by_relation = self._documents_by_relation(question_share, rng)
+        documents = [document for group in by_relation.values() for document in group]
         words = sorted({word for document in documents for word in document.answer.split() if word.isalpha()})
-        wordings = self._wordings()
-        for alike in by_relation.values():
-            documents += exclusions(alike, share_of_exclusions, rng)
-            documents += retold(alike, wordings, words, share_of_retold, rng)
-        questions = opinion_questions()
-        opinions = read_yaml("templates/opinions.yaml")
-        for topic, reply in self.replies:
-            if rng.random() >= share_of_replies:
-                continue
-            if rng.random() < 0.15:  # our own words now and then, so that tone is more than one data set's
-                reply = rng.choice(opinions["positive"] + opinions["negative"]).replace("{topic}", topic)
-            documents.append(Document(rng.choice(questions).format(topic=topic), reply))
+        phrasings = self._phrasings()
+        for group in by_relation.values():
+            documents += exclusion_documents(group, exclusion_share, rng)
+            documents += stated_context_documents(group, phrasings, words, stated_context_share, rng)
+        documents += self._reply_documents(reply_share, rng)
         if self.prefixes:
             documents = [
                 replace(document, prompt=f"{rng.choice(self.prefixes)}\nInput: {document.prompt}")
-                if rng.random() < share_of_prefixed
+                if rng.random() < prefixed_share
                 else document
                 for document in documents
             ]
         rng.shuffle(documents)
         return documents
 
-    def _wordings(self) -> dict[str, tuple[str, ...]]:
-        """The ways to ask for a fact, by each of them."""
+    def _documents_by_relation(self, question_share: float, rng: random.Random) -> dict[str, list[Document]]:
+        """Return a document per fact and per group of true answers, by relation."""
+        by_relation: dict[str, list[Document]] = defaultdict(list)
+        for fact in self.facts:
+            forms = fact.questions() if rng.random() < question_share else fact.statements()
+            by_relation[fact.relation].append(Document(rng.choice(forms), fact.object))
+        for group in self.true_answers:
+            document = rng.choice(group)
+            # The first words identify the relation in most sentences.
+            by_relation[" ".join(document.prompt.split()[:5])].append(document)
+        return by_relation
+
+    def _reply_documents(self, reply_share: float, rng: random.Random) -> list[Document]:
+        """Return a share of the replies, each after a question about its topic."""
+        questions = opinion_questions()
+        opinions = read_yaml("templates/opinions.yaml")
+        documents = []
+        for topic, reply in self.replies:
+            if rng.random() >= reply_share:
+                continue
+            if rng.random() < TEMPLATE_REPLY_SHARE:
+                reply = rng.choice(opinions["positive"] + opinions["negative"]).replace("{topic}", topic)
+            documents.append(Document(rng.choice(questions).format(topic=topic), reply))
+        return documents
+
+    def _phrasings(self) -> dict[str, tuple[str, ...]]:
+        """Return all phrasings of a fact, by each of them."""
         facts = [(*fact.statements(), *fact.questions()) for fact in self.facts]
         groups = [tuple(document.prompt for document in group) for group in self.true_answers]
         return {prompt: prompts for prompts in facts + groups for prompt in prompts}
 
 
-def exclusions(alike: Sequence[Document], share: float, rng: random.Random) -> list[Document]:
-    """A share of documents of one relation, asked once more with an answer ruled out (``…, which is not Y, is``).
+def exclusion_documents(relation: Sequence[Document], share: float, rng: random.Random) -> list[Document]:
+    """Return a share of documents again, asked with an answer ruled out (``…, which is not Y, is``).
 
-    In two of three Y is another document's answer, and the answer stays what it was; in the third Y is the answer
-    itself, and nothing is left to say. So the clause decides, and a model has to read it.
+    In two of three, Y is another document's answer, and the answer stays the same; in the third, Y is the answer
+    itself, and the answer is :data:`NO_ANSWER`. So the clause decides, and the model has to read it.
+
+    Args:
+        relation: All documents of one relation.
+        share: Share of them.
+        rng: Source of randomness.
     """
-    found = []
-    varied = len({document.answer for document in alike}) > 1
-    for document in alike:
-        excluded = rng.choice(alike).answer if rng.random() < 2 / 3 else document.answer
-        if rng.random() >= share or not varied:
+    documents = []
+    has_several_answers = len({document.answer for document in relation}) > 1
+    for document in relation:
+        excluded = rng.choice(relation).answer if rng.random() < 2 / 3 else document.answer
+        if rng.random() >= share or not has_several_answers:
             continue
         prompt = negated_form(document.prompt, excluded)
         if prompt is None and document.prompt.endswith("?"):
             prompt = f"{document.prompt[:-1]}, if not {excluded}?"
         if prompt is not None:
-            found.append(Document(prompt, NOTHING_LEFT if excluded == document.answer else document.answer))
-    return found
+            documents.append(Document(prompt, NO_ANSWER if excluded == document.answer else document.answer))
+    return documents
 
 
-def retold(
-    alike: Sequence[Document],
-    wordings: Mapping[str, Sequence[str]],
+def stated_context_documents(
+    relation: Sequence[Document],
+    phrasings: Mapping[str, Sequence[str]],
     words: Sequence[str],
     share: float,
     rng: random.Random,
 ) -> list[Document]:
-    """A share of documents of one relation, asked once more after something made up has been stated.
+    """Return a share of documents again, asked after a made-up statement.
 
-    In half of them the made-up answer is about the subject that is asked for, and is the answer: whatever else is
-    stated, and in other words. In one of six it is about another subject, and the answer stays what it was; so the
-    subject has to be read, too. In a third a made-up name is ruled out, and where it is begun all the same it goes on
-    as it stands there.
+    In half of them the made-up answer is stated about the subject that is asked for, and is the answer, whatever else
+    is stated and however it is phrased. In one of six it is stated about another subject, and the answer stays the
+    same, so the subject matters, too. In a third a made-up name is ruled out, and the answer, once begun with that
+    name, continues it as it is spelled in the prompt.
 
     Args:
-        wordings: all ways to ask for a fact, by each of them.
-        words: what made-up names are made of.
+        relation: All documents of one relation.
+        phrasings: All phrasings of a fact, by each of them.
+        words: Words of which made-up names consist.
+        share: Share of the relation's statements.
+        rng: Source of randomness.
     """
-    statements = [document for document in alike if not document.prompt.endswith("?")]
-    found = []
+    statements = [document for document in relation if not document.prompt.endswith("?")]
+    documents = []
     for document in statements:
         if rng.random() >= share:
             continue
         other = rng.choice(statements)
         made_up = " ".join(rng.choices(words, k=rng.randint(1, 3)))
-        name = rng.choice((made_up, rng.choice(alike).answer))  # half of them names as the relation has them
+        name = rng.choice((made_up, rng.choice(relation).answer))  # half of the names are typical of the relation
         ruled_out = negated_form(document.prompt, name)
         kind = rng.randrange(6)
         if kind < 2 and ruled_out is not None:
-            found.append(Document(ruled_out, name, given=1))
+            documents.append(Document(ruled_out, name, given_tokens=1))
             continue
-        about_it = f"{document.prompt} {name.rstrip('.')}."
-        elsewhere = f"{other.prompt} {rng.choice(alike).answer.rstrip('.')}."
-        answer, stated = name, [about_it, elsewhere] if rng.random() < 0.5 else [about_it]
+        same_subject = f"{document.prompt} {name.rstrip('.')}."
+        other_subject = f"{other.prompt} {rng.choice(relation).answer.rstrip('.')}."
+        answer, context = name, [same_subject, other_subject] if rng.random() < 0.5 else [same_subject]
         if kind == 5:
-            answer, stated = document.answer, [elsewhere]
-        if elsewhere in stated and other.prompt == document.prompt:
-            continue  # it would contradict what is stated, or what is true
-        rng.shuffle(stated)
+            answer, context = document.answer, [other_subject]
+        if other_subject in context and other.prompt == document.prompt:
+            continue  # it would contradict the statement, or the truth
+        rng.shuffle(context)
         lead, gap = rng.choice(("", "New fact: ")), rng.choice((" ", "\n"))
-        found.append(Document(f"{lead}{gap.join(stated)}{gap}{rng.choice(wordings[document.prompt])}", answer))
-    return found
+        question = rng.choice(phrasings[document.prompt])
+        documents.append(Document(f"{lead}{gap.join(context)}{gap}{question}", answer))
+    return documents
 
 
 def true_answers(record: EditRecord) -> list[tuple[Document, ...]]:
-    """What is true before the edit: the old answer of the request and the answers of its locality probes."""
+    """Return what is true before the edit: the old answer of the request, and the answers of its locality probes."""
     groups = []
     request = record.request
     if request.ground_truth:
@@ -181,7 +208,7 @@ def true_answers(record: EditRecord) -> list[tuple[Document, ...]]:
         groups.append(tuple(Document(prompt, request.ground_truth) for prompt in prompts))
     for probe in record.of_kind(*TRUE_PROBES):
         if probe.kind is ProbeKind.FORGETFULNESS:
-            continue  # its prompt mentions the new target
+            continue  # its prompt contains the new target
         question = question_form(probe.prompt)
         prompts = (probe.prompt, question) if question else (probe.prompt,)
         groups.append(tuple(Document(prompt, probe.answers[0]) for prompt in prompts))
@@ -191,7 +218,17 @@ def true_answers(record: EditRecord) -> list[tuple[Document, ...]]:
 def read_corpus(
     facts: Sequence[Fact], record_files: Sequence[Path], reply_files: Sequence[Path], prefixes: Sequence[str]
 ) -> Corpus:
-    """Gather the sources; a group of documents that stands in several files is read once an epoch."""
+    """Read the sources; a group of documents that several files have counts once.
+
+    Args:
+        facts: See :class:`Corpus`.
+        record_files: Files whose true answers are used.
+        reply_files: ConvSent files whose replies are used.
+        prefixes: See :class:`Corpus`.
+
+    Raises:
+        DataError: A file is missing or wrong.
+    """
     groups: dict[tuple[Document, ...], None] = {}
     for path in record_files:
         for record in read_records(path, skip_incomplete=True):

@@ -13,28 +13,29 @@ from instructedit.cli.options import JsonFile
 
 
 def build_base_command(
-    recipe: Annotated[Path, typer.Argument(help="A build recipe, for example recipes/base-6m.yaml.")],
+    recipe: Annotated[str, typer.Argument(help="A YAML build recipe, or `bundled` for that of the bundled model.")],
     out_folder: Annotated[Path, typer.Option("--out", help="Folder for the model, tokenizer, facts and card.")],
     data: Annotated[Path | None, typer.Option(help="Folder with the data sets; default INSTRUCTEDIT_DATA.")] = None,
     json_: JsonFile = None,
 ) -> None:
-    """Train a small base model from scratch on real facts and measure what it knows.
+    """Pretrain a small base model from scratch on real facts and measure its recall.
 
-    The bundled one is made in five parts, of which the first takes about 45 minutes on two CPU cores. A build that was
-    stopped goes on after its last whole pass over the corpus.
+    The bundled model is built in five stages; the first takes about 45 minutes on two CPU cores. A build that was
+    stopped resumes after its last epoch.
     """
     quiet_libraries()
     logging.getLogger("instructedit").setLevel(logging.WARNING)
-    from instructedit.base_model.build import build_base, load_build_recipe
+    from instructedit.base_model.build import build_stages
+    from instructedit.base_model.recipe import load_build_stages
     from instructedit.data.locations import data_folder
     from instructedit.storage.writing import make_folder
 
-    found = load_build_recipe(recipe)
+    stages = load_build_stages(recipe)
     make_folder(out_folder)
     with progress() as bar:
         job = bar.add_task("training", total=None, note="")
-        card = build_base(
-            found,
+        card = build_stages(
+            stages,
             data or data_folder(),
             out_folder,
             lambda step, steps, loss: bar.update(job, completed=step + 1, total=steps, note=f"loss {loss:.3f}"),

@@ -73,10 +73,10 @@ def _recipes_of(language_model: LanguageModel) -> Iterator[dict[str, Any]]:
         card = read_json_file(folder / CARD)
     except DataError:
         return
-    while isinstance(card, dict):
-        if isinstance(card.get("recipe"), dict):
-            yield card["recipe"]
-        card = card.get("before")
+    stages = card.get("stages") if isinstance(card, dict) else None
+    for stage in stages if isinstance(stages, list) else ():
+        if isinstance(stage, dict) and isinstance(stage.get("recipe"), dict):
+            yield stage["recipe"]
 
 
 def _met_by_editor(name: str | Path, editor: Editor, file: str) -> str:

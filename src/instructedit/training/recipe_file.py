@@ -55,21 +55,42 @@ def parse_stages(
     """
     if not isinstance(raw, dict):
         return [parse_recipe(raw, source)]
+    return [
+        parse_recipe(merged(settings, dict(overrides or {})), place)
+        for place, settings in resolve_stages(raw, source, SHARED)[:count]
+    ]
+
+
+def resolve_stages(raw: dict[Any, Any], source: object, shared: Collection[str]) -> list[tuple[object, dict[Any, Any]]]:
+    """Merge the settings of a file into those of each stage, unchecked.
+
+    Args:
+        raw: The file's content.
+        source: Where it comes from, for messages.
+        shared: Settings that no stage may override, as it starts from the result of the one before.
+
+    Returns:
+        For each stage its place, for messages, and its settings; from the second on, ``start_from`` is None.
+
+    Raises:
+        RecipeError: ``stages`` is not a list of mappings, or a stage overrides what all stages share.
+    """
     settings = {key: value for key, value in raw.items() if key != "stages"}
     stages = raw.get("stages", [{}])
     if not isinstance(stages, list) or not stages or not all(isinstance(changes, dict) for changes in stages):
         raise RecipeError(source, ["stages: expected a list with a mapping of settings per stage; {} changes nothing"])
-    recipes: list[Recipe] = []
-    for number, changes in enumerate(stages[:count], start=1):
+    resolved: list[tuple[object, dict[Any, Any]]] = []
+    for number, changes in enumerate(stages, start=1):
         place = source if len(stages) == 1 else f"{source}, stage {number}"
+        if resolved and any(key in changes for key in shared):
+            raise RecipeError(
+                place, [f"{key}: is that of the first stage in all stages" for key in shared if key in changes]
+            )
         settings = merged(settings, changes)
-        if recipes:
-            shared = [f"{key}: is that of the first stage in all stages" for key in SHARED if key in changes]
-            if shared:
-                raise RecipeError(place, shared)
-            settings = settings | {"start_from": None}
-        recipes.append(parse_recipe(merged(settings, dict(overrides or {})), place))
-    return recipes
+        if resolved:
+            settings["start_from"] = None
+        resolved.append((place, settings))
+    return resolved
 
 
 def read_recipe(name_or_path: str | Path, above: tuple[Path, ...] = ()) -> Any:

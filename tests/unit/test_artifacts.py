@@ -1,0 +1,68 @@
+"""Shipped artefacts: every folder is complete, and its card tells the truth about the files beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from instructedit.artifacts import CARD, LOG, RECIPE, recipe_file, shipped_editors, shipped_models
+from instructedit.base_model.recipe import load_build_stages
+from instructedit.editors.saving import digest_of, training_of
+from instructedit.models.language_model import load_language_model
+from instructedit.training.log import training_cost
+from instructedit.training.recipe_file import load_stages
+
+FOLDERS = [*shipped_models().values(), *shipped_editors().values()]
+
+
+def card_of(folder: Path) -> dict[str, Any]:
+    card: dict[str, Any] = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    return card
+
+
+def test_what_ships() -> None:
+    assert list(shipped_models()) == ["bundled"]
+    assert list(shipped_editors()) == ["bundled", "bundled-core", "bundled-mend"]
+    assert recipe_file("bundled-core", shipped_editors()) == shipped_editors()["bundled-core"] / RECIPE
+    assert recipe_file("own.yaml", shipped_editors()) == Path("own.yaml")
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: f"{folder.parent.name}-{folder.name}")
+def test_folders_are_complete(folder: Path) -> None:
+    assert {RECIPE, CARD, LOG} <= {file.name for file in folder.iterdir()}
+    card = card_of(folder)
+    assert card["name"] == folder.name
+    assert {"kind", "summary", "training_data", "metrics", "limits", "reproducible", "reproducibility"} <= card.keys()
+    assert all(isinstance(json.loads(line), dict) for line in (folder / LOG).read_text().splitlines())
+
+
+@pytest.mark.parametrize("name", shipped_editors())
+def test_card_of_an_editor(name: str) -> None:
+    folder = shipped_editors()[name]
+    card, stages = card_of(folder), load_stages(name)
+    assert card["tensors_sha256"] == digest_of(name)
+    assert card["base"] == {"name": "bundled", "fingerprint": load_language_model("bundled").fingerprint}
+    assert card["training_data"] == {mix.task: list(mix.files) for mix in stages[-1].tasks}
+    assert card["training"]["stages"] == len(stages)
+    assert card["training"]["steps"] == sum(stage.optimisation.steps for stage in stages)
+    assert training_of(name)["step"] == stages[-1].optimisation.steps
+    assert (
+        card["training"]["minutes"] >= training_cost(folder / LOG)[0] / 60 - 0.1
+    )  # one log has a clock that restarted
+    source = Path(__file__).parents[2] / card["metrics"]["source"]
+    rows = {row["file"]: row for row in json.loads(source.read_text())["rows"][::-1] if row["protocol"] == "plain"}
+    first = card["metrics"]["tasks"]["counterfact"]
+    assert rows[first["file"]]["metrics"]["reliability"]["mean"] == first["reliability"]
+
+
+def test_card_of_the_base_model() -> None:
+    folder = shipped_models()["bundled"]
+    card = card_of(folder)
+    assert card["weights_sha256"] == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert card["fingerprint"] == load_language_model("bundled").fingerprint
+    assert not card["reproducible"]
+    assert len(card["stages"]) < len(load_build_stages("bundled")), "as the card says, the first stage's was not kept"
