@@ -1,6 +1,6 @@
-"""The README's tables, rendered from the results that they show.
+"""The tables of README and docs, rendered from the results that they show and from the tasks.
 
-    python benchmarks/tables.py README.md            # put the tables in; a test compares them with the results
+    python benchmarks/tables.py README.md docs/tasks.md    # put the tables in; a test compares them
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is a function of :data:`TABLES`.
 """
@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from instructedit.tasks.loading import listed_tasks
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(\n<!-- end -->)", re.DOTALL)
@@ -33,8 +35,9 @@ TESTS = (
 
 
 def read(name: str) -> Any:
-    """A result by its name."""
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    """A result by its name. Results of earlier versions call held-out templates wordings."""
+    text = (RESULTS / f"{name}.json").read_text(encoding="utf-8")
+    return json.loads(text.replace("test wordings", "test templates"))
 
 
 def cell(row: Row | None, metric: str) -> str:
@@ -87,8 +90,8 @@ CONTROLS = (
     (", name-swapped", "name of the opposite scope, own text"),
     (", swapped-scope", "name and text of the opposite scope"),
     (", text-alone", "own text behind a neutral name"),
-    (", test wordings", "unseen wordings behind a neutral name"),
-    (", swapped-scope, test wordings", "unseen wordings of the opposite scope, neutral name"),
+    (", test templates", "unseen wordings behind a neutral name"),
+    (", swapped-scope, test templates", "unseen wordings of the opposite scope, neutral name"),
     (", none", "no instruction"),
     (", unrelated", "a text about something else"),
 )
@@ -118,7 +121,7 @@ def scopes_table() -> str:
         ("aliases", "other names of the subject change"),
         ("implications", "other names and two-hop facts change"),
     )
-    suffixes = ("", ", text-swapped", ", name-swapped", ", test wordings", ", swapped-scope, test wordings")
+    suffixes = ("", ", text-swapped", ", name-swapped", ", test templates", ", swapped-scope, test templates")
     lines = [
         [f"`{task}`: {what}", *(following(task + suffix) for suffix in suffixes), following(task, MEND)]
         for task, what in names
@@ -128,7 +131,7 @@ def scopes_table() -> str:
         [
             "rename and two-hop facts, a pair that no training text named",
             *(following(pair + suffix) for suffix in suffixes),
-            following(f"{pair}, test wordings", MEND),
+            following(f"{pair}, test templates", MEND),
         ]
     )
     return markdown(
@@ -187,6 +190,21 @@ def speed_table() -> str:
     )
 
 
+def tasks_table() -> str:
+    """The tasks by their YAML files."""
+    lines = [
+        [
+            f"`{task.name}`",
+            task.summary,
+            ", ".join(task.in_scope),
+            ", ".join(task.out_of_scope),
+            "yes" if task.held_out else "",
+        ]
+        for task in listed_tasks()
+    ]
+    return markdown(["task", "what it is", "in scope", "out of scope", "held out from training"], lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "main": main_table,
     "generation": generation_table,
@@ -194,6 +212,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "scopes": scopes_table,
     "matched": matched_table,
     "speed": speed_table,
+    "tasks": tasks_table,
 }
 
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from instructedit.evaluation.runner import evaluate
     from instructedit.models.language_model import LanguageModel, load_language_model
     from instructedit.records import EditRecord, EditRequest, Probe
-    from instructedit.tasks.task import Task, load_task
+    from instructedit.tasks.loading import load_task
+    from instructedit.tasks.task import Task
     from instructedit.training.loop import train
     from instructedit.training.recipe import Recipe, load_recipe
 
@@ -39,7 +40,7 @@ _HOMES = {
     "load_editor": "editors.saving",
     "load_language_model": "models.language_model",
     "load_recipe": "training.recipe",
-    "load_task": "tasks.task",
+    "load_task": "tasks.loading",
     "make_edit": "editors.editing",
     "read_records": "data.readers",
     "report_edit": "evaluation.edit_report",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from instructedit.cli.console import emit_json, err, out, quiet_libraries, table
-from instructedit.cli.options import BankFile, Device, DeviceMap, Dtype, EditorFile, JsonFile, Model, writable
+from instructedit.cli.options import Device, DeviceMap, Dtype, EditorFile, JsonFile, Model, TemplateFile, writable
 from instructedit.errors import DataError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def edit(
     no_instruction: Annotated[
         bool, typer.Option("--no-instruction", help="Edit without any instruction, where a request brings none.")
     ] = False,
-    bank: BankFile = None,
+    template_file: TemplateFile = None,
     label: Annotated[str | None, typer.Option(help="ConvSent: positive or negative.")] = None,
     requests: Annotated[
         Path | None,
@@ -100,7 +100,7 @@ def edit(
     texts: dict[str, object] = {
         "--task": task,
         "--instruction": instruction,
-        "--bank": bank,
+        "--template-file": template_file,
         "--no-instruction": no_instruction or None,
     }
     if apply:
@@ -132,7 +132,9 @@ def edit(
         for other in deltas[1:]:
             delta = delta + other
     else:
-        tasks, notes = ([None] * len(wanted), []) if no_instruction else _tasks_of(wanted, task, bank, language_model)
+        tasks, notes = (
+            ([None] * len(wanted), []) if no_instruction else _tasks_of(wanted, task, template_file, language_model)
+        )
         method = find_editor(editor, language_model)
         delta = make_edit(method, language_model, wanted, tasks)
         for line in notes:
@@ -209,17 +211,17 @@ def _refuse(with_what: str, options: Mapping[str, object]) -> None:
 
 
 def _tasks_of(
-    requests: list[EditRequest], task: str | None, bank: Path | None, language_model: LanguageModel
+    requests: list[EditRequest], task: str | None, template_file: Path | None, language_model: LanguageModel
 ) -> tuple[list[Task | None], list[str]]:
     """Each request's task, and notes on how it was found."""
-    from instructedit.instructions.bank import task_with
-    from instructedit.instructions.routing import NEAR_ENOUGH, Router
-    from instructedit.tasks.task import FREE_TEXT, NEUTRAL_TEXT, free_text, load_task
+    from instructedit.instructions.routing import SIMILARITY_THRESHOLD, Router
+    from instructedit.instructions.template_files import load_task_with_templates
+    from instructedit.tasks.loading import FREE_TEXT, NEUTRAL_TEXT, free_text_task, load_task
 
-    if task is not None or bank is not None:
+    if task is not None or template_file is not None:
         if task is None:
-            raise DataError("--bank needs the --task that it was made for")
-        return [task_with(task, bank)] * len(requests), []
+            raise DataError("--template-file needs the --task that it was made for")
+        return [load_task_with_templates(task, template_file)] * len(requests), []
     unnamed = [request for request in requests if request.task is None and request.instruction is None]
     routes = iter(Router(language_model)(unnamed) if unnamed else [])
     tasks: list[Task | None] = []
@@ -228,17 +230,18 @@ def _tasks_of(
         if request.task is not None:
             tasks.append(load_task(request.task))
         elif request.instruction is not None:
-            tasks.append(free_text())
+            tasks.append(free_text_task())
         else:
             route = next(routes)
             tasks.append(route.task)
             if route.task.name == FREE_TEXT:
                 notes.append(
-                    f"{request.prompt!r} is like no task's requests (alike: {route}; {NEAR_ENOUGH} is needed), so the "
-                    f"neutral instruction is taken: {NEUTRAL_TEXT} --task or --instruction says what you want"
+                    f"{request.prompt!r} resembles no task's requests (similarities: {route}; all below "
+                    f"{SIMILARITY_THRESHOLD}), so the neutral instruction is taken: {NEUTRAL_TEXT} --task or --instruction says what you want"
                 )
             else:
                 notes.append(
-                    f"task {route.task.name} chosen for {request.prompt!r} (alike: {route}); --task takes another"
+                    f"task {route.task.name} chosen for {request.prompt!r} (similarities: {route}); "
+                    "--task takes another"
                 )
     return tasks, notes

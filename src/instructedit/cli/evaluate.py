@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries, table
-from instructedit.cli.options import BankFile, Device, DeviceMap, Dtype, EditorFile, JsonFile, Model
+from instructedit.cli.options import Device, DeviceMap, Dtype, EditorFile, JsonFile, Model, TemplateFile
 from instructedit.errors import DataError
 from instructedit.evaluation.protocols import Control, Protocol
+
+if TYPE_CHECKING:
+    from instructedit.instructions.templates import Split
 
 
 def evaluate_command(
     task: Annotated[str, typer.Option(help="A task's name (see `instructedit tasks`) or its YAML file.")],
     data: Annotated[
-        Path, typer.Option(help="The edits: a JSON or JSON Lines file in any known form; `own/…` is one that ships.")
+        Path, typer.Option(help="The edits: a JSON or JSON Lines file in any known schema; `bundled/…` ships.")
     ],
     model: Model = "bundled",
     editor: EditorFile = "bundled",
@@ -36,14 +39,15 @@ def evaluate_command(
             "neutral name), unrelated (a text about something else), other-task, none."
         ),
     ] = Control.UNSEEN,
-    wording: Annotated[
-        str | None, typer.Option(help="validation or test: hand-written wordings behind a neutral task name.")
+    templates: Annotated[
+        str | None,
+        typer.Option(help="validation or test: held-out templates of the task's scope, behind a neutral task name."),
     ] = None,
     opposite: Annotated[
         str | None,
         typer.Option(help="The task that --instruction swapped-scope swaps with, and `following` is against."),
     ] = None,
-    bank: BankFile = None,
+    template_file: TemplateFile = None,
     limit: Annotated[int | None, typer.Option(min=1, help="That many edits, drawn at random with --seed.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the drawn edits, instructions and intervals.")] = 0,
     fluency: Annotated[bool, typer.Option(help="Also generate texts and measure their n-gram entropy.")] = False,
@@ -61,22 +65,19 @@ def evaluate_command(
     decoding and exact match) and `paper` (the instruction before edit, rephrase and portability prompts).
     """
     quiet_libraries()
-    from instructedit.data.locations import data_file
-    from instructedit.data.readers import read_records
     from instructedit.editors.saving import find_editor
     from instructedit.evaluation.provenance import provenance
     from instructedit.evaluation.runner import evaluate
-    from instructedit.instructions.bank import task_with
+    from instructedit.instructions.template_files import load_task_with_templates
     from instructedit.models.allocator import keep_freed_memory
     from instructedit.models.language_model import load_language_model
-    from instructedit.tasks.task import fitting
+    from instructedit.tasks.edits import read_edits
 
     keep_freed_memory()
-    if wording not in (None, "validation", "test"):
-        raise DataError(f"--wording takes validation or test, not {wording!r}")
-    found_task = task_with(task, bank)
-    found = read_records(data_file(data), found_task.form, skip_incomplete=skip_incomplete)
-    edits = fitting(found_task, found, data)
+    if templates not in (None, "validation", "test"):
+        raise DataError(f"--templates takes validation or test, not {templates!r}")
+    found_task = load_task_with_templates(task, template_file)
+    edits = read_edits(found_task, data, skip_incomplete=skip_incomplete)
     if limit is not None and limit < len(edits):
         edits = random.Random(seed).sample(edits, limit)
     language_model = load_language_model(model, dtype=dtype, device=device, device_map=device_map)
@@ -90,7 +91,7 @@ def evaluate_command(
             edits,
             protocol=protocol,
             instruction=instruction,
-            wording=wording,
+            templates=cast("Split | None", templates),
             opposite=opposite,
             fluency=fluency or protocol is Protocol.GENERATION,
             seed=seed,

@@ -79,8 +79,11 @@ DeviceMap = Annotated[
         "What goes to `disk` is read when needed.",
     ),
 ]
-BankFile = Annotated[
-    Path | None, typer.Option("--bank", help="Instructions from this file, as `instructions optimize` writes it.")
+TemplateFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--template-file", help="Instruction templates from this YAML file, as `instructions optimize` writes it."
+    ),
 ]
 JsonFile = Annotated[
     Path | None,

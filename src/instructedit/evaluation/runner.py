@@ -18,9 +18,11 @@ from instructedit.evaluation.intervals import Estimate, estimate
 from instructedit.evaluation.metrics import ngram_entropy, score_and_magnitude, sentiment_shift
 from instructedit.evaluation.protocols import Control, InstructionChooser, Protocol, described
 from instructedit.evaluation.scoring import Query, Scored, score
+from instructedit.instructions.templates import Split
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import PORTABILITY_KINDS, EditRecord, ProbeKind
-from instructedit.tasks.task import Task, load_task
+from instructedit.tasks.loading import load_task
+from instructedit.tasks.task import Task
 
 #: Probes of one kind that a record contributes at most; a few records have dozens.
 PROBES_A_KIND = 8
@@ -111,7 +113,7 @@ def evaluate(
     *,
     protocol: Protocol = Protocol.PLAIN,
     instruction: Control = Control.UNSEEN,
-    wording: str | None = None,
+    templates: Split | None = None,
     opposite: str | None = None,
     descriptions: Sequence[str] | None = None,
     fluency: bool = False,
@@ -124,8 +126,8 @@ def evaluate(
 
     Args:
         instruction: which instruction the edits get; see :class:`Control`.
-        wording, opposite, descriptions: see :class:`InstructionChooser`. The metric ``following`` is over the probes of
-            which the task and its opposite want different things.
+        templates, opposite, descriptions: see :class:`InstructionChooser`. The metric ``following`` is over the probes
+            of which the task and its opposite want different things.
         fluency: also generate a text after every edit and measure its n-gram entropy.
         headlines_only: leave out portability, prefixed locality and the probability forms.
         batch: edits at a time.
@@ -141,7 +143,7 @@ def evaluate(
     if unfit is not None:
         raise DataError(f"has nothing of what task {task.name} is about", record=records.index(unfit))
     began = time.monotonic()
-    chooser = InstructionChooser(task, instruction, wording, seed, opposite, descriptions)
+    chooser = InstructionChooser(task, instruction, templates, seed, opposite, descriptions)
     against = opposite or task.opposite
     deciding = _deciding(task, load_task(against)) if against else ()
     pool = RecordPool(records)
@@ -167,7 +169,7 @@ def evaluate(
     return Evaluation(
         task=task.name,
         protocol=protocol,
-        instruction=described(instruction, wording),
+        instruction=described(instruction, templates),
         metrics={name: estimate([row[name] for row in values.values() if name in row], seed) for name in names},
         edits=len(values),
         seconds=time.monotonic() - began,
@@ -230,7 +232,7 @@ def _evaluate_part(
 
 def _deciding(task: Task, opposite: Task) -> tuple[str, ...]:
     """The metrics that tell whether an edit followed the task and not its opposite."""
-    changes, stays = task.deciding(opposite)
+    changes, stays = task.deciding_kinds(opposite)
     names = [f"reached/{kind}" if kind is not ProbeKind.NEIGHBOUR else "changed" for kind in changes]
     names += [f"locality/{kind}" for kind in stays]
     return (*names, "reliability", "generalization") if task.forgets != opposite.forgets else tuple(names)
@@ -264,14 +266,14 @@ def _probes(edit: int, record: EditRecord, prefix: str | None, task: Task) -> li
                 probes.append(_Probe(metric, edit, asked, (*target, request.ground_truth), "gone"))
             else:
                 probes.append(_Probe(metric, edit, asked, target))
-    for kind in task.stay:
+    for kind in task.out_of_scope:
         for probe in record.of_kind(kind)[:PROBES_A_KIND]:
             probes.append(_Probe(f"locality/{kind}", edit, probe.prompt, probe.answers, "kept"))
-    for kind in task.reached:
+    for kind in task.portability_in_scope:
         for probe in record.of_kind(kind)[:PROBES_A_KIND]:
             probes.append(_Probe(f"reached/{kind}", edit, with_instruction(probe.prompt, prefix), probe.answers))
     for probe in record.of_kind(ProbeKind.NEIGHBOUR)[:PROBES_A_KIND]:
-        if ProbeKind.NEIGHBOUR not in task.stay:  # else it is asked as locality/neighbour already
+        if ProbeKind.NEIGHBOUR not in task.out_of_scope:  # else it is asked as locality/neighbour already
             probes.append(_Probe("kept", edit, probe.prompt, probe.answers, "kept"))
         probes.append(_Probe("changed", edit, probe.prompt, target))
     return probes
@@ -286,7 +288,7 @@ def _further_probes(
             prompt = with_instruction(probe.prompt, prefix)
             probes.append(_Probe(f"portability/{kind}", edit, prompt, probe.answers))
     if instruction is not None:
-        for kind in task.stay:
+        for kind in task.out_of_scope:
             for probe in record.of_kind(kind)[:PROBES_A_KIND]:
                 prompt = with_instruction(probe.prompt, instruction)
                 probes.append(_Probe("locality_prefixed", edit, prompt, probe.answers, "kept"))

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from instructedit.errors import DataError, RecipeError, mistakes_of
 from instructedit.evaluation.protocols import Control, InstructionChooser, Protocol
 from instructedit.storage.reading import as_mapping, read_yaml_file
-from instructedit.tasks.task import load_task
+from instructedit.tasks.loading import load_task
 from instructedit.training.recipe import LARGEST_SEED, Recipe, merged, parse_recipe, read_recipe
 
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
@@ -27,7 +27,7 @@ class Test(_Strict):
         task: whose instructions and probes are used.
         file: the edits, relative to the data folder; those that do not fit the task are left out.
         metrics: that are shown; all are in the JSON.
-        instruction, wording, opposite: see :func:`instructedit.evaluation.runner.evaluate`.
+        instruction, templates, opposite: see :func:`instructedit.evaluation.runner.evaluate`.
         protocol: how is asked.
         name: the column's head; made from the others where it is left out.
     """
@@ -38,7 +38,7 @@ class Test(_Strict):
     file: str
     metrics: tuple[str, ...] = ("reliability", "generalization", "locality", "portability")
     instruction: Control = Control.UNSEEN
-    wording: Literal["validation", "test"] | None = None
+    templates: Literal["validation", "test"] | None = None
     opposite: str | None = None
     protocol: Protocol = Protocol.PLAIN
     name: str = ""
@@ -46,7 +46,7 @@ class Test(_Strict):
     @model_validator(mode="after")
     def _can_be_asked(self) -> Test:
         try:
-            InstructionChooser(load_task(self.task), self.instruction, self.wording, opposite=self.opposite)
+            InstructionChooser(load_task(self.task), self.instruction, self.templates, opposite=self.opposite)
         except DataError as error:
             raise ValueError(str(error)) from None
         return self
@@ -57,7 +57,7 @@ class Test(_Strict):
             parts = [self.task]
             parts += [str(self.protocol)] if self.protocol is not Protocol.PLAIN else []
             parts += [str(self.instruction)] if self.instruction is not Control.UNSEEN else []
-            parts += [f"{self.wording} wordings"] if self.wording else []
+            parts += [f"{self.templates} templates"] if self.templates else []
             parts += [f"not {self.opposite}"] if self.opposite else []
             object.__setattr__(self, "name", ", ".join(parts))
         return self

@@ -19,8 +19,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from instructedit.data.locations import data_file
-from instructedit.data.readers import read_records
 from instructedit.editors.base import Editor, Edits
 from instructedit.editors.saving import digest_of, find_editor
 from instructedit.errors import DataError, EditorError
@@ -28,12 +26,13 @@ from instructedit.evaluation.protocols import Protocol, described
 from instructedit.evaluation.provenance import provenance
 from instructedit.evaluation.runner import Evaluation, evaluate
 from instructedit.experiments.plan import Entry, Experiment, Test, load_experiment, recipes_of
-from instructedit.instructions.grammar import wordings
+from instructedit.instructions.templates import held_out_templates
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord, EditRequest
 from instructedit.storage.reading import as_mapping, parse_json, read_json_file, read_text
 from instructedit.storage.writing import as_json, locked, make_folder, write_atomically
-from instructedit.tasks.task import fitting, load_task
+from instructedit.tasks.edits import read_edits
+from instructedit.tasks.loading import load_task
 from instructedit.training.loop import EDITOR, LOG, train
 from instructedit.training.memory import peak_bytes
 
@@ -212,14 +211,18 @@ def _run_one(experiment: Experiment, label: str, seed: int, out: Path, data: Pat
     name, editor, cost = _made(
         entry, experiment.base, seed, language_model, out / "editors" / f"{_slug(label)}-{seed}", data
     )
-    names = {test.file for test in missing}
-    files = {name: read_records(data_file(name, data), skip_incomplete=True) for name in names}
+    records = {
+        (name, file): read_edits(load_task(name), file, data, skip_incomplete=True)
+        for name, file in {(test.task, test.file) for test in missing}
+    }
     remembering: dict[tuple[object, ...], Remembered] = {}
     measured: dict[tuple[object, ...], tuple[Evaluation, float, int]] = {}
     for test in missing:
         key = _of_same_scores(editor, test)
         if key not in measured:
-            measured[key] = _measure(editor, language_model, test, experiment.edits, files[test.file], remembering)
+            measured[key] = _measure(
+                editor, language_model, test, experiment.edits, records[test.task, test.file], remembering
+            )
         found, seconds, peak = measured[key]
         cell = {
             **provenance(name, editor, language_model, test.file, data),
@@ -227,7 +230,7 @@ def _run_one(experiment: Experiment, label: str, seed: int, out: Path, data: Pat
             "seed": seed,
             "test": test.name,
             **found.as_dict(with_records=True),
-            "instruction": described(test.instruction, test.wording),
+            "instruction": described(test.instruction, test.templates),
             **cost,
             "seconds_an_edit": seconds,
             "peak_bytes": peak,
@@ -242,7 +245,7 @@ def _of_same_scores(editor: Editor, test: Test) -> tuple[object, ...]:
     asked = (test.task, test.file, test.opposite, test.protocol, tuple(test.metrics))
     # These depend on the instruction's text even so: it stands before the queries.
     prefixed = test.protocol is Protocol.PAPER or not _headlines_only(test)
-    return (*asked, test.instruction, test.wording) if editor.reads_instruction or prefixed else asked
+    return (*asked, test.instruction, test.templates) if editor.reads_instruction or prefixed else asked
 
 
 def _headlines_only(test: Test) -> bool:
@@ -259,15 +262,14 @@ def _measure(
 ) -> tuple[Evaluation, float, int]:
     """An editor's scores on a test, seconds an edit, and the process's peak memory by then in bytes."""
     task = load_task(test.task)
-    whole = fitting(task, records, test.file)
-    chosen = random.Random(0).sample(whole, min(edits, len(whole)))
+    chosen = random.Random(0).sample(records, min(edits, len(records)))
     few = [record.request for record in chosen[:TIMED]]
-    texts = [task.instructions.unseen(request) for request in few]
+    texts = [task.instructions.render_held_out(request) for request in few]
     editor.edit(language_model, few[:1], texts[:1])  # what is made once, such as statistics, is not timed
     began = time.perf_counter()
     editor.edit(language_model, few, texts)
     seconds, peak = (time.perf_counter() - began) / len(few), peak_bytes()
-    kind = (test.task, test.file, test.instruction, test.wording, test.opposite)
+    kind = (test.task, test.file, test.instruction, test.templates, test.opposite)
     evaluation = evaluate(
         remembering.setdefault(kind, Remembered(editor)),
         language_model,
@@ -275,7 +277,7 @@ def _measure(
         chosen,
         protocol=test.protocol,
         instruction=test.instruction,
-        wording=test.wording,
+        templates=test.templates,
         opposite=test.opposite,
         fluency="fluency" in test.metrics,
         headlines_only=_headlines_only(test),
@@ -299,7 +301,7 @@ def settings(experiment: Experiment, entry: Entry, seed: int, test: Test) -> str
         "test": test.model_dump(mode="json", exclude_defaults=True),
         "task": task.model_dump(mode="json", exclude_defaults=True),
         "opposite": load_task(opposite).model_dump(mode="json", exclude_defaults=True) if opposite else None,
-        "wordings": wordings(test.wording) if test.wording else None,
+        "templates": held_out_templates(test.templates) if test.templates else None,
         "base": experiment.base,
         "edits": experiment.edits,
     }

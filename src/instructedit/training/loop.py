@@ -23,6 +23,7 @@ from accelerate.utils.operations import gather_object
 from instructedit.data.locations import data_file, find_data
 from instructedit.data.pool import RecordPool
 from instructedit.data.readers import read_records
+from instructedit.data.schemas.columns import Columns
 from instructedit.editors.gradient import GradientEditor
 from instructedit.editors.instructedit import InstructEdit
 from instructedit.editors.saving import create_editor, load_editor, save_editor
@@ -33,7 +34,8 @@ from instructedit.records import EditRecord
 from instructedit.storage.checkpoints import load_checkpoint, save_checkpoint
 from instructedit.storage.reading import parse_json, read_text
 from instructedit.storage.writing import append_line, as_json, locked, make_folder, write_atomically
-from instructedit.tasks.task import fitting, load_task
+from instructedit.tasks.edits import fitting_records
+from instructedit.tasks.loading import load_task
 from instructedit.training.memory import peak_bytes
 from instructedit.training.mixture import Source, draw, shares, split_validation
 from instructedit.training.objective import Losses, descend, measure
@@ -73,14 +75,17 @@ def read_sources(recipe: Recipe, data: Path) -> tuple[list[Source], list[Source]
         DataError: a file is missing or wrong, or a task has too little in it.
     """
     tasks = {mix.task: load_task(mix.task) for mix in recipe.tasks}
-    read: dict[str, list[EditRecord]] = {}
+    read: dict[tuple[str, Columns | None], list[EditRecord]] = {}
     records: dict[str, list[EditRecord]] = {}
     for mix in recipe.tasks:
         task = tasks[mix.task]
         for name in mix.files:
-            if name not in read:
-                read[name] = read_records(data_file(name, data), skip_incomplete=True)
-        records[mix.task] = fitting(task, [record for name in mix.files for record in read[name]], ", ".join(mix.files))
+            if (name, task.columns) not in read:
+                read[name, task.columns] = read_records(
+                    data_file(name, data), columns=task.columns, skip_incomplete=True
+                )
+        read_for_task = [record for name in mix.files for record in read[name, task.columns]]
+        records[mix.task] = fitting_records(task, read_for_task, ", ".join(mix.files))
         if len({record.request.subject or record.request.prompt for record in records[mix.task]}) < 2:
             raise DataError(
                 f"task {task.name} has one subject only; training needs another to validate on", field="tasks"

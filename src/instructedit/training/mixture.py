@@ -112,14 +112,14 @@ def example(source: Source, record: EditRecord, objective: Objective, wordings: 
     elif record.rephrases and rng.random() < 0.25:
         # Now and then the edit is asked for in the words of the paraphrase, and the prompt is the paraphrase.
         request = request.model_copy(update={"prompt": rng.choice(record.rephrases)})
-    instruction = task.instructions.drawn(request, rng, wordings)
+    instruction = task.instructions.draw_for_training(request, rng, wordings)
 
     def query(prompt: str) -> str:
         return with_instruction(prompt, instruction) if objective.prefix_queries else prompt
 
     prompts = [(query(request.prompt), 1.0)]
     others = [prompt for prompt in (record.request.prompt, *record.rephrases) if prompt != request.prompt]
-    if others and objective.rephrase_weight > 0 and "rephrase" in task.change:
+    if others and objective.rephrase_weight > 0 and "rephrase" in task.in_scope:
         prompts.append((query(rng.choice(others)), objective.rephrase_weight))
     rise: list[Wanted] = []
     fall: list[Wanted] = []
@@ -130,28 +130,28 @@ def example(source: Source, record: EditRecord, objective: Objective, wordings: 
         fall += [Wanted(prompt, answer, forgetting * weight) for prompt, weight in prompts for answer in given]
     else:
         rise += [Wanted(prompt, request.target, weight) for prompt, weight in prompts]
-    if "opposite_label" in task.change and record.other_label_replies and objective.opposite_weight > 0:
+    if "opposite_label" in task.in_scope and record.other_label_replies and objective.opposite_weight > 0:
         fall.append(Wanted(request.prompt, rng.choice(record.other_label_replies), objective.opposite_weight))
     neighbours = [
-        source.pool.in_words_of(record.request, probe) if rng.random() < objective.own_sentence else probe
+        source.pool.in_sentence_of(record.request, probe) if rng.random() < objective.own_sentence else probe
         for probe in source.pool.neighbours(record, objective.neighbours, rng)
     ]
     if task.renames:
         rise += [Wanted(probe.prompt, request.target, objective.reach_weight) for probe in neighbours]
-    for kind in task.reached:
+    for kind in task.portability_in_scope:
         found = record.of_kind(kind)
         for probe in rng.sample(found, min(objective.neighbours, len(found))):
             rise.append(Wanted(query(probe.prompt), rng.choice(probe.answers), objective.reach_weight))
-    own = [probe for probe in record.of_kind(*task.stay) if probe.kind is not ProbeKind.NEIGHBOUR]
+    own = [probe for probe in record.of_kind(*task.out_of_scope) if probe.kind is not ProbeKind.NEIGHBOUR]
     rng.shuffle(own)
     # The probe that names the new target and asks for the old answer is the hardest to keep: always among them.
     own.sort(key=lambda probe: probe.kind is not ProbeKind.FORGETFULNESS)
-    near = neighbours if ProbeKind.NEIGHBOUR in task.stay else []
+    near = neighbours if ProbeKind.NEIGHBOUR in task.out_of_scope else []
     # Neighbours leave at least one place to another kind of probe.
     kept = [*near, *own[: max(1, objective.stay_probes - len(near))]]
     stay = [(probe.prompt, rng.choice(probe.answers)) for probe in kept]
     missing = objective.stay_probes - len(stay)
-    if missing > 0 and ProbeKind.UNRELATED in task.stay:
+    if missing > 0 and ProbeKind.UNRELATED in task.out_of_scope:
         stay += [(probe.prompt, probe.answers[0]) for probe in source.pool.unrelated(record, missing, rng)]
     return Example(
         task.name, request, instruction, tuple(rise), tuple(fall), tuple(stay), source.locality, source.worst_token

@@ -75,4 +75,4 @@ def _text(task: Task, rng: random.Random, wordings: float) -> str:
         subject=rng.choice(("it", "them", "the topic")),
         label=rng.choice(("positive", "negative")),
     )
-    return task.instructions.drawn(request, rng, wordings)
+    return task.instructions.draw_for_training(request, rng, wordings)
