@@ -18,7 +18,7 @@ import instructedit.cli.app as app_module
 import instructedit.cli.console as console
 import instructedit.cli.tasks as tasks_module
 from instructedit.cli.failures import failure_of
-from instructedit.cli.instructions import public_address
+from instructedit.cli.proposer import public_address
 from instructedit.errors import DataError, EditorError
 
 NASTY = "[/b][red]\x1b[31m"

@@ -198,8 +198,12 @@ def test_users_task_is_evaluated_without_code(
     own = {
         "name": "towns",
         "summary": "move people",
-        "stay": ["unrelated"],
-        "instructions": {"name": "Towns", "descriptions": ["Move this person.", "Move [TOPIC] to another town."]},
+        "out_of_scope": ["unrelated"],
+        "instructions": {
+            "name": "Towns",
+            "templates": ["Move this person."],
+            "held_out_templates": ["Move [TOPIC] to another town."],
+        },
     }
     path.write_text(yaml.safe_dump(own), encoding="utf-8")
     result = evaluate(editor, gpt2, load_task(path), records[:3])

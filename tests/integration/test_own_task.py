@@ -18,6 +18,7 @@ from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest, ProbeKind
 from instructedit.tasks.edits import read_edits, sample_test_edits
 from instructedit.tasks.loading import TASKS_VARIABLE, known_tasks, load_task, shipped_tasks
+from instructedit.tasks.task import Task
 
 TASK = {
     "name": "capitals",
@@ -144,3 +145,9 @@ def test_a_folder_that_does_not_exist_is_told(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(DataError, match="INSTRUCTEDIT_TASKS names a folder that does not exist"):
         known_tasks()
     assert load_task("zsre").name == "zsre"
+
+
+def test_the_task_of_the_documentation_is_one() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
+    example = page.partition("```yaml\n")[2].partition("```")[0]
+    assert Task.model_validate(yaml.safe_load(example)).columns is not None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,12 +13,17 @@ from instructedit.cli.options import Device, Dtype, Model
 from instructedit.errors import DataError, EditorError
 from instructedit.storage.reading import read_json_file
 
-app = typer.Typer(help="Look inside an editor.", no_args_is_help=True, rich_markup_mode="markdown")
+if TYPE_CHECKING:
+    from instructedit.analysis.report import Directions, TaskEdits
+
+app = typer.Typer(
+    help="Measure what an instruction changes inside an editor.", no_args_is_help=True, rich_markup_mode="markdown"
+)
 
 
 @app.callback()
 def analyze() -> None:
-    """Look inside an editor."""
+    """Measure what an instruction changes inside an editor."""
 
 
 @app.command("directions")
@@ -50,22 +56,14 @@ def directions_command(
     """
     quiet_libraries()
     try:
-        from instructedit.analysis.report import (
-            LabelledEditor,
-            TaskEdits,
-            analyse,
-            as_markdown,
-            draw,
-            reliability_correlation,
-            summary_of,
-        )
+        from instructedit.analysis.report import LabelledEditor, TaskEdits, analyse
     except ImportError as error:
         raise EditorError(
             f"the analysis needs more packages ({error.name}): pip install 'instructedit[analysis]'"
         ) from None
     from instructedit.data.locations import data_folder
     from instructedit.models.language_model import load_language_model
-    from instructedit.storage.writing import make_folder, write_atomically
+    from instructedit.storage.writing import make_folder
     from instructedit.tasks.edits import sample_test_edits
     from instructedit.tasks.loading import listed_tasks, load_task
 
@@ -83,13 +81,30 @@ def directions_command(
         rows, vectors = analyse(
             editors, language_model, edits, seed, lambda label: bar.update(job, advance=1, note=label)
         )
+    out.print(_write_report(out_folder, rows, vectors, edits, reliability, seed))
+    err.print(f"written to {out_folder}")
+
+
+def _write_report(
+    folder: Path,
+    rows: list[dict[str, Any]],
+    vectors: Mapping[str, Directions],
+    edits: Sequence[TaskEdits],
+    reliability: Mapping[str, float],
+    seed: int,
+) -> str:
+    """Write the report's table, figures and JSON, and return the table."""
+    from instructedit.analysis.directions import SIDES
+    from instructedit.analysis.report import as_markdown, draw, reliability_correlation, summary_of
+    from instructedit.storage.writing import write_atomically
+
     summary = summary_of(rows)
     correlation = reliability_correlation(summary, reliability)
     counts = {each.task.name: len(each.records) for each in edits}
     page = as_markdown(summary, correlation, counts)
-    write_atomically(out_folder / "directions.md", page.encode())
-    for side in ("u", "delta"):
-        draw(vectors, side, out_folder / f"directions-{side}.png", seed)
+    write_atomically(folder / "directions.md", page.encode())
+    for side in SIDES:
+        draw(vectors, side, folder / f"directions-{side}.png", seed)
     result = {
         "edits": counts,
         "seed": seed,
@@ -98,9 +113,8 @@ def directions_command(
         "predicts": correlation,
         "rows": rows,
     }
-    emit_json(result, out_folder / "directions.json")
-    out.print(page)
-    err.print(f"written to {out_folder}")
+    emit_json(result, folder / "directions.json")
+    return page
 
 
 def _reliability(files: list[Path], test: str) -> dict[str, float]:

@@ -237,7 +237,8 @@ def _tasks_of(
             if route.task.name == FREE_TEXT:
                 notes.append(
                     f"{request.prompt!r} resembles no task's requests (similarities: {route}; all below "
-                    f"{SIMILARITY_THRESHOLD}), so the neutral instruction is taken: {NEUTRAL_TEXT} --task or --instruction says what you want"
+                    f"{SIMILARITY_THRESHOLD}), so the neutral instruction is taken: {NEUTRAL_TEXT} --task or "
+                    "--instruction says what you want"
                 )
             else:
                 notes.append(

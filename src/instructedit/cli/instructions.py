@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit
 
 import typer
 
 from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries, styled, table
 from instructedit.cli.options import Device, Dtype, EditorFile, JsonFile, Model, TemplateFile, writable
+from instructedit.cli.proposer import (
+    OPENAI,
+    BaseUrl,
+    KeyVariable,
+    LanguageModelName,
+    ProposerName,
+    make_proposer,
+    public_address,
+)
 from instructedit.errors import DataError
 
 if TYPE_CHECKING:
-    from instructedit.instructions.proposals import Proposer, RankedTemplate
+    from instructedit.instructions.proposals import RankedTemplate
     from instructedit.instructions.search import SearchResult
     from instructedit.instructions.trial import Trial
     from instructedit.models.language_model import LanguageModel
@@ -31,59 +38,8 @@ app = typer.Typer(
 )
 
 TaskName = Annotated[str, typer.Option("--task", help="A task's name or its YAML file.")]
-ProposerName = Annotated[
-    str, typer.Option(help="offline (a grammar, no network) or endpoint (OpenAI-compatible chat completions).")
-]
-BaseUrl = Annotated[str, typer.Option(help="Endpoint: its address.")]
-LanguageModelName = Annotated[str | None, typer.Option("--proposer-model", help="Endpoint: the model's name there.")]
-KeyVariable = Annotated[str, typer.Option("--key-env", help="Endpoint: environment variable that holds the key.")]
 Data = Annotated[Path | None, typer.Option(help="Validation edits; default: what the editor's training held out.")]
 Seed = Annotated[int, typer.Option(help="Seed of the drawn edits and the offline proposals.")]
-_OPENAI = "https://api.openai.com/v1"
-_EXPLORATION_RATE = 0.4
-
-
-def _make_proposer(
-    name: str,
-    seed: int,
-    base_url: str,
-    model: str | None,
-    key_variable: str,
-    exploration_rate: float = _EXPLORATION_RATE,
-) -> Proposer:
-    """Return the proposer that the options ask for.
-
-    Raises:
-        DataError: an option is missing or wrong.
-    """
-    from instructedit.instructions.endpoint_proposer import EndpointProposer
-    from instructedit.instructions.offline_proposer import OfflineProposer
-
-    if name == "offline":
-        return OfflineProposer(seed, exploration_rate)
-    if name != "endpoint":
-        raise DataError(f"--proposer takes offline or endpoint, not {name!r}")
-    if model is None:
-        raise DataError("the endpoint proposer needs --proposer-model")
-    if not os.environ.get(key_variable, "").strip():  # the value may be the key itself, so it is not repeated
-        raise DataError("--key-env takes the NAME of an environment variable that holds the key; this one is not set")
-    public_address(base_url)
-    return EndpointProposer(model, base_url, key_variable)
-
-
-def public_address(url: str) -> str:
-    """Return the endpoint's address without what may be secret in it: user, password and query.
-
-    Raises:
-        DataError: it is not an address.
-    """
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        parts = urlsplit("")
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise DataError("--base-url takes an address such as https://api.openai.com/v1")
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _make_trial(
@@ -151,7 +107,7 @@ def generate(
     out_file: Annotated[
         Path | None, typer.Option("--out", callback=writable, help="Write them as a template file (YAML).")
     ] = None,
-    base_url: BaseUrl = _OPENAI,
+    base_url: BaseUrl = OPENAI,
     proposer_model: LanguageModelName = None,
     key_variable: KeyVariable = "OPENAI_API_KEY",
     seed: Seed = 0,
@@ -163,7 +119,7 @@ def generate(
     from instructedit.tasks.loading import load_task
 
     loaded = load_task(task)
-    writer = _make_proposer(proposer, seed, base_url, proposer_model, key_variable, exploration_rate=0.0)
+    writer = make_proposer(proposer, seed, base_url, proposer_model, key_variable, exploration_rate=0.0)
     candidates: list[Candidate] = []
     known = tuple(RankedTemplate(text, {}, 0.0) for text in loaded.instructions.all_templates)
     for text, parent in writer.propose(ProposalContext(loaded, (), known, count, 1), lambda call: None):
@@ -252,7 +208,7 @@ def optimize(
     template_file: TemplateFile = None,
     data: Data = None,
     edits: Annotated[int, typer.Option(min=3, help="Validation edits; a third of them only compares at the end.")] = 96,
-    base_url: BaseUrl = _OPENAI,
+    base_url: BaseUrl = OPENAI,
     proposer_model: LanguageModelName = None,
     key_variable: KeyVariable = "OPENAI_API_KEY",
     model: Model = "bundled",
@@ -270,7 +226,6 @@ def optimize(
     trace and scores nothing twice.
     """
     quiet_libraries()
-    from instructedit.editors.saving import digest_of
     from instructedit.instructions.search import Budget, optimise
     from instructedit.instructions.search_trace import SearchTrace
     from instructedit.instructions.template_files import load_task_with_templates, write_templates
@@ -279,22 +234,16 @@ def optimize(
 
     limit = Budget(seconds_of(budget), rounds, patience, candidates)
     loaded = load_task_with_templates(task, template_file)
-    writer = _make_proposer(proposer, seed, base_url, proposer_model, key_variable)
+    writer = make_proposer(proposer, seed, base_url, proposer_model, key_variable)
     trace_file = out_file.with_name(f"{out_file.stem}.trace.jsonl")
     check_writable(trace_file)
     language_model = load_language_model(model, dtype=dtype, device=device)
     trial, source = _make_trial(loaded, language_model, editor, edits, seed, data)
     settings = {
-        "task": loaded.name,
-        "start": list(loaded.instructions.all_templates),
-        "base": language_model.fingerprint,
-        "editor": editor,
-        "editor_digest": digest_of(editor),
+        **_searched(loaded, language_model, editor, trial, source),
         "proposer": writer.name,
         "proposer_model": proposer_model,
         "base_url": public_address(base_url) if proposer_model else None,
-        "edits": [record.record_id for record in trial.records],
-        "of": source,
         "seed": seed,
         "candidates": candidates,
     }
@@ -314,6 +263,21 @@ def optimize(
             return
     _print_result(result, f"{loaded.name}: edits that chose nothing ({source})")
     err.print(f"templates: {out_file}\ntrace: {trace.path}")
+
+
+def _searched(task: Task, language_model: LanguageModel, editor: str, trial: Trial, source: str) -> dict[str, Any]:
+    """Return what a search starts from: with other values, a trace is not resumed."""
+    from instructedit.editors.saving import digest_of
+
+    return {
+        "task": task.name,
+        "start": list(task.instructions.all_templates),
+        "base": language_model.fingerprint,
+        "editor": editor,
+        "editor_digest": digest_of(editor),
+        "edits": [record.record_id for record in trial.records],
+        "of": source,
+    }
 
 
 def _provenance(settings: Mapping[str, Any], edits: int, result: SearchResult) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
 
 
 def _read_rome(rows: Sequence[Row]) -> Iterator[EditRecord]:
-    """ROME's schema: prompt template with a subject slot, lists of paraphrases and neighbours."""
+    """Read rows with a prompt template that has a subject slot, and lists of paraphrases and neighbours."""
     for row in rows:
         rewrite = Row(row.mapping("requested_rewrite"), row.file, row.index)
         subject = rewrite.text("subject")
@@ -41,7 +41,7 @@ def _object(row: Row, rewrite: Row, field: str) -> str:
 
 
 def _read_easyedit(rows: Sequence[Row]) -> Iterator[EditRecord]:
-    """EasyEdit's schema: one paraphrase and one same-object neighbour a record."""
+    """Read rows with one paraphrase and one same-object neighbour each."""
     for row in rows:
         yield EditRecord(
             record_id=str(row.fields.get("case_id", row.index)),

@@ -10,7 +10,7 @@ from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
 
 
 def _read(rows: Sequence[Row]) -> Iterator[EditRecord]:
-    """``alt`` is the new target, ``loc`` an unrelated Natural Questions query."""
+    """Read rows whose ``alt`` is the new target and whose ``loc`` is an unrelated Natural Questions query."""
     for row in rows:
         true_answers = row.texts("answers")
         unrelated = row.text("loc").removeprefix("nq question: ")
