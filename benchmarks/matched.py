@@ -29,11 +29,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from instructedit.data.locations import data_file, find_data
-from instructedit.data.readers import read_records
+from instructedit.data.locations import find_data
 from instructedit.editors.base import Editor
 from instructedit.editors.saving import digest_of, load_editor
-from instructedit.evaluation.demonstration import TEST_FILES
 from instructedit.evaluation.intervals import estimate
 from instructedit.evaluation.metrics import MetricGroup, registered_metrics
 from instructedit.evaluation.protocols import Protocol
@@ -41,7 +39,8 @@ from instructedit.evaluation.runner import evaluate
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord
 from instructedit.storage.writing import write_atomically
-from instructedit.tasks.task import fitting, load_task
+from instructedit.tasks.edits import read_edits
+from instructedit.tasks.loading import load_task, shipped_tasks
 
 TASKS = ("counterfact", "recent", "convsent", "zsre")
 METRICS = ("reliability", "generalization", "locality")
@@ -167,7 +166,7 @@ def main() -> None:
     parser.add_argument("--of", nargs="+", required=True, help="editor, or its seeds")
     parser.add_argument("--minus", nargs="+", required=True, help="editor that is matched, or its seeds")
     parser.add_argument("--out", type=Path, required=True, help="write the result as JSON here")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TEST_FILES))
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(shipped_tasks()))
     parser.add_argument("--protocol", type=Protocol, choices=list(Protocol), default=Protocol.PLAIN)
     parser.add_argument("--base", default="bundled")
     parser.add_argument("--limit", type=int, default=80, help="test edits a task, drawn at random")
@@ -177,8 +176,8 @@ def main() -> None:
     first, second = ([load_editor(path, model) for path in paths] for paths in (options.of, options.minus))
     tasks: dict[str, Any] = {}
     for task in options.tasks:
-        file = TEST_FILES[task]
-        edits = fitting(load_task(task), read_records(data_file(file, find_data()), skip_incomplete=True), file)
+        file = load_task(task).files.test or ""
+        edits = read_edits(load_task(task), file, find_data(), skip_incomplete=True)
         edits = random.Random(options.seed).sample(edits, min(options.limit, len(edits)))
         curves = [
             {

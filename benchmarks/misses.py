@@ -16,8 +16,7 @@ from typing import Any
 
 from quality import write_result
 
-from instructedit.data.locations import data_file, find_data
-from instructedit.data.readers import read_records
+from instructedit.data.locations import find_data
 from instructedit.editors.base import Editor
 from instructedit.editors.lookup import find_editor
 from instructedit.evaluation.generation import generate, matches, normalised
@@ -25,10 +24,12 @@ from instructedit.evaluation.protocols import Control, InstructionChooser
 from instructedit.evaluation.queries import MAX_PROBES_PER_KIND
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord, ProbeKind
-from instructedit.tasks.task import Task, fitting, load_task
+from instructedit.tasks.edits import read_edits
+from instructedit.tasks.loading import load_task
+from instructedit.tasks.task import Task
 
-COUNTERFACT, SCOPES = "counterfact/counterfact-val.json", "own/scope-test.jsonl"
-#: task, file, wording
+COUNTERFACT, SCOPES = "counterfact/counterfact-val.json", "bundled/scope-test.jsonl"
+#: task, file, templates
 ROWS = (
     ("rename", COUNTERFACT, None),
     ("rename", COUNTERFACT, "test"),
@@ -48,7 +49,7 @@ def questions(task: Task, record: EditRecord) -> list[tuple[str, str, tuple[str,
     return [
         (str(kind), probe.prompt, (request.target,) if kind is ProbeKind.NEIGHBOUR else probe.answers)
         for kind in ProbeKind
-        if kind in task.change
+        if kind in task.in_scope
         for probe in record.of_kind(kind)[:MAX_PROBES_PER_KIND]
     ]
 
@@ -66,10 +67,10 @@ def said(text: str, before: str, record: EditRecord, answers: tuple[str, ...]) -
 
 
 def take_apart(
-    editor: Editor, model: LanguageModel, task: Task, records: list[EditRecord], wording: str | None
+    editor: Editor, model: LanguageModel, task: Task, records: list[EditRecord], templates: str | None
 ) -> dict[str, dict[str, int]]:
     """How often each kind of question is answered how."""
-    chooser = InstructionChooser(task, Control.UNSEEN, wording)
+    chooser = InstructionChooser(task, Control.UNSEEN, templates)
     edits = editor.edit(model, [r.request for r in records], [chooser(r.request) for r in records])
     asked = [(row, *question) for row, record in enumerate(records) for question in questions(task, record)]
     prompts = [prompt for _, _, prompt, _ in asked]
@@ -92,13 +93,13 @@ def main() -> None:
     model = load_language_model(options.base)
     editor = find_editor(options.editor, model)
     rows: list[dict[str, Any]] = []
-    for name, file, wording in ROWS:
+    for name, file, templates in ROWS:
         task = load_task(name)
-        records = fitting(task, read_records(data_file(file, find_data()), skip_incomplete=True), file)
+        records = read_edits(task, file, find_data(), skip_incomplete=True)
         records = random.Random(0).sample(records, min(options.limit, len(records)))
-        answers = take_apart(editor, model, task, records, wording)
-        rows.append({"task": name, "file": file, "wording": wording, "edits": len(records), "said": answers})
-        print(name, wording or "", answers, flush=True)
+        answers = take_apart(editor, model, task, records, templates)
+        rows.append({"task": name, "file": file, "templates": templates, "edits": len(records), "said": answers})
+        print(name, templates or "", answers, flush=True)
     write_result(options.out, model, rows, editor=options.editor, seed=0)
 
 

@@ -21,23 +21,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from instructedit.data.locations import data_file, find_data
-from instructedit.data.readers import read_records
+from instructedit.data.locations import find_data
 from instructedit.editors.lookup import find_editor
 from instructedit.editors.saving import digest_of
-from instructedit.evaluation.demonstration import TEST_FILES
+from instructedit.evaluation.demonstration import demo_tasks
 from instructedit.evaluation.protocols import Control, Protocol
 from instructedit.evaluation.provenance import provenance
 from instructedit.evaluation.runner import evaluate
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord
 from instructedit.storage.writing import write_atomically
-from instructedit.tasks.task import fitting, load_task
+from instructedit.tasks.edits import read_edits
+from instructedit.tasks.loading import load_task
 from instructedit.training.data import read_sources
 from instructedit.training.recipe_file import load_stages
 
+TEST_FILES = {task.name: task.files.test or "" for task in demo_tasks()}
 WIKI = "wiki_counterfact/test_cf.json"
-#: task, file, protocol, instruction, wording
+#: task, file, protocol, instruction, templates
 RUNS: tuple[tuple[str, str, Protocol, Control, str | None], ...] = (
     *((task, file, Protocol.PLAIN, Control.UNSEEN, None) for task, file in TEST_FILES.items()),
     ("counterfact", WIKI, Protocol.PLAIN, Control.UNSEEN, None),
@@ -46,7 +47,7 @@ RUNS: tuple[tuple[str, str, Protocol, Control, str | None], ...] = (
         for task in ("counterfact", "recent", "zsre")
     ),
 )
-#: The rows that choose an editor: no held-out task, and the wordings kept for validation.
+#: The rows that choose an editor: no held-out task, and the templates kept for validation.
 VALIDATION_RUNS: tuple[tuple[str, str, Protocol, Control, str | None], ...] = (
     *((task, "", Protocol.PLAIN, Control.UNSEEN, None) for task in TEST_FILES if task != "zsre"),
     *((task, "", Protocol.PLAIN, Control.SWAPPED_SCOPE, None) for task in ("this-fact", "rename")),
@@ -83,9 +84,9 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     began = time.monotonic()
     held_out = _held_out(options.validation) if options.validation else None
-    for name, file, protocol, control, wording in VALIDATION_RUNS if held_out else RUNS:
+    for name, file, protocol, control, templates in VALIDATION_RUNS if held_out else RUNS:
         task = load_task(name)
-        records = held_out[name] if held_out else fitting(task, read_records(data_file(file, find_data())), file)
+        records = held_out[name] if held_out else read_edits(task, file, find_data())
         records = random.Random(options.seed).sample(records, min(options.limit, len(records)))
         found = evaluate(
             editor,
@@ -94,7 +95,7 @@ def main() -> None:
             records,
             protocol=protocol,
             instruction=control,
-            wording=wording,
+            templates=templates,
             seed=options.seed,
         )
         about = {} if held_out else provenance(options.editor, editor, model, file, find_data())

@@ -37,7 +37,7 @@ from instructedit.models.allocator import keep_freed_memory
 from instructedit.models.fusion import fuse_activations_in_place
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRecord, Probe, ProbeKind
-from instructedit.tasks.task import load_task
+from instructedit.tasks.loading import load_task
 from instructedit.training.loop import make_optimizer
 from instructedit.training.memory import peak_bytes
 from instructedit.training.mixture import Example

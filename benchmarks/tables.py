@@ -18,6 +18,8 @@ from typing import Any
 import experiment_tables as experiments
 from rendering import HEADS, G, L, P, R, Row, cell, find, interval, markdown, minutes, open_log, read
 
+from instructedit.tasks.loading import listed_tasks
+
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 #: The methods of the main table: label, result file.
@@ -69,7 +71,7 @@ def summary_table() -> str:
     ]
     for task, outcome in (("this-fact", "kept"), ("rename", "changed")):
         tuned = cell(find(results[2], task=task, protocol="plain", instruction="unseen"), "following")
-        for suffix, given in (("", "task name"), (", test wordings", "free text")):
+        for suffix, given in (("", "task name"), (", test templates", "free text")):
             scores = [following(task + suffix, editor) for editor in (INSTRUCTEDIT, MEND)]
             lines.append([f"`{task}` {outcome}, {given}", *scores, tuned])
     return markdown(["", *(label for label, _ in METHODS)], lines)
@@ -82,8 +84,8 @@ CONTROLS = (
     (", name-swapped", "name of the opposite scope, own description"),
     (", swapped-scope", "name and description of the opposite scope"),
     (", text-alone", "own description, neutral name"),
-    (", test wordings", "unseen texts, neutral name"),
-    (", swapped-scope, test wordings", "unseen texts of the opposite scope, neutral name"),
+    (", test templates", "unseen texts, neutral name"),
+    (", swapped-scope, test templates", "unseen texts of the opposite scope, neutral name"),
     (", none", "no instruction"),
     (", unrelated", "a text about something else"),
 )
@@ -112,7 +114,7 @@ def scopes_table() -> str:
         ("aliases", "other names of the subject change"),
         ("implications", "other names and two-hop facts change"),
     )
-    suffixes = ("", ", text-swapped", ", name-swapped", ", test wordings", ", swapped-scope, test wordings")
+    suffixes = ("", ", text-swapped", ", name-swapped", ", test templates", ", swapped-scope, test templates")
     lines = [
         [f"`{task}`: {what}", *(following(task + suffix) for suffix in suffixes), following(task, MEND)]
         for task, what in names
@@ -122,7 +124,7 @@ def scopes_table() -> str:
         [
             f"`{pair}`: rename and two-hop facts, a combination that no training text describes",
             *(following(pair + suffix) for suffix in suffixes),
-            following(f"{pair}, test wordings", MEND),
+            following(f"{pair}, test templates", MEND),
         ]
     )
     heads = ["", "own name and description", "description swapped", "name swapped", "unseen texts", "swapped", "MEND"]
@@ -233,6 +235,21 @@ def speed_table() -> str:
     )
 
 
+def tasks_table() -> str:
+    """The tasks by their YAML files."""
+    lines = [
+        [
+            f"`{task.name}`",
+            task.summary,
+            ", ".join(task.in_scope),
+            ", ".join(task.out_of_scope),
+            "yes" if task.held_out else "",
+        ]
+        for task in listed_tasks()
+    ]
+    return markdown(["task", "what it is", "in scope", "out of scope", "held out from training"], lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "summary": summary_table,
     "main": main_table,
@@ -261,6 +278,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "training": training_table,
     "cost": cost_table,
     "speed": speed_table,
+    "tasks": tasks_table,
 }
 
 

@@ -29,7 +29,7 @@ from instructedit.evaluation.runner import evaluate
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord
 from instructedit.storage.writing import write_atomically
-from instructedit.tasks.task import load_task
+from instructedit.tasks.loading import load_task
 from instructedit.training.data import read_sources
 from instructedit.training.recipe_file import load_stages
 

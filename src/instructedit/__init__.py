@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from instructedit.evaluation.runner import evaluate
     from instructedit.models.language_model import LanguageModel, load_language_model
     from instructedit.records import EditRecord, EditRequest, Probe
-    from instructedit.tasks.task import Task, load_task
+    from instructedit.tasks.loading import load_task
+    from instructedit.tasks.task import Task
     from instructedit.training.loop import train
     from instructedit.training.recipe import Recipe
     from instructedit.training.recipe_file import load_stages

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from instructedit.data.facts import read_facts
-from instructedit.data.locations import EDITS
+from instructedit.data.locations import BUNDLED_EDITS
 from instructedit.data.readers import read_records
 from instructedit.editors.editing import make_edit
 from instructedit.editors.mend import Mend
@@ -23,7 +23,7 @@ from instructedit.evaluation.runner import Evaluation, evaluate
 from instructedit.evaluation.scoring import Query, score
 from instructedit.models.language_model import BUNDLED_FOLDER, LanguageModel, load_language_model
 from instructedit.records import EditRequest
-from instructedit.tasks.task import load_task
+from instructedit.tasks.loading import load_task
 
 pytestmark = pytest.mark.xdist_group("bundled")
 
@@ -82,7 +82,7 @@ def test_the_editor_works_on_its_base_in_float16(base: LanguageModel, editor: Me
 
 
 def _own(task: str, file: str, editor: Mend, base: LanguageModel, control: Control, edits: int = 60) -> Evaluation:
-    records = read_records(EDITS / file)[:edits]
+    records = read_records(BUNDLED_EDITS / file)[:edits]
     core = registered_metrics(MetricGroup.CORE)
     return evaluate(editor, base, load_task(task), records, instruction=control, metrics=core)
 

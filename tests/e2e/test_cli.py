@@ -131,29 +131,31 @@ def optimize(place: Workplace, *more: str | Path) -> tuple[str | Path, ...]:
 
 
 def test_instructions_are_optimised_and_used(place: Workplace) -> None:
-    bank = place.folder / "bank.yaml"
-    found = run(*optimize(place, "--rounds", "2", "--out", bank), cwd=place.folder).json()
+    templates = place.folder / "templates.yaml"
+    found = run(*optimize(place, "--rounds", "2", "--out", templates), cwd=place.folder).json()
     assert found["tried"] >= 18
     assert found["rounds"] == 2
-    shown = run("instructions", "show", "--task", "zsre", "--bank", bank, "--json", "-", cwd=place.folder).json()
+    shown = run(
+        "instructions", "show", "--task", "zsre", "--template-file", templates, "--json", "-", cwd=place.folder
+    ).json()
     assert shown["provenance"]["base"] == place.training.json()["base"]
-    assert len(shown["descriptions"]) == 10
+    assert (len(shown["templates"]), len(shown["held_out_templates"])) == (9, 1)
     tried = run(
-        "instructions", "score", "--task", "zsre", "--bank", bank, "--data", "own.jsonl", "--edits", "3",
+        "instructions", "score", "--task", "zsre", "--template-file", templates, "--data", "own.jsonl", "--edits", "3",
         "--model", place.model, "--editor", place.editor, "--json", "-", cwd=place.folder,
     ).json()  # fmt: skip
-    assert {row["text"] for row in tried["rows"]} == set(shown["descriptions"])
+    assert {row["text"] for row in tried["rows"]} == {*shown["templates"], *shown["held_out_templates"]}
     made = run(
-        "edit", "--prompt", PROMPT, "--target", TARGET, "--task", "zsre", "--bank", bank, "--model", place.model,
-        "--editor", place.editor, "--json", "-", cwd=place.folder,
+        "edit", "--prompt", PROMPT, "--target", TARGET, "--task", "zsre", "--template-file", templates,
+        "--model", place.model, "--editor", place.editor, "--json", "-", cwd=place.folder,
     ).json()  # fmt: skip
-    assert made["instruction"] == f"Task: {shown['name']}\nDescription: {shown['descriptions'][0]}"
+    assert made["instruction"] == f"Task: {shown['name']}\nDescription: {shown['templates'][0]}"
 
 
 def test_killed_optimisation_goes_on_and_tries_nothing_twice(place: Workplace) -> None:
     """SIGKILL, which no program can catch."""
-    bank, trace = place.folder / "killed.yaml", place.folder / "killed.trace.jsonl"
-    long = optimize(place, "--rounds", "60", "--patience", "60", "--out", bank)
+    templates, trace = place.folder / "killed.yaml", place.folder / "killed.trace.jsonl"
+    long = optimize(place, "--rounds", "60", "--patience", "60", "--out", templates)
     command = [sys.executable, "-m", "instructedit", *map(str, long)]
     with subprocess.Popen(
         command, cwd=place.folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -164,9 +166,9 @@ def test_killed_optimisation_goes_on_and_tries_nothing_twice(place: Workplace) -
                 break
             time.sleep(0.05)
         running.kill()
-    assert not bank.exists()
+    assert not templates.exists()
     before = trace.read_text(encoding="utf-8").split("\n")[:-1]
-    again = run(*optimize(place, "--rounds", "3", "--patience", "60", "--out", bank), cwd=place.folder)
+    again = run(*optimize(place, "--rounds", "3", "--patience", "60", "--out", templates), cwd=place.folder)
     assert again.json()["rounds"] == 3
     after = trace.read_text(encoding="utf-8").splitlines()
     assert after[: len(before)] == before
@@ -175,12 +177,14 @@ def test_killed_optimisation_goes_on_and_tries_nothing_twice(place: Workplace) -
     assert len(scored) == len(set(scored))
 
 
-def test_generated_instructions_are_a_bank(place: Workplace) -> None:
-    bank = place.folder / "generated.yaml"
-    done = run("instructions", "generate", "--task", "convsent", "--count", "6", "--out", bank, cwd=place.folder)
+def test_generated_instructions_are_a_template_file(place: Workplace) -> None:
+    templates = place.folder / "generated.yaml"
+    done = run("instructions", "generate", "--task", "convsent", "--count", "6", "--out", templates, cwd=place.folder)
     assert done.code == 0
-    shown = run("instructions", "show", "--task", "convsent", "--bank", bank, "--json", "-", cwd=place.folder).json()
-    assert all("[LABEL]" in text and "[TOPIC]" in text for text in shown["descriptions"])
+    shown = run(
+        "instructions", "show", "--task", "convsent", "--template-file", templates, "--json", "-", cwd=place.folder
+    ).json()
+    assert all("[LABEL]" in text and "[TOPIC]" in text for text in shown["templates"])
 
 
 def test_directions_are_written_with_pictures(place: Workplace) -> None:

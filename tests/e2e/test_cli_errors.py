@@ -17,7 +17,7 @@ from command import Result, run
 
 import instructedit.cli.tasks as tasks_module
 from instructedit.cli.failures import failure_of
-from instructedit.cli.instructions import public_address
+from instructedit.cli.proposer import public_address
 from instructedit.errors import DataError, EditorError
 
 NASTY = "[/b][red]\x1b[31m"
@@ -98,7 +98,7 @@ def test_no_command_is_help(main: Main) -> None:
         ["tasks", NASTY],
         ["evaluate", "--task", NASTY, "--data", "x"],
         ["evaluate", "--task", "zsre", "--data", NASTY],
-        ["evaluate", "--task", "zsre", "--data", "x", "--wording", "[/b]"],
+        ["evaluate", "--task", "zsre", "--data", "x", "--templates", "[/b]"],
         ["edit", "--requests", NASTY],
         ["train", NASTY],
         ["train", f"{NASTY}.yaml"],
@@ -106,8 +106,8 @@ def test_no_command_is_help(main: Main) -> None:
         ["reproduce", NASTY],
         ["reproduce", f"{NASTY}.yaml"],
         ["doctor", "--recipe", NASTY],
-        ["instructions", "show", "--task", "zsre", "--bank", NASTY],
-        ["instructions", "score", "--task", "zsre", "--bank", NASTY],
+        ["instructions", "show", "--task", "zsre", "--template-file", NASTY],
+        ["instructions", "score", "--task", "zsre", "--template-file", NASTY],
         ["instructions", "generate", "--task", "zsre", "--proposer", NASTY],
         ["instructions", "optimize", "--task", "zsre", "--out", "bank.yaml", "--budget", NASTY],
         ["analyze", "directions", "--editor", "a=b", "--out", "left", "--results", NASTY],
@@ -144,7 +144,7 @@ def unwritable(tmp_path: Path) -> list[Path]:
         ["demo", "--json"],
         ["edit", "--prompt", "a", "--target", "b", "--json"],
         ["edit", "--prompt", "a", "--target", "b", "--out"],
-        ["evaluate", "--task", "zsre", "--data", "own/zsre.jsonl", "--json"],
+        ["evaluate", "--task", "zsre", "--data", "bundled/zsre.jsonl", "--json"],
         ["doctor", "--json"],
         ["tasks", "--json"],
         ["train", "tiny.yaml", "--json"],

@@ -23,14 +23,14 @@ from instructedit.deltas.saving import save_delta
 from instructedit.editors.gradient import create_editor
 from instructedit.editors.instructedit import InstructEditConfig
 from instructedit.editors.saving import save_editor
-from instructedit.instructions.optimise import Budget, Outcome, optimise
-from instructedit.instructions.proposers import OfflineProposer
-from instructedit.instructions.trace import Trace
+from instructedit.instructions.offline_proposer import OfflineProposer
+from instructedit.instructions.search import Budget, SearchResult, optimise
+from instructedit.instructions.search_trace import SearchTrace
 from instructedit.instructions.trial import METRICS
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord, EditRequest
 from instructedit.storage.checkpoints import save_checkpoint
-from instructedit.tasks.task import load_task
+from instructedit.tasks.loading import load_task
 
 _END = "<|end|>"
 _PAYLOAD = 'open("canary", "w").close()\n'
@@ -189,12 +189,12 @@ class Scores:
         ]
 
 
-def optimised(trace: Path) -> Outcome:
+def optimised(trace: Path) -> SearchResult:
     """Go on from a trace with scores that cost nothing."""
     budget = Budget(seconds=60, rounds=2, patience=2, candidates=2)
     task = load_task("counterfact")
     stand_in: Any = Scores()
-    return optimise(task, stand_in, OfflineProposer(0), Trace(trace, TRACE_SETTINGS), budget)
+    return optimise(task, stand_in, OfflineProposer(0), SearchTrace(trace, TRACE_SETTINGS), budget)
 
 
 @functools.cache
@@ -205,7 +205,7 @@ def trace_file() -> Path:
     return path
 
 
-#: Two records of every published form.
+#: Two records of every published schema.
 ROWS: dict[str, list[dict[str, Any]]] = {
     "instructedit": [
         {
@@ -286,11 +286,11 @@ def yaml_texts() -> dict[str, list[str]]:
     experiments = [path.read_text(encoding="utf-8") for path in sorted((RECIPES / "experiments").glob("*.yaml"))]
     tasks = []
     for path in sorted((ASSETS / "tasks").glob("*.yaml"))[:6]:
-        bank = load_task(path.stem).instructions.model_dump(mode="json")
-        tasks.append(yaml.safe_dump({**yaml.safe_load(path.read_text(encoding="utf-8")), "instructions": bank}))
+        tasks.append(path.read_text(encoding="utf-8"))
     bank = {
         "name": "Edit",
-        "descriptions": ["Change this fact alone.", "Leave all other facts alone.", "Only this answer changes."],
+        "templates": ["Change this fact alone.", "Leave all other facts alone."],
+        "held_out_templates": ["Only this answer changes."],
         "scope": "only",
         "provenance": {"task": "counterfact", "texts": [{"text": "Change this fact alone.", "round": 1}]},
     }
@@ -306,7 +306,7 @@ def yaml_texts() -> dict[str, list[str]]:
     tiny = {
         "base": str(model_folder()),
         "editor": {"name": "mend", "blocks": 1, "rank": 2, "layers": 1},
-        "tasks": [{"task": "counterfact", "files": ["own/counterfact.jsonl"], "records": 40}],
+        "tasks": [{"task": "counterfact", "files": ["bundled/counterfact.jsonl"], "records": 40}],
         "optimisation": {"steps": 1, "batch": 2, "validate_every": 1, "checkpoint_every": 1, "validation_edits": 2},
         "encoder_warmup": {"steps": 0},
     }

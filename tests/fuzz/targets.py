@@ -29,15 +29,16 @@ from instructedit.editors.saving import FORMAT as EDITOR
 from instructedit.editors.saving import digest_of, load_editor, training_of
 from instructedit.evaluation.generation import generate
 from instructedit.experiments.plan import load_experiment, stages_of
-from instructedit.instructions.bank import write_bank
-from instructedit.instructions.candidates import Candidate, fault
-from instructedit.instructions.proposers import Asked, EndpointProposer
+from instructedit.instructions.candidates import Candidate, validation_error
+from instructedit.instructions.endpoint_proposer import EndpointProposer
+from instructedit.instructions.proposals import ProposalContext
+from instructedit.instructions.template_files import write_templates
 from instructedit.models.language_model import load_language_model
 from instructedit.records import EditRequest
 from instructedit.storage.checkpoints import FORMAT as CHECKPOINT
 from instructedit.storage.checkpoints import load_checkpoint
 from instructedit.storage.tensors import pack
-from instructedit.tasks.task import load_task
+from instructedit.tasks.loading import load_task
 from instructedit.training.recipe_file import load_stages
 
 REQUEST = EditRequest(prompt="Lena was born in", target="Oston", subject="Lena")
@@ -159,11 +160,11 @@ def use_yaml(path: Path) -> Ran | None:
                 stages_of(entry, found.base, 0)
     elif kind == "task":
         task = load_task(path)
-        text = task.instructions.render(task.instructions.descriptions[0], REQUEST.model_copy(update={"label": "x"}))
+        text = task.instructions.render(task.instructions.templates[0], REQUEST.model_copy(update={"label": "x"}))
         json.dumps([task.model_dump(mode="json"), text], ensure_ascii=False).encode()
-        task.deciding(load_task("rename"))
+        task.deciding_kinds(load_task("rename"))
     elif kind == "bank":
-        return command("instructions", "show", "--task", "counterfact", "--bank", str(path))
+        return command("instructions", "show", "--task", "counterfact", "--template-file", str(path))
     else:
         find_editor(path, material.language_model())
     return None
@@ -328,7 +329,9 @@ def use_trace(path: Path) -> None:
     trace = Path("out/x.trace.jsonl")
     shutil.copyfile(path, trace)
     found = material.optimised(trace)
-    write_bank(Path("out/bank.yaml"), load_task("counterfact"), found.texts, {"gain": found.gain.mean}, found.scores)
+    write_templates(
+        Path("out/bank.yaml"), load_task("counterfact"), found.templates, {"gain": found.gain.mean}, found.scores
+    )
 
 
 # --- replies of an endpoint
@@ -366,12 +369,12 @@ def keep(writer: EndpointProposer) -> None:
     task = load_task("counterfact")
     calls: list[Any] = []
     texts = []
-    for text, parent in writer.propose(Asked(task, (), (), 2, 1), calls.append):
-        if fault(text, task) is None and text not in {each.text for each in texts}:
+    for text, parent in writer.propose(ProposalContext(task, (), (), 2, 1), calls.append):
+        if validation_error(text, task) is None and text not in {each.text for each in texts}:
             texts.append(Candidate(text, writer.name, parent, 1))
     Path("out/calls.jsonl").write_text(json.dumps(calls, ensure_ascii=False), encoding="utf-8")
     if len(texts) > 1:
-        write_bank(Path("out/bank.yaml"), task, texts, {"proposer": writer.name}, {})
+        write_templates(Path("out/bank.yaml"), task, texts, {"proposer": writer.name}, {})
 
 
 TARGETS = {

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fuzz import mutate
 from fuzz.figures import INPUTS, Figures, try_file
 from fuzz.targets import GOOD, keep, use_text
-from instructedit.instructions.proposers import EndpointProposer
+from instructedit.instructions.endpoint_proposer import EndpointProposer
 
 pytest.importorskip("openai")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from instructedit.analysis.directions import directions, explained, separability
-from instructedit.analysis.report import Named, predicts
+from instructedit.analysis.report import LabelledEditor, reliability_correlation
 from instructedit.editors.gradient import create_editor, editor_config
 from instructedit.editors.incontext import InContext, InContextConfig
 from instructedit.editors.mend import Mend
@@ -104,14 +104,14 @@ def test_edits_that_change_no_weights_have_no_directions(gpt2: LanguageModel, re
 
 def test_editors_are_named_on_the_command_line() -> None:
     tasks = ("zsre", "recent", "counterfact")
-    assert Named.parse("ours=a.safetensors", tasks).file("zsre") == "a.safetensors"
-    single = Named.parse("single=zsre:a.safetensors,recent:b.safetensors", tasks)
+    assert LabelledEditor.parse("ours=a.safetensors", tasks).file("zsre") == "a.safetensors"
+    single = LabelledEditor.parse("single=zsre:a.safetensors,recent:b.safetensors", tasks)
     assert (single.file("recent"), single.file("counterfact")) == ("b.safetensors", None)
     with pytest.raises(DataError, match="expected label=file"):
-        Named.parse("a.safetensors", tasks)
+        LabelledEditor.parse("a.safetensors", tasks)
     for wrong in ("single=zrse:a.safetensors,recent:b.safetensors", "single=zsre:a.safetensors"):
         with pytest.raises(DataError, match="at least two of zsre, recent, counterfact"):
-            Named.parse(wrong, tasks)
+            LabelledEditor.parse(wrong, tasks)
 
 
 def test_rank_correlation_with_reliability() -> None:
@@ -120,7 +120,7 @@ def test_rank_correlation_with_reliability() -> None:
         for side, values in (("u", (0.1, 0.2, 0.3)), ("delta", (0.3, 0.2, 0.1)))
         for name, value in zip("abc", values, strict=True)
     ]
-    found = predicts(rows, {"a": 0.5, "b": 0.7, "c": 0.9})
+    found = reliability_correlation(rows, {"a": 0.5, "b": 0.7, "c": 0.9})
     assert found is not None
     assert (found["u"]["rho"], found["delta"]["rho"]) == (1.0, -1.0)
-    assert predicts(rows, {"a": 0.5}) is None
+    assert reliability_correlation(rows, {"a": 0.5}) is None

@@ -13,7 +13,7 @@ from instructedit.editors.mend import Mend
 from instructedit.evaluation.runner import evaluate
 from instructedit.models.language_model import load_language_model
 from instructedit.records import EditRecord, EditRequest
-from instructedit.tasks.task import load_task
+from instructedit.tasks.loading import load_task
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 DEVICES = ("cpu", "cuda")

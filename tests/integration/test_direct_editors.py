@@ -30,7 +30,7 @@ from instructedit.evaluation.scoring import Query, score
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import pad
 from instructedit.records import EditRecord, EditRequest
-from instructedit.tasks.task import load_task
+from instructedit.tasks.loading import load_task
 
 METHODS = sorted(name for name, summary in registered_editors().items() if not summary.needs_training)
 WEIGHT_METHODS = sorted(set(METHODS) - {"in-context", "grace", "calinet"})

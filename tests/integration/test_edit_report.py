@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from instructedit import EditRequest, load_editor, load_language_model, load_task, make_edit, report_edit
-from instructedit.data.locations import EDITS
+from instructedit.data.locations import BUNDLED_EDITS
 from instructedit.data.readers import read_records
 from instructedit.editors.gradient import GradientEditor
 from instructedit.editors.lookup import find_editor
@@ -62,7 +62,7 @@ def test_an_edit_that_did_not_take_says_so(report: Callable[..., EditReport]) ->
 
 
 def test_twenty_five_stacked_edits_say_how_many_are_lost(report: Callable[..., EditReport]) -> None:
-    requests = [record.request for record in read_records(EDITS / "counterfact.jsonl")[:25]]
+    requests = [record.request for record in read_records(BUNDLED_EDITS / "counterfact.jsonl")[:25]]
     found = report(*requests)
     lost = sum(not each.answer.took for each in found.requests)
     assert not found.succeeded
@@ -107,6 +107,6 @@ def test_norm_of_a_delta_is_that_of_its_dense_change(base: LanguageModel) -> Non
     batch = editor.edit(
         base,
         [HENDRIX],
-        [load_task("counterfact").instructions.render(load_task("counterfact").instructions.descriptions[0], HENDRIX)],
+        [load_task("counterfact").instructions.render(load_task("counterfact").instructions.templates[0], HENDRIX)],
     )
     assert batch.norms().tolist() == [pytest.approx(dense, rel=1e-4)]

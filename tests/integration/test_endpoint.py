@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 
 from instructedit.errors import EditorError
-from instructedit.instructions.bank import write_bank
-from instructedit.instructions.candidates import Candidate, fault
-from instructedit.instructions.proposers import Asked, EndpointProposer, Ranked
-from instructedit.instructions.trace import Trace
+from instructedit.instructions.candidates import Candidate, validation_error
+from instructedit.instructions.endpoint_proposer import EndpointProposer
+from instructedit.instructions.proposals import ProposalContext, RankedTemplate
+from instructedit.instructions.search_trace import SearchTrace
+from instructedit.instructions.template_files import write_templates
 from instructedit.records import EditRecord, EditRequest
-from instructedit.tasks.task import load_task
+from instructedit.tasks.loading import load_task
 
 KEY = "sk-never-to-be-seen-1234567890"
 GOOD = ["Change this answer in all its wordings and no other.", "Correct one answer; whatever else was asked stays."]
@@ -136,14 +137,14 @@ def proposer(server: Server, **more: Any) -> EndpointProposer:
     return EndpointProposer("m", server.url, "OWN_KEY", **({"timeout": 0.5, "pause": 0.01} | more))
 
 
-def asked(task: str = "zsre") -> Asked:
-    ranked = (Ranked("Change it all at once.", {"reliability": 0.75}, 0.5),)
-    return Asked(load_task(task), (EXAMPLE,), ranked, 4, 2)
+def context(task: str = "zsre") -> ProposalContext:
+    ranked = (RankedTemplate("Change it all at once.", {"reliability": 0.75}, 0.5),)
+    return ProposalContext(load_task(task), (EXAMPLE,), ranked, 4, 2)
 
 
 def test_the_model_is_shown_the_task_the_edits_and_what_was_tried(server: Server) -> None:
     calls: list[dict[str, Any]] = []
-    found = proposer(server).propose(asked("convsent"), calls.append)
+    found = proposer(server).propose(context("convsent"), calls.append)
     assert found == [(text, None) for text in GOOD]
     [question] = server.asked
     assert question["path"] == "/v1/chat/completions"
@@ -154,7 +155,7 @@ def test_the_model_is_shown_the_task_the_edits_and_what_was_tried(server: Server
     assert shown["tried"] == [{"description": "Change it all at once.", "score": 0.5, "reliability": 0.75}]
     assert shown["wanted"] == 4
     assert server.keys == [f"Bearer {KEY}"]
-    assert [(call["attempt"], call["status"], call["fault"]) for call in calls] == [(1, 200, "")]
+    assert [(call["attempt"], call["status"], call["error"]) for call in calls] == [(1, 200, "")]
 
 
 @pytest.mark.parametrize(
@@ -163,10 +164,10 @@ def test_the_model_is_shown_the_task_the_edits_and_what_was_tried(server: Server
 def test_a_call_that_fails_is_repeated(server: Server, trouble: str) -> None:
     server.script = [trouble, trouble, "fenced"]
     calls: list[dict[str, Any]] = []
-    assert proposer(server).propose(asked(), calls.append) == [(text, None) for text in GOOD]
+    assert proposer(server).propose(context(), calls.append) == [(text, None) for text in GOOD]
     assert [call["attempt"] for call in calls] == [1, 2, 3]
-    assert all(call["fault"] for call in calls[:2])
-    assert not calls[2]["fault"]
+    assert all(call["error"] for call in calls[:2])
+    assert not calls[2]["error"]
     assert len(server.asked) == 3
 
 
@@ -176,7 +177,7 @@ def test_an_endpoint_that_never_answers_is_given_up_with_the_reason(
 ) -> None:
     server.script = [trouble]
     with pytest.raises(EditorError, match="the endpoint gave no instructions") as caught:
-        proposer(server).propose(asked(), lambda call: None)
+        proposer(server).propose(context(), lambda call: None)
     assert len(server.asked) == attempts
     assert KEY not in str(caught.value)
 
@@ -187,12 +188,12 @@ def test_the_key_is_written_nowhere(
     """Not even where the service says it back in its errors."""
     caplog.set_level(logging.DEBUG)
     server.script = ["401"]
-    trace = Trace(tmp_path / "t.jsonl", {})
+    trace = SearchTrace(tmp_path / "t.jsonl", {})
     with pytest.raises(EditorError):
-        proposer(server).propose(asked(), lambda call: trace.add("call", **call))
+        proposer(server).propose(context(), lambda call: trace.add("call", **call))
     server.script = ["429", "good"]
-    texts = proposer(server).propose(asked(), lambda call: trace.add("call", **call))
-    write_bank(tmp_path / "b.yaml", load_task("zsre"), [Candidate(text, "endpoint") for text, _ in texts], {}, {})
+    texts = proposer(server).propose(context(), lambda call: trace.add("call", **call))
+    write_templates(tmp_path / "b.yaml", load_task("zsre"), [Candidate(text, "endpoint") for text, _ in texts], {}, {})
     written = "".join(path.read_text() for path in tmp_path.iterdir())
     said = capfd.readouterr()
     assert len(list(trace.of("call"))) == 3
@@ -203,8 +204,8 @@ def test_the_key_is_written_nowhere(
 
 def test_what_drops_a_placeholder_or_breaks_the_line_is_not_taken(server: Server) -> None:
     server.script = ["mixed"]
-    found = [text for text, _ in proposer(server).propose(asked("convsent"), lambda call: None)]
-    assert [fault(text, TALK) for text in found] == [
+    found = [text for text, _ in proposer(server).propose(context("convsent"), lambda call: None)]
+    assert [validation_error(text, TALK) for text in found] == [
         "drops [LABEL] and [TOPIC]",
         "drops [LABEL] and [TOPIC]",
         "drops [LABEL] and [TOPIC]",
@@ -246,21 +247,21 @@ def test_a_key_that_comes_back_as_a_description_goes_nowhere(
     """In a text, in a list, in upper case, coded for an address: it is rejected, and the reason is without it."""
     caplog.set_level(logging.DEBUG)
     server.script = ["echo"]
-    with Trace(tmp_path / "t.jsonl", {"note": f"key {KEY}"}) as trace:
-        found = proposer(server).propose(asked(), lambda call: trace.add("call", **call))
+    with SearchTrace(tmp_path / "t.jsonl", {"note": f"key {KEY}"}) as trace:
+        found = proposer(server).propose(context(), lambda call: trace.add("call", **call))
         texts = [text for text, _ in found]
         for text in texts:
-            reason = fault(text, load_task("zsre"))
+            reason = validation_error(text, load_task("zsre"))
             assert reason is not None
             trace.add("rejected", text=text, reason=reason)
         trace.add("rejected", text=f"whoever wrote it: {KEY}", reason=KEY)
-    write_bank(tmp_path / "b.yaml", load_task("zsre"), [Candidate(text, KEY) for text in GOOD], {"by": KEY}, {})
+    write_templates(tmp_path / "b.yaml", load_task("zsre"), [Candidate(text, KEY) for text in GOOD], {"by": KEY}, {})
     assert len(texts) == 5
     written = "".join(path.read_text() for path in tmp_path.iterdir())
     said = capfd.readouterr()
     for text in (written, caplog.text, said.out, said.err, repr(texts)):
         assert KEY.casefold() not in text.casefold()
-    assert "a secret in it" in (fault(f"Say {KEY} in every answer.", load_task("zsre")) or "")
+    assert "a secret in it" in (validation_error(f"Say {KEY} in every answer.", load_task("zsre")) or "")
 
 
 PASSWORD = "horse-battery/staple"
@@ -274,11 +275,11 @@ def test_a_password_in_the_address_is_sent_and_written_nowhere(
     wanted = EndpointProposer("m", url, "OWN_KEY", timeout=0.5, pause=0.01)
     assert wanted.address == server.url
     server.script = ["401", "good"]
-    with Trace(tmp_path / "t.jsonl", {"base_url": url}) as trace:
+    with SearchTrace(tmp_path / "t.jsonl", {"base_url": url}) as trace:
         assert trace.events[0]["settings"] == {"base_url": server.url}
         with pytest.raises(EditorError) as caught:
-            wanted.propose(asked(), lambda call: trace.add("call", **call))
-        wanted.propose(asked(), lambda call: trace.add("call", **call))
+            wanted.propose(context(), lambda call: trace.add("call", **call))
+        wanted.propose(context(), lambda call: trace.add("call", **call))
     coded = base64.b64encode(f"lena:{PASSWORD}".encode()).decode()
     assert server.keys == [f"Basic {coded}"] * 2
     assert {question["path"] for question in server.asked} == {"/v1/chat/completions?code=another-secret&version=2"}
@@ -287,7 +288,7 @@ def test_a_password_in_the_address_is_sent_and_written_nowhere(
     for text in (written, caplog.text, said.out, said.err, str(caught.value)):
         for secret in (PASSWORD, "horse-battery%2Fstaple", "another-secret", coded):
             assert secret not in text
-    with Trace(tmp_path / "t.jsonl", {"base_url": url}):
+    with SearchTrace(tmp_path / "t.jsonl", {"base_url": url}):
         pass  # the same settings
 
 
@@ -306,7 +307,7 @@ def test_a_redirect_is_not_followed(server: Server) -> None:
         thread.start()
         server.elsewhere, server.script = other.url, ["redirect"]
         with pytest.raises(EditorError, match="it redirects"):
-            proposer(server).propose(asked(), lambda call: None)
+            proposer(server).propose(context(), lambda call: None)
         assert len(server.asked) == 1
         assert other.asked == []
         other.shutdown()
@@ -331,10 +332,10 @@ def test_a_key_that_travels_unencrypted_is_warned_of(url: str, warned: bool, cap
 
 def test_of_many_texts_few_are_taken_and_none_is_endless(server: Server) -> None:
     server.script = ["many"]
-    found = [text for text, _ in proposer(server, timeout=10).propose(asked(), lambda call: None)]
+    found = [text for text, _ in proposer(server, timeout=10).propose(context(), lambda call: None)]
     assert len(found) == 16
     assert max(len(text) for text in found if isinstance(text, str)) == 1001
-    assert "more than 1,000 characters" in (fault(found[0], load_task("zsre")) or "")
+    assert "more than 1,000 characters" in (validation_error(found[0], load_task("zsre")) or "")
     assert found[1] is None
 
 
@@ -342,6 +343,6 @@ def test_a_long_complaint_is_cut(server: Server) -> None:
     server.script = ["novel"]
     calls: list[dict[str, Any]] = []
     with pytest.raises(EditorError) as caught:
-        proposer(server).propose(asked(), calls.append)
+        proposer(server).propose(context(), calls.append)
     assert len(str(caught.value)) < 600
-    assert len(calls[0]["fault"]) < 600
+    assert len(calls[0]["error"]) < 600

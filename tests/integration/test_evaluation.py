@@ -21,11 +21,11 @@ from instructedit.evaluation.metrics import MetricGroup, registered_metrics
 from instructedit.evaluation.protocols import Control, InstructionChooser, Protocol
 from instructedit.evaluation.runner import Evaluation, evaluate
 from instructedit.evaluation.scoring import Query, Scored, score
-from instructedit.instructions.grammar import unrelated_texts, wordings
+from instructedit.instructions.templates import held_out_templates, unrelated_texts
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import pad
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
-from instructedit.tasks.task import load_task
+from instructedit.tasks.loading import load_task
 
 TASK_OF = {"counterfact": "records", "rename": "records", "this-fact": "records", "convsent": "opinions"}
 
@@ -200,8 +200,12 @@ def test_users_task_is_evaluated_without_code(
     own = {
         "name": "towns",
         "summary": "move people",
-        "stay": ["unrelated"],
-        "instructions": {"name": "Towns", "descriptions": ["Move this person.", "Move [TOPIC] to another town."]},
+        "out_of_scope": ["unrelated"],
+        "instructions": {
+            "name": "Towns",
+            "templates": ["Move this person."],
+            "held_out_templates": ["Move [TOPIC] to another town."],
+        },
     }
     path.write_text(yaml.safe_dump(own), encoding="utf-8")
     result = evaluate(editor, gpt2, load_task(path), records[:3])
@@ -279,24 +283,25 @@ def chosen(name: str, control: Control, request: EditRequest = REQUEST, **more: 
 def test_each_control_gives_its_own_text() -> None:
     task, opposite = load_task("this-fact").instructions, load_task("rename").instructions
     assert chosen("this-fact", Control.NONE) is None
-    assert chosen("this-fact", Control.UNSEEN) == task.unseen(REQUEST)
-    assert chosen("this-fact", Control.SWAPPED_SCOPE) == opposite.unseen(REQUEST)
-    assert chosen("this-fact", Control.SEEN) in {task.render(text) for text in task.descriptions[:-1]}
+    assert chosen("this-fact", Control.UNSEEN) == task.render_held_out(REQUEST)
+    assert chosen("this-fact", Control.SWAPPED_SCOPE) == opposite.render_held_out(REQUEST)
+    assert chosen("this-fact", Control.SEEN) in {task.render(text) for text in task.templates}
     assert f"Task: {task.name}\n" not in (chosen("this-fact", Control.OTHER_TASK) or "")
 
 
 def test_name_and_text_are_swapped_apart() -> None:
     task, opposite = load_task("this-fact").instructions, load_task("rename").instructions
-    own, other = task.descriptions[-1], opposite.descriptions[-1]
+    own, other = task.held_out_templates[0], opposite.held_out_templates[0]
     assert chosen("this-fact", Control.TEXT_SWAPPED) == f"Task: {task.name}\nDescription: {other}"
     assert chosen("this-fact", Control.NAME_SWAPPED) == f"Task: {opposite.name}\nDescription: {own}"
     assert chosen("this-fact", Control.TEXT_ALONE) == f"Task: Edit\nDescription: {own}"
-    texts = wordings("test")
-    assert chosen("this-fact", Control.TEXT_SWAPPED, wording="test") == (
-        f"Task: {task.name}\nDescription: {texts['rename'][0]}"
+    texts = held_out_templates("test")
+    assert chosen("this-fact", Control.TEXT_SWAPPED, templates="test") == (
+        f"Task: {task.name}\nDescription: {texts['everywhere'][0]}"
     )
     assert (
-        chosen("this-fact", Control.SWAPPED_SCOPE, wording="test") == f"Task: Edit\nDescription: {texts['rename'][0]}"
+        chosen("this-fact", Control.SWAPPED_SCOPE, templates="test")
+        == f"Task: Edit\nDescription: {texts['everywhere'][0]}"
     )
 
 
@@ -317,9 +322,9 @@ def test_a_requests_own_instruction_goes_first_but_not_before_a_control() -> Non
         assert chosen("this-fact", control, own) == chosen("this-fact", control)
 
 
-def test_wordings_stand_behind_a_neutral_name_one_after_another() -> None:
+def test_held_out_templates_stand_behind_a_neutral_name_one_after_another() -> None:
     chooser = InstructionChooser(load_task("rename"), Control.UNSEEN, "validation")
-    texts = wordings("validation")["rename"]
+    texts = held_out_templates("validation")["everywhere"]
     assert [chooser(REQUEST) for _ in range(len(texts) + 1)] == [
         f"Task: Edit\nDescription: {text}" for text in (*texts, texts[0])
     ]
@@ -330,13 +335,15 @@ def test_swapping_what_has_no_opposite_is_refused() -> None:
         chosen("convsent", Control.SWAPPED_SCOPE)
 
 
-def test_wordings_that_do_not_exist_are_refused() -> None:
-    with pytest.raises(DataError, match="no test wordings for convsent; they exist for this-fact, rename, "):
-        chosen("convsent", Control.UNSEEN, wording="test")
+def test_templates_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(
+        DataError, match=r"no test templates for task convsent \(scope tone\); they exist for the scopes "
+    ):
+        chosen("convsent", Control.UNSEEN, templates="test")
 
 
-def test_tasks_of_one_scope_share_their_wordings() -> None:
-    assert chosen("zsre", Control.UNSEEN, wording="test") == chosen("this-fact", Control.UNSEEN, wording="test")
+def test_tasks_of_one_scope_share_their_held_out_templates() -> None:
+    assert chosen("zsre", Control.UNSEEN, templates="test") == chosen("this-fact", Control.UNSEEN, templates="test")
 
 
 QUERIES = (

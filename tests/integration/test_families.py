@@ -29,7 +29,7 @@ from instructedit.models.fusion import fuse_activations_in_place
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.models.text import TokenBatch, pad
 from instructedit.records import EditRequest
-from instructedit.tasks.task import load_task
+from instructedit.tasks.loading import load_task
 
 PAIRS = (
     ("Lena was born in", "Oston"),
@@ -238,7 +238,7 @@ def test_delta_file_does_what_the_batch_row_did(
 ) -> None:
     editor = new_editor(any_model)
     task = load_task("counterfact")
-    text = task.instructions.render(task.instructions.descriptions[0])
+    text = task.instructions.render(task.instructions.templates[0])
     rows = editor.edit(any_model, requests_, [text] * 3)
     save_delta(make_edit(editor, any_model, requests_[1:2], task), tmp_path / "one.safetensors")
     delta = load_delta(tmp_path / "one.safetensors")

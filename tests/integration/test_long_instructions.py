@@ -13,10 +13,11 @@ from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokeniz
 from instructedit.assets import ASSETS, read_yaml
 from instructedit.editors.instruction_encoders import TrainedEncoder
 from instructedit.editors.mend import Mend
-from instructedit.instructions.grammar import Grammar, parts_of, scope_grammar, wordings
+from instructedit.instructions.grammar import Grammar, parts_of, scope_grammar
+from instructedit.instructions.templates import NEUTRAL_NAME, held_out_templates
 from instructedit.models.language_model import BUNDLED_FOLDER, LanguageModel
 from instructedit.records import EditRequest
-from instructedit.tasks.task import NEUTRAL_NAME, shipped_tasks
+from instructedit.tasks.loading import shipped_tasks
 
 REQUEST = EditRequest(prompt="Lena was born in", target="Oston")
 #: Tokens that an editor trained with the default encoder reads.
@@ -60,12 +61,12 @@ def slots_longest(text: str, grammar: Grammar, length: Callable[[str], int]) -> 
     return text
 
 
-def longest_wording(scope: str, grammar: Grammar, length: Callable[[str], int]) -> str:
+def longest_template(scope: str, grammar: Grammar, length: Callable[[str], int]) -> str:
     """The longest text that the grammar can draw for a scope."""
     texts = list(grammar.texts.get(scope, ()))
-    texts += [slots_longest(frame, grammar, length) for frame in grammar.scopes.get(scope, ())]
+    texts += [slots_longest(frame, grammar, length) for frame in grammar.frames.get(scope, ())]
     if len(parts_of(scope)) > 1:
-        texts.append(" ".join(longest_wording(part, grammar, length) for part in parts_of(scope)))
+        texts.append(" ".join(longest_template(part, grammar, length) for part in parts_of(scope)))
     return max(texts, key=length)
 
 
@@ -87,18 +88,21 @@ def test_every_text_that_ships_is_read_whole() -> None:
     grammar = scope_grammar()
     request = EditRequest(prompt="a", target="b", subject="the Parliament of the United Kingdom", label="positive")
     for task in shipped_tasks().values():
-        bank = task.instructions
-        texts = [bank.render(description, request) for description in bank.descriptions]
-        if bank.scope is not None:
-            wording = longest_wording(bank.scope, grammar, length)
-            texts += [bank.render(wording, request, name) for name in (None, NEUTRAL_NAME)]
+        instructions = task.instructions
+        texts = [instructions.render(description, request) for description in instructions.all_templates]
+        if instructions.scope is not None:
+            longest = longest_template(instructions.scope, grammar, length)
+            texts += [instructions.render(longest, request, name) for name in (None, NEUTRAL_NAME)]
         for kind in ("validation", "test"):
-            texts += [bank.render(text, request) for text in wordings(kind).get(task.name, ())]
+            texts += [
+                instructions.render(text, request)
+                for text in held_out_templates(kind).get(instructions.scope or "", ())
+            ]
         for text in texts:
             assert length(text) <= LENGTH, (task.name, length(text), text)
-    for folder in ("instructions", "wording", "templates"):
-        for file in (ASSETS / folder).glob("*.yaml"):
-            for text in every_text(read_yaml(f"{folder}/{file.name}")):
+    for folder in ("instructions", "templates"):
+        for file in (ASSETS / folder).rglob("*.yaml"):
+            for text in every_text(read_yaml(str(file.relative_to(ASSETS)))):
                 assert length(text) <= LENGTH, (file, text)
 
 

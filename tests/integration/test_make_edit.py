@@ -14,7 +14,7 @@ from instructedit.editors.mend import Mend
 from instructedit.errors import DataError, EditorError
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
-from instructedit.tasks.task import load_task
+from instructedit.tasks.loading import load_task
 
 REQUEST = EditRequest(prompt="Lena was born in", target="Oston", subject="Lena")
 

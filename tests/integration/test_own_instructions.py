@@ -11,7 +11,7 @@ from instructedit.editors.editing import instruction_of, make_edit
 from instructedit.editors.mend import Mend
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
-from instructedit.tasks.task import load_task, shipped_tasks
+from instructedit.tasks.loading import load_task, shipped_tasks
 
 REQUEST = EditRequest(prompt="Lena was born in", target="Oston", subject="Lena", label="positive")
 OWN = "Everyone who has the old town gets the new one."
@@ -25,7 +25,7 @@ def test_an_own_text_is_read_behind_a_neutral_name_whatever_the_task(task: str |
 
 def test_a_request_without_a_text_gets_its_tasks_or_none() -> None:
     task = load_task("rename")
-    assert instruction_of(REQUEST, task) == task.instructions.render(task.instructions.descriptions[0])
+    assert instruction_of(REQUEST, task) == task.instructions.render(task.instructions.templates[0])
     assert instruction_of(REQUEST, None) is None
 
 

@@ -22,7 +22,7 @@ from instructedit.evaluation.protocols import Protocol
 from instructedit.evaluation.runner import evaluate
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord
-from instructedit.tasks.task import load_task
+from instructedit.tasks.loading import load_task
 from instructedit.training.mixture import Source, draw_batch
 from instructedit.training.objective import loss_and_backward
 from instructedit.training.recipe import Objective

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from instructedit.data.readers import read_records
-from instructedit.instructions.routing import NEAR_ENOUGH, ROUTED, Router
+from instructedit.instructions.routing import SIMILARITY_THRESHOLD, Router
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRequest
-from instructedit.tasks.task import FREE_TEXT, NEUTRAL_TEXT, free_text
+from instructedit.tasks.loading import FREE_TEXT, NEUTRAL_TEXT, free_text_task, listed_tasks
 
+ROUTED = {task.name for task in listed_tasks() if task.routing is not None}
 FILES = {
     "counterfact": "counterfact/counterfact-train.json",
     "recent": "wikirecent/recent_train.json",
@@ -35,7 +36,7 @@ def router() -> Router:
 def test_requests_go_to_the_task_that_they_look_like(router: Router, prompt: str, task: str) -> None:
     [route] = router([EditRequest(prompt=prompt, target="Oston")])
     assert route.task.name == task
-    assert route.similarities.keys() == set(ROUTED)
+    assert route.similarities.keys() == ROUTED
     assert str(route).startswith(f"{task} ")
 
 
@@ -59,13 +60,13 @@ def test_most_real_requests_are_routed_right(router: Router, public_data: Path, 
 
 def test_a_request_like_none_gets_the_neutral_text(router: Router) -> None:
     route = router([EditRequest(prompt="The best pizza topping is", target="corn")])[0]
-    assert max(route.similarities.values()) < NEAR_ENOUGH
-    assert route.task.instructions.unseen() == f"Task: Edit\nDescription: {NEUTRAL_TEXT}"
+    assert max(route.similarities.values()) < SIMILARITY_THRESHOLD
+    assert route.task.instructions.render_held_out() == f"Task: Edit\nDescription: {NEUTRAL_TEXT}"
 
 
 def test_free_text_stands_behind_a_neutral_name() -> None:
     request = EditRequest(prompt="a", target="b", instruction="Only here, please.")
-    task = free_text()
+    task = free_text_task()
     assert task.instructions.render("Only here, please.", request) == "Task: Edit\nDescription: Only here, please."
 
 

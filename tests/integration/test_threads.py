@@ -22,7 +22,7 @@ from instructedit.evaluation.scoring import Query, score
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import pad
 from instructedit.records import EditRequest
-from instructedit.tasks.task import load_task
+from instructedit.tasks.loading import load_task
 
 ROUNDS = 80
 

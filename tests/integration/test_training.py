@@ -26,7 +26,7 @@ from instructedit.models.language_model import LanguageModel, load_language_mode
 from instructedit.models.text import pad
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
 from instructedit.storage.checkpoints import load_checkpoint
-from instructedit.tasks.task import load_task
+from instructedit.tasks.loading import load_task
 from instructedit.training import loop
 from instructedit.training.data import read_sources, split_validation
 from instructedit.training.log import LOG

@@ -10,11 +10,11 @@ import pytest
 
 from instructedit.data.readers import read_records
 from instructedit.errors import DataError
-from instructedit.evaluation.demonstration import TEST_FILES
-from instructedit.instructions.edits import HELD_OUT_FILES, validation_edits
+from instructedit.instructions.validation_edits import validation_edits
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRecord
-from instructedit.tasks.task import load_task
+from instructedit.tasks.loading import listed_tasks, load_task
+from instructedit.tasks.task import Task
 from instructedit.training.data import read_sources
 from instructedit.training.loop import EDITOR, train
 from instructedit.training.recipe import parse_recipe
@@ -72,24 +72,24 @@ def test_same_seed_same_order(trained: tuple[str, dict[str, Any]], tmp_path: Pat
 
 def test_without_data_the_edits_that_ship_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INSTRUCTEDIT_DATA", str(tmp_path / "nowhere"))
-    monkeypatch.setattr("instructedit.instructions.edits.data_folder", lambda: None)
+    monkeypatch.setattr("instructedit.instructions.validation_edits.data_folder", lambda: None)
     found, source = validation_edits(load_task("recent"), "bundled", 5, 0)
-    assert (len(found), source) == (5, "own/recent.jsonl, as the data sets are not at hand")
+    assert (len(found), source) == (5, "bundled/recent.jsonl, as the data sets are not at hand")
     with pytest.raises(
         DataError, match="no validation edits are known for task implications, as the data sets are not"
     ):
         validation_edits(load_task("implications"), "bundled", 5, 0)
 
 
-@pytest.mark.parametrize("name", HELD_OUT_FILES)
-def test_files_of_held_out_tasks_share_no_edit_with_the_tests(name: str, public_data: Path) -> None:
-    def requests(file: str) -> set[tuple[str, str]]:
-        records = read_records(public_data / file, skip_incomplete=True)
+@pytest.mark.parametrize("task", [task for task in listed_tasks() if task.files.validation], ids=lambda task: task.name)
+def test_validation_files_share_no_edit_with_the_tests(task: Task, public_data: Path) -> None:
+    def requests(file: str | None) -> set[tuple[str, str]]:
+        records = read_records(public_data / (file or ""), skip_incomplete=True)
         return {(record.request.prompt, record.request.target) for record in records}
 
-    assert not requests(HELD_OUT_FILES[name]) & requests(TEST_FILES[name])
+    assert not requests(task.files.validation) & requests(task.files.test)
 
 
 def test_records_that_do_not_fit_are_left_out(trained: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"own\.jsonl: no record has what task aliases is about"):
+    with pytest.raises(DataError, match=r"own\.jsonl: no record has what task aliases needs"):
         validation_edits(load_task("aliases"), "mend", 5, 0, tmp_path / "own.jsonl")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from instructedit.data.locations import VARIABLE, data_folder, find_data
+from instructedit.data.locations import DATA_VARIABLE, data_folder, find_data
 from instructedit.errors import DataError
 
 
@@ -14,15 +14,15 @@ def test_a_folder_beside_the_working_folder_is_not_taken(tmp_path: Path, monkeyp
     (tmp_path / "shared" / "data").mkdir(parents=True)
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
     assert data_folder() is None
-    with pytest.raises(DataError, match=VARIABLE):
+    with pytest.raises(DataError, match=DATA_VARIABLE):
         find_data()
 
 
 def test_the_variable_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
     assert find_data() == data_folder() == tmp_path
-    monkeypatch.setenv(VARIABLE, str(tmp_path / "nowhere"))
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="nowhere"):
         find_data()

@@ -22,7 +22,7 @@ from instructedit.errors import EditorError, ModelError
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.models.text import pad
 from instructedit.records import EditRequest
-from instructedit.tasks.task import load_task
+from instructedit.tasks.loading import load_task
 
 INPUTS, OUTPUTS, CODE = 6, 10, 4
 
@@ -324,7 +324,7 @@ def test_edits_add_up_each_under_its_own_instruction(
     editor = new_editor(gpt2)
     task = load_task("counterfact")
     own = requests_[1].model_copy(update={"instruction": "Rename it for all."})
-    first = task.instructions.render(task.instructions.descriptions[0])
+    first = task.instructions.render(task.instructions.templates[0])
     texts = [first, "Task: Edit\nDescription: Rename it for all."]
     total = make_edit(editor, gpt2, [requests_[0], own], task)
     batch = editor.edit(gpt2, [requests_[0], own], texts)

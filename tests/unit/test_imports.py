@@ -16,8 +16,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: A package may import from packages of a lower rank, and from itself; a module listed by itself has its own rank.
 RANKS = {
     **dict.fromkeys(("records", "errors", "storage", "assets", "artifacts"), 0),
-    "data": 1,
-    **dict.fromkeys(("instructions.templates", "instructions.grammar"), 2),
+    **dict.fromkeys(("data", "instructions.grammar"), 1),
+    "instructions.templates": 2,
     "tasks": 3,
     "models": 4,
     "deltas": 5,

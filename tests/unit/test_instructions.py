@@ -15,15 +15,16 @@ import yaml
 
 from instructedit.cli.instructions import seconds_of
 from instructedit.errors import DataError
-from instructedit.instructions.bank import with_bank, write_bank
-from instructedit.instructions.candidates import Candidate, fault
+from instructedit.instructions.candidates import Candidate, validation_error
 from instructedit.instructions.grammar import scope_grammar
-from instructedit.instructions.optimise import Budget, optimise
-from instructedit.instructions.proposers import Asked, OfflineProposer, Proposal, Ranked
-from instructedit.instructions.trace import Trace
-from instructedit.instructions.trial import METRICS, Trial, by_edit, joined, means, overall
+from instructedit.instructions.offline_proposer import OfflineProposer
+from instructedit.instructions.proposals import Proposal, ProposalContext, RankedTemplate
+from instructedit.instructions.search import Budget, optimise
+from instructedit.instructions.search_trace import SearchTrace
+from instructedit.instructions.template_files import with_templates, write_templates
+from instructedit.instructions.trial import METRICS, Trial, concatenated, edit_means, metric_means, overall_score
 from instructedit.records import EditRecord, EditRequest
-from instructedit.tasks.task import load_task, shipped_tasks
+from instructedit.tasks.loading import load_task, shipped_tasks
 
 ZSRE = load_task("zsre")
 EDITS = 36
@@ -46,25 +47,25 @@ EDITS = 36
     ],
 )
 def test_what_cannot_be_an_instruction_is_told(text: object, reason: str) -> None:
-    assert reason in (fault(text, ZSRE) or "")
+    assert reason in (validation_error(text, ZSRE) or "")
 
 
 def test_placeholders_of_a_task_may_not_be_dropped() -> None:
     talk = load_task("convsent")
-    assert fault("Make it [LABEL] about [TOPIC] from now on.", talk) is None
-    assert fault("Make it [LABEL] from now on.", talk) == "drops [TOPIC]"
-    assert fault("Make it nice from now on.", talk) == "drops [LABEL] and [TOPIC]"
+    assert validation_error("Make it [LABEL] about [TOPIC] from now on.", talk) is None
+    assert validation_error("Make it [LABEL] from now on.", talk) == "drops [TOPIC]"
+    assert validation_error("Make it nice from now on.", talk) == "drops [LABEL] and [TOPIC]"
 
 
 @pytest.mark.parametrize("name", [name for name, task in shipped_tasks().items() if task.instructions.scope])
 def test_offline_proposals_are_usable_and_repeatable(name: str) -> None:
     task = load_task(name)
-    ranked = tuple(Ranked(text, {}, 1.0) for text in task.instructions.descriptions)
-    asked = Asked(task, (), ranked, 40, 3)
-    texts = OfflineProposer(5).propose(asked, lambda call: None)
-    assert texts == OfflineProposer(5).propose(asked, lambda call: None)
-    assert texts != OfflineProposer(6).propose(asked, lambda call: None)
-    usable = [text for text, _ in texts if fault(text, task) is None]
+    ranked = tuple(RankedTemplate(text, {}, 1.0) for text in task.instructions.all_templates)
+    context = ProposalContext(task, (), ranked, 40, 3)
+    texts = OfflineProposer(5).propose(context, lambda call: None)
+    assert texts == OfflineProposer(5).propose(context, lambda call: None)
+    assert texts != OfflineProposer(6).propose(context, lambda call: None)
+    usable = [text for text, _ in texts if validation_error(text, task) is None]
     assert len(set(usable)) >= 20
     assert {parent for _, parent in texts} - {None} <= {r.text for r in ranked}
 
@@ -75,7 +76,7 @@ def quality(text: str) -> float:
 
 
 class PretendedTrial(Trial):
-    """Scores texts by their words. Attributes: calls, what was asked for; deaths, after how many calls to die."""
+    """Scores texts by their words. Attributes: calls, what was requested; deaths, after how many calls to die."""
 
     def __init__(self, dies_after: int | None = None, judge: Callable[[str], float] = quality) -> None:
         record = EditRecord(record_id="r", request=EditRequest(prompt="Who?", target="Ann"))
@@ -110,21 +111,21 @@ BUDGET = Budget(seconds=60, rounds=6, candidates=12)
 
 def test_better_texts_are_found_and_the_gain_is_measured_on_other_edits(tmp_path: Path) -> None:
     trial = PretendedTrial()
-    outcome = optimise(ZSRE, trial, OfflineProposer(0), Trace(tmp_path / "t.jsonl", SETTINGS), BUDGET)
+    outcome = optimise(ZSRE, trial, OfflineProposer(0), SearchTrace(tmp_path / "t.jsonl", SETTINGS), BUDGET)
     assert outcome.improved
     assert outcome.gain.low > 0
     assert outcome.gain.count == EDITS - 2 * EDITS // 3
-    assert quality(outcome.texts[0].text) > max(map(quality, ZSRE.instructions.descriptions))
-    assert outcome.texts[0].proposer == "offline"
-    assert len({text.text for text in outcome.texts}) == 10
+    assert quality(outcome.templates[0].text) > max(map(quality, ZSRE.instructions.all_templates))
+    assert outcome.templates[0].proposer == "offline"
+    assert len({text.text for text in outcome.templates}) == 10
     assert outcome.metrics["new"]["reliability"] > outcome.metrics["start"]["reliability"]
 
 
-def test_no_gain_is_said_and_keeps_the_starting_bank(tmp_path: Path) -> None:
-    trial = PretendedTrial(judge=lambda text: 0.9 if text in ZSRE.instructions.descriptions else 0.2)
-    outcome = optimise(ZSRE, trial, OfflineProposer(0), Trace(tmp_path / "t.jsonl", SETTINGS), BUDGET)
+def test_no_gain_is_said_and_keeps_the_tasks_own_templates(tmp_path: Path) -> None:
+    trial = PretendedTrial(judge=lambda text: 0.9 if text in ZSRE.instructions.all_templates else 0.2)
+    outcome = optimise(ZSRE, trial, OfflineProposer(0), SearchTrace(tmp_path / "t.jsonl", SETTINGS), BUDGET)
     assert not outcome.improved
-    assert [text.text for text in outcome.texts] == list(ZSRE.instructions.descriptions)
+    assert [text.text for text in outcome.templates] == list(ZSRE.instructions.all_templates)
     assert outcome.stopped == "no metric improved in 3 rounds"
     assert outcome.rounds == 3
 
@@ -133,8 +134,8 @@ def test_candidates_are_halved(tmp_path: Path) -> None:
     """Of a round's candidates all are tried on 8 edits, and few on all that choose."""
     trial = PretendedTrial()
     budget = Budget(seconds=60, rounds=1, candidates=16)
-    optimise(ZSRE, trial, OfflineProposer(0), Trace(tmp_path / "t.jsonl", SETTINGS), budget)
-    proposed = [call for call in trial.calls if call[0] not in ZSRE.instructions.descriptions]
+    optimise(ZSRE, trial, OfflineProposer(0), SearchTrace(tmp_path / "t.jsonl", SETTINGS), budget)
+    proposed = [call for call in trial.calls if call[0] not in ZSRE.instructions.all_templates]
     first = {text for text, start, _ in proposed if start == 0}
     assert {stop for text, start, stop in proposed if start == 0} == {8}
     assert len({text for text, start, _ in proposed if start == 8}) == -(-len(first) // 2)
@@ -143,16 +144,18 @@ def test_candidates_are_halved(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dies_after", [1, 9, 15, 30, 50])
 def test_killed_run_goes_on_and_tries_nothing_twice(tmp_path: Path, dies_after: int) -> None:
-    whole = optimise(ZSRE, PretendedTrial(), OfflineProposer(0), Trace(tmp_path / "whole.jsonl", SETTINGS), BUDGET)
+    whole = optimise(
+        ZSRE, PretendedTrial(), OfflineProposer(0), SearchTrace(tmp_path / "whole.jsonl", SETTINGS), BUDGET
+    )
     path = tmp_path / "killed.jsonl"
     first, second = PretendedTrial(dies_after), PretendedTrial()
     with pytest.raises(KeyboardInterrupt):
-        optimise(ZSRE, first, OfflineProposer(0), Trace(path, SETTINGS), BUDGET)
+        optimise(ZSRE, first, OfflineProposer(0), SearchTrace(path, SETTINGS), BUDGET)
     with path.open("a") as stream:  # what a kill in the middle of a line leaves
         stream.write('{"event": "sco')
-    again = optimise(ZSRE, second, OfflineProposer(0), Trace(path, SETTINGS), BUDGET)
-    assert (again.texts, again.gain, again.rounds) == (whole.texts, whole.gain, whole.rounds)
-    kept = [(event["text"], event["start"], event["stop"]) for event in Trace(path, SETTINGS).of("score")]
+    again = optimise(ZSRE, second, OfflineProposer(0), SearchTrace(path, SETTINGS), BUDGET)
+    assert (again.templates, again.gain, again.rounds) == (whole.templates, whole.gain, whole.rounds)
+    kept = [(event["text"], event["start"], event["stop"]) for event in SearchTrace(path, SETTINGS).of("score")]
     assert len(kept) == len(set(kept))
     assert not set(kept[: len(kept) - len(second.calls)]) & set(second.calls)
 
@@ -162,8 +165,8 @@ class Improves:
 
     name = "improves"
 
-    def propose(self, asked: Asked, on_call: Callable[[dict[str, Any]], None]) -> list[Proposal]:
-        return [(f"In round {asked.round} we say {number} {'better ' * asked.round}", None) for number in range(3)]
+    def propose(self, context: ProposalContext, on_call: Callable[[dict[str, Any]], None]) -> list[Proposal]:
+        return [(f"In round {context.round} we say {number} {'better ' * context.round}", None) for number in range(3)]
 
 
 def improving(text: str) -> float:
@@ -175,20 +178,22 @@ def test_killed_run_judges_each_round_by_what_was_known_then(tmp_path: Path, rou
     """Patience is counted as in an unbroken run, though later rounds are in the trace already."""
     budget = Budget(seconds=60, rounds=10, patience=2)
     whole = optimise(
-        ZSRE, PretendedTrial(judge=improving), Improves(), Trace(tmp_path / "whole.jsonl", SETTINGS), budget
+        ZSRE, PretendedTrial(judge=improving), Improves(), SearchTrace(tmp_path / "whole.jsonl", SETTINGS), budget
     )
     path = tmp_path / "killed.jsonl"
     few = Budget(seconds=60, rounds=rounds, patience=2)
-    optimise(ZSRE, PretendedTrial(judge=improving), Improves(), Trace(path, SETTINGS), few)
-    again = optimise(ZSRE, PretendedTrial(judge=improving), Improves(), Trace(path, SETTINGS), budget)
+    optimise(ZSRE, PretendedTrial(judge=improving), Improves(), SearchTrace(path, SETTINGS), few)
+    again = optimise(ZSRE, PretendedTrial(judge=improving), Improves(), SearchTrace(path, SETTINGS), budget)
     assert whole.rounds == again.rounds == 10
-    assert whole.texts == again.texts
+    assert whole.templates == again.templates
 
 
 def test_finished_rounds_cost_no_time(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
-    optimise(ZSRE, PretendedTrial(), OfflineProposer(0), Trace(path, SETTINGS), Budget(seconds=60, rounds=2))
-    again = optimise(ZSRE, PretendedTrial(), OfflineProposer(0), Trace(path, SETTINGS), Budget(seconds=0, rounds=9))
+    optimise(ZSRE, PretendedTrial(), OfflineProposer(0), SearchTrace(path, SETTINGS), Budget(seconds=60, rounds=2))
+    again = optimise(
+        ZSRE, PretendedTrial(), OfflineProposer(0), SearchTrace(path, SETTINGS), Budget(seconds=0, rounds=9)
+    )
     assert (again.rounds, again.stopped) == (2, "the time is spent")
 
 
@@ -196,28 +201,30 @@ def test_too_few_edits_are_told(tmp_path: Path) -> None:
     trial = PretendedTrial()
     object.__setattr__(trial, "records", trial.records[:2])
     with pytest.raises(DataError, match="on 3 edits at least; 2 fit"):
-        optimise(ZSRE, trial, OfflineProposer(0), Trace(tmp_path / "t.jsonl", SETTINGS), BUDGET)
+        optimise(ZSRE, trial, OfflineProposer(0), SearchTrace(tmp_path / "t.jsonl", SETTINGS), BUDGET)
 
 
 @pytest.mark.parametrize("content", ['{"prompt": "Who?"}\n{"cut off', "[1]\n", '"start"\n', "no line end"])
 def test_a_file_that_is_no_trace_is_left_as_it_is(tmp_path: Path, content: str) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text(content)
-    with pytest.raises(DataError, match=r"t\.jsonl: is not the trace of an optimisation"):
-        Trace(path, SETTINGS)
+    with pytest.raises(DataError, match=r"t\.jsonl: is not the trace of a search"):
+        SearchTrace(path, SETTINGS)
     assert path.read_text() == content
 
 
 def test_any_text_survives_the_trace(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     text = "one\u2028two\u0085three \ud800"
-    Trace(path, SETTINGS).add("rejected", text=text)
-    assert [event["text"] for event in Trace(path, SETTINGS).of("rejected")] == [text]
+    SearchTrace(path, SETTINGS).add("rejected", text=text)
+    assert [event["text"] for event in SearchTrace(path, SETTINGS).of("rejected")] == [text]
 
 
 def test_generated_texts_keep_to_the_tasks_scope() -> None:
-    ranked = tuple(Ranked(text, {}, 1.0) for text in ZSRE.instructions.descriptions)
-    texts = OfflineProposer(0, stray=0.0).propose(Asked(ZSRE, (), ranked, 30, 1), lambda call: None)
+    ranked = tuple(RankedTemplate(text, {}, 1.0) for text in ZSRE.instructions.all_templates)
+    texts = OfflineProposer(0, exploration_rate=0.0).propose(
+        ProposalContext(ZSRE, (), ranked, 30, 1), lambda call: None
+    )
     known = {text for text, parent in texts if parent is None}
     rng = random.Random(0)
     assert len(known) >= 14
@@ -225,23 +232,23 @@ def test_generated_texts_keep_to_the_tasks_scope() -> None:
 
 
 def test_trace_of_other_settings_is_refused(tmp_path: Path) -> None:
-    Trace(tmp_path / "t.jsonl", SETTINGS)
-    with pytest.raises(DataError, match=r"another optimisation \(seed differ\)"):
-        Trace(tmp_path / "t.jsonl", {**SETTINGS, "seed": 1})
+    SearchTrace(tmp_path / "t.jsonl", SETTINGS)
+    with pytest.raises(DataError, match=r"another search \(seed differ\)"):
+        SearchTrace(tmp_path / "t.jsonl", {**SETTINGS, "seed": 1})
 
 
 def test_damaged_trace_is_told_by_its_line(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
-    Trace(path, SETTINGS)
+    SearchTrace(path, SETTINGS)
     path.write_text(path.read_text() + "{oh\n")
     with pytest.raises(DataError, match="line 2 is not valid JSON"):
-        Trace(path, SETTINGS)
+        SearchTrace(path, SETTINGS)
 
 
 def written(folder: Path, *events: object, end: str = "\n") -> Path:
     """A trace with these lines after its first."""
     path = folder / "t.jsonl"
-    with Trace(path, SETTINGS):
+    with SearchTrace(path, SETTINGS):
         pass
     with path.open("a") as stream:
         stream.write("\n".join(json.dumps(event) for event in events) + end)
@@ -253,7 +260,7 @@ def test_a_trace_torn_in_its_first_line_is_started_anew(tmp_path: Path, length: 
     path = written(tmp_path, end="")
     content = path.read_bytes()
     path.write_bytes(content[:length])
-    with Trace(path, SETTINGS) as trace:
+    with SearchTrace(path, SETTINGS) as trace:
         assert [event["event"] for event in trace.events] == ["start"]
     assert path.read_bytes() == content
 
@@ -265,10 +272,10 @@ CANDIDATE = {"event": "candidate", "text": "a b c", "proposer": "x", "parent": N
 @pytest.mark.parametrize(
     ("event", "problem"),
     [
-        ([1], "is no event"),
-        ("score", "is no event"),
-        ({"text": "a"}, "is no event"),
-        ({"event": 3}, "is no event"),
+        ([1], "is not an event"),
+        ("score", "is not an event"),
+        ({"text": "a"}, "is not an event"),
+        ({"event": 3}, "is not an event"),
         ({"event": "candidate", "text": "a"}, "proposer, parent, round of candidate"),
         (CANDIDATE | {"text": 5}, "text of candidate"),
         (CANDIDATE | {"more": 5}, "more of candidate"),
@@ -287,7 +294,7 @@ def test_an_event_without_what_is_read_of_it_is_told_by_its_line(tmp_path: Path,
     path = written(tmp_path, CANDIDATE, event)
     before = path.read_bytes()
     with pytest.raises(DataError, match=rf"t\.jsonl: line 3 .*{problem}"):
-        Trace(path, SETTINGS)
+        SearchTrace(path, SETTINGS)
     assert path.read_bytes() == before
 
 
@@ -298,20 +305,20 @@ def test_a_line_that_nothing_can_read_is_told(tmp_path: Path, line: bytes) -> No
     path = written(tmp_path, end="")
     path.write_bytes(path.read_bytes() + line + b"\n")
     with pytest.raises(DataError, match=r"t\.jsonl: line 2 "):
-        Trace(path, SETTINGS)
+        SearchTrace(path, SETTINGS)
 
 
 def test_scores_that_two_processes_wrote_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path, CANDIDATE, SCORE, SCORE)
     with pytest.raises(DataError, match="do not follow one another"):
-        optimise(ZSRE, PretendedTrial(), OfflineProposer(0), Trace(path, SETTINGS), BUDGET)
+        optimise(ZSRE, PretendedTrial(), OfflineProposer(0), SearchTrace(path, SETTINGS), BUDGET)
 
 
 HOLDS = """
 import sys, time
 from pathlib import Path
-from instructedit.instructions.trace import Trace
-trace = Trace(Path(sys.argv[1]), {"task": "zsre", "seed": 0})
+from instructedit.instructions.search_trace import SearchTrace
+trace = SearchTrace(Path(sys.argv[1]), {"task": "zsre", "seed": 0})
 print("open", flush=True)
 time.sleep(60)
 """
@@ -325,22 +332,22 @@ def test_a_trace_is_open_in_one_process(tmp_path: Path) -> None:
         assert other.stdout.readline() == "open\n"
         before = path.read_bytes()
         with pytest.raises(DataError, match=r"t\.jsonl: another process is writing here"):
-            Trace(path, SETTINGS)
+            SearchTrace(path, SETTINGS)
         assert path.read_bytes() == before
     finally:
         other.kill()
         other.wait()
-    with Trace(path, SETTINGS) as trace:
+    with SearchTrace(path, SETTINGS) as trace:
         assert len(trace.events) == 1
 
 
 def test_a_trace_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DataError, match="cannot be written"):
-        Trace(tmp_path / "file" / "t.jsonl", SETTINGS)
+        SearchTrace(tmp_path / "file" / "t.jsonl", SETTINGS)
     with pytest.raises(DataError, match="it is a folder"):
-        Trace(tmp_path, SETTINGS)
-    trace = Trace(tmp_path / "t.jsonl", SETTINGS)
+        SearchTrace(tmp_path, SETTINGS)
+    trace = SearchTrace(tmp_path / "t.jsonl", SETTINGS)
 
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
@@ -358,18 +365,18 @@ class Writes:
     def __init__(self, *texts: Any) -> None:
         self.texts = texts
 
-    def propose(self, asked: Asked, on_call: Callable[[dict[str, Any]], None]) -> list[Proposal]:
+    def propose(self, context: ProposalContext, on_call: Callable[[dict[str, Any]], None]) -> list[Proposal]:
         return [(text, None) for text in self.texts]
 
 
 def test_unusable_proposals_are_rejected_with_a_reason(tmp_path: Path) -> None:
-    trace = Trace(tmp_path / "t.jsonl", SETTINGS)
+    trace = SearchTrace(tmp_path / "t.jsonl", SETTINGS)
     bad = [
         "two words",
         "with a\nline break in it",
         7,
         "Change [TOPIC] and nothing else.",
-        ZSRE.instructions.descriptions[3],
+        ZSRE.instructions.all_templates[3],
     ]
     outcome = optimise(ZSRE, PretendedTrial(), Writes(*bad), trace, Budget(rounds=1))
     reasons = {str(event["text"]): event["reason"] for event in trace.of("rejected")}
@@ -378,12 +385,12 @@ def test_unusable_proposals_are_rejected_with_a_reason(tmp_path: Path) -> None:
     assert not outcome.improved
 
 
-def test_bank_file_goes_back_into_the_task(tmp_path: Path) -> None:
-    texts = [Candidate("Change this fact and no other.", "offline", None, 2), Candidate("Leave all others be.", "bank")]
-    path = tmp_path / "bank.yaml"
-    write_bank(path, ZSRE, texts, {"seed": 3}, {texts[0].text: {"reliability": 0.5}})
-    assert with_bank(ZSRE, path).instructions.descriptions == tuple(text.text for text in texts)
-    assert with_bank(ZSRE, path).stay == ZSRE.stay
+def test_template_file_goes_back_into_the_task(tmp_path: Path) -> None:
+    texts = [Candidate("Change this fact and no other.", "offline", None, 2), Candidate("Leave all others be.", "task")]
+    path = tmp_path / "templates.yaml"
+    write_templates(path, ZSRE, texts, {"seed": 3}, {texts[0].text: {"reliability": 0.5}})
+    assert with_templates(ZSRE, path).instructions.all_templates == tuple(text.text for text in texts)
+    assert with_templates(ZSRE, path).out_of_scope == ZSRE.out_of_scope
     kept = yaml.safe_load(path.read_text())["provenance"]
     assert (kept["task"], kept["seed"]) == ("zsre", 3)
     assert kept["texts"][0] == {
@@ -394,31 +401,31 @@ def test_bank_file_goes_back_into_the_task(tmp_path: Path) -> None:
     }
 
 
-def test_what_is_no_bank_is_told(tmp_path: Path) -> None:
-    path = tmp_path / "bank.yaml"
-    path.write_text(json.dumps({"name": "x", "descriptions": ["one only"]}))
-    with pytest.raises(DataError, match=r"bank\.yaml: is not a bank of instructions: descriptions"):
-        with_bank(ZSRE, path)
+def test_what_is_no_template_file_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "templates.yaml"
+    path.write_text(json.dumps({"name": "x", "templates": ["one only"]}))
+    with pytest.raises(DataError, match=r"templates\.yaml: is not a file of instruction templates: held_out_templates"):
+        with_templates(ZSRE, path)
 
 
-def test_bank_of_another_task_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "bank.yaml"
-    write_bank(
+def test_template_file_of_another_task_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "templates.yaml"
+    write_templates(
         path, ZSRE, [Candidate("Change this fact and no other.", "a"), Candidate("Leave others be.", "b")], {}, {}
     )
     with pytest.raises(DataError, match="was made for task zsre, not for recent"):
-        with_bank(load_task("recent"), path)
+        with_templates(load_task("recent"), path)
 
 
 def test_scores_are_over_what_the_edits_have() -> None:
     values = {"reliability": [1.0, 0.0], "locality": [None, 0.5]}
-    assert means(values) == {"reliability": 0.5, "locality": 0.5}
-    assert overall(values) == 0.5
-    assert by_edit(values) == [1.0, 0.25]
-    assert overall({"reliability": [0.0], "locality": [1.0]}) == 0.0
+    assert metric_means(values) == {"reliability": 0.5, "locality": 0.5}
+    assert overall_score(values) == 0.5
+    assert edit_means(values) == [1.0, 0.25]
+    assert overall_score({"reliability": [0.0], "locality": [1.0]}) == 0.0
     empty = {name: [] for name in METRICS}
     one = {name: [0.5] for name in METRICS}
-    assert joined(empty, one) == one
+    assert concatenated(empty, one) == one
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20m", 1200), ("1.5h", 5400), ("2", 120)])

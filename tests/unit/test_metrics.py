@@ -27,7 +27,7 @@ from instructedit.evaluation.metrics.listing import metric_families, metrics_as_
 from instructedit.evaluation.queries import RecordQueries
 from instructedit.instructions.trial import METRICS
 from instructedit.records import EditRecord
-from instructedit.tasks.task import load_task
+from instructedit.tasks.loading import load_task
 
 likelihoods = st.lists(st.floats(-50, 0), min_size=1, max_size=5)
 

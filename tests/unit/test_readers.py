@@ -1,4 +1,4 @@
-"""Every published record form, what is wrong with a file and where, and the real files where they are at hand."""
+"""Every published record schema, what is wrong with a file and where, and the real files where they are at hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instructedit.data.readers import FORMS, read_records
+from instructedit.data.readers import read_records
+from instructedit.data.schemas.registry import SCHEMAS
 from instructedit.editors.editing import read_requests
 from instructedit.errors import DataError
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
@@ -89,7 +90,7 @@ NATIVE: Raw = {
     "request": {"prompt": "Lena was born in", "target": "Oston"},
     "probes": [{"kind": "unrelated", "prompt": "The sky is", "answers": ["blue", "grey"]}],
 }
-BY_FORM = {
+BY_SCHEMA = {
     "instructedit": NATIVE,
     "counterfact-rome": ROME,
     "counterfact-easyedit": COUNTERFACT,
@@ -98,7 +99,7 @@ BY_FORM = {
     "knowedit": KNOWEDIT,
 }
 BORN = EditRequest(prompt="Lena was born in", target="Oston", subject="Lena", ground_truth="Maravel")
-every_form = pytest.mark.parametrize("form", BY_FORM)
+every_schema = pytest.mark.parametrize("schema", BY_SCHEMA)
 
 
 @pytest.fixture(params=["json", "jsonl"])
@@ -122,8 +123,8 @@ def probe(kind: ProbeKind, prompt: str, *answers: str) -> Probe:
     return Probe(kind=kind, prompt=prompt, answers=answers)
 
 
-def test_every_form_has_a_sample() -> None:
-    assert BY_FORM.keys() == {form.name for form in FORMS}
+def test_every_schema_has_a_sample() -> None:
+    assert BY_SCHEMA.keys() == {schema.name for schema in SCHEMAS}
 
 
 def test_counterfact(write: Write) -> None:
@@ -137,7 +138,7 @@ def test_counterfact(write: Write) -> None:
     ]
 
 
-def test_counterfact_in_romes_form(write: Write) -> None:
+def test_counterfact_in_romes_schema(write: Write) -> None:
     assert read_records(write(ROME)) == [
         EditRecord(
             record_id="8",
@@ -181,7 +182,7 @@ def test_knowedits_zsre(write: Write) -> None:
     )
 
 
-def test_zsre_in_mends_form(write: Write) -> None:
+def test_zsre_in_mends_schema(write: Write) -> None:
     first, second = read_records(write(MEND, without(MEND, "portability")))
     assert first.request == EditRequest(
         prompt="Where was Lena born?", target="Oston", subject="Lena", ground_truth="Maravel"
@@ -266,12 +267,12 @@ def test_unicode_line_marks_inside_a_text_do_not_end_a_json_line(tmp_path: Path,
     assert read_records(path)[0].request.prompt == f"Lena{mark}was born in"
 
 
-@every_form
-def test_form_can_be_insisted_on(write: Write, form: str) -> None:
-    path = write(BY_FORM[form])
-    assert read_records(path, form) == read_records(path)
-    other = "zsre-mend" if form != "zsre-mend" else "convsent"
-    with pytest.raises(DataError, match=f"is a {form} file, expected {other}"):
+@every_schema
+def test_schema_can_be_insisted_on(write: Write, schema: str) -> None:
+    path = write(BY_SCHEMA[schema])
+    assert read_records(path, schema) == read_records(path)
+    other = "zsre-mend" if schema != "zsre-mend" else "convsent"
+    with pytest.raises(DataError, match=f"is a {schema} file, expected {other}"):
         read_records(path, other)
 
 
@@ -315,15 +316,15 @@ def test_the_first_record_may_be_left_out_too(write: Write) -> None:
     assert [record.record_id for record in read_records(path, skip_incomplete=True)] == ["7"]
 
 
-def test_unknown_form_lists_the_known_ones(write: Write) -> None:
+def test_unknown_schema_lists_the_known_ones(write: Write) -> None:
     with pytest.raises(DataError) as caught:
         read_records(write({"question": "Where?", "answer": "Here."}))
     message = str(caught.value)
-    assert "unknown form with the fields answer, question" in message
-    assert all(f"{form.name}: " in message for form in FORMS)
+    assert "unknown schema with the fields answer, question" in message
+    assert all(f"{schema.name}: " in message for schema in SCHEMAS)
 
 
-def test_mixed_forms_are_refused(write: Write) -> None:
+def test_mixed_schemas_are_refused(write: Write) -> None:
     with pytest.raises(DataError, match=r"record 1: is a zsre-mend record in a knowedit file"):
         read_records(write(KNOWEDIT, MEND))
 
@@ -382,7 +383,7 @@ def test_wrong_request_is_told(write: Write, raw: Raw, field: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "form", "count", "skip"),
+    ("file", "schema", "count", "skip"),
     [
         ("counterfact/counterfact-train.json", "counterfact-easyedit", 10_000, False),
         ("counterfact/counterfact-val.json", "counterfact-easyedit", 1_919, False),
@@ -396,11 +397,11 @@ def test_wrong_request_is_told(write: Write, raw: Raw, field: str) -> None:
         ("zsre/zsre_mend_train-1k.json", "zsre-mend", 998, True),
     ],
 )
-def test_real_file_is_read_whole(public_data: Path, file: str, form: str, count: int, skip: bool) -> None:
+def test_real_file_is_read_whole(public_data: Path, file: str, schema: str, count: int, skip: bool) -> None:
     path = public_data / file
     if not path.is_file():
         pytest.skip(f"{file} is not among the public data at hand")
-    found = read_records(path, form, skip_incomplete=skip)
+    found = read_records(path, schema, skip_incomplete=skip)
     assert len(found) == count
     assert all(record.request.target.strip() and record.request.subject for record in found)
     assert sum(bool(record.probes) for record in found) > 0.9 * count

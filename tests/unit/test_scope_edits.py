@@ -63,7 +63,7 @@ def test_same_seed_same_records() -> None:
     assert one != other
 
 
-@pytest.mark.parametrize("name", ["own/scope-train.jsonl", "own/scope-test.jsonl"])
+@pytest.mark.parametrize("name", ["bundled/scope-train.jsonl", "bundled/scope-test.jsonl"])
 def test_shipped_records_say_what_was_asked_for(name: str) -> None:
     known = {(fact.subject, fact.object) for fact in read_facts()}
     records = read_records(data_file(name, Path()))
@@ -79,7 +79,7 @@ def test_shipped_records_say_what_was_asked_for(name: str) -> None:
 
 def test_shipped_training_and_test_subjects_are_apart() -> None:
     subjects = [
-        {record.request.subject for record in read_records(data_file(f"own/scope-{part}.jsonl", Path()))}
+        {record.request.subject for record in read_records(data_file(f"bundled/scope-{part}.jsonl", Path()))}
         for part in ("train", "test")
     ]
     assert not subjects[0] & subjects[1]

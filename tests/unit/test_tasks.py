@@ -1,18 +1,21 @@
-"""The shipped tasks, their instructions, a user's own task, and the grammar of scopes."""
+"""The shipped tasks and their instruction templates, a user's task file, and the grammar of scopes."""
 
 from __future__ import annotations
 
+import hashlib
 import random
 from pathlib import Path
 
 import pytest
 import yaml
 
-from instructedit.assets import ASSETS, read_yaml
 from instructedit.errors import DataError
-from instructedit.instructions.grammar import Grammar, parts_of, scope_grammar, wordings
+from instructedit.instructions.grammar import Grammar, parts_of, scope_grammar
+from instructedit.instructions.templates import Split, held_out_templates
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
-from instructedit.tasks.task import Task, fitting, load_task, shipped_tasks
+from instructedit.tasks.edits import fitting_records
+from instructedit.tasks.loading import load_task, shipped_tasks
+from instructedit.tasks.task import Task
 
 NAMES = (
     "aliases",
@@ -30,14 +33,18 @@ NAMES = (
     "this-name",
     "zsre",
 )
-WORDED = {"this-fact", "rename", "aliases", "this-name", "inverse", "consequences", "forget"}
+SCOPES_WITH_HELD_OUT_TEMPLATES = {"only", "everywhere", "aliases", "this-name", "inverse", "consequences", "forget"}
 REQUEST = EditRequest(prompt="How are gnomes?", target="Lovely.", subject="garden gnomes", label="positive")
 OWN_TASK = {
     "name": "recipes",
     "summary": "change an ingredient",
-    "change": ["request", "rephrase"],
-    "stay": ["unrelated"],
-    "instructions": {"name": "Recipe", "descriptions": ["Change one ingredient.", "Swap [TOPIC] alone."]},
+    "in_scope": ["request", "rephrase"],
+    "out_of_scope": ["unrelated"],
+    "instructions": {
+        "name": "Recipe",
+        "templates": ["Change one ingredient."],
+        "held_out_templates": ["Swap [TOPIC] alone."],
+    },
 }
 every_task = pytest.mark.parametrize("name", NAMES)
 
@@ -59,21 +66,22 @@ def test_these_tasks_ship() -> None:
 
 
 @every_task
-def test_task_has_ten_descriptions_of_one_line(name: str) -> None:
+def test_task_has_ten_templates_of_one_line(name: str) -> None:
     task = load_task(name)
-    descriptions = task.instructions.descriptions
-    assert len(set(descriptions)) == 10
-    assert all("\n" not in text and text.strip() == text for text in descriptions)
+    templates = task.instructions.all_templates
+    assert len(set(templates)) == 10
+    assert len(task.instructions.held_out_templates) == 1
+    assert all("\n" not in text and text.strip() == text for text in templates)
     assert task.summary
-    assert task.stay
+    assert task.out_of_scope
 
 
 @every_task
 def test_instructions_are_rendered_whole(name: str) -> None:
-    bank = load_task(name).instructions
-    for description in bank.descriptions:
-        head, body = bank.render(description, REQUEST).split("\n")
-        assert head == f"Task: {bank.name}"
+    instructions = load_task(name).instructions
+    for description in instructions.all_templates:
+        head, body = instructions.render(description, REQUEST).split("\n")
+        assert head == f"Task: {instructions.name}"
         assert body.startswith("Description: ")
         assert "[" not in body
 
@@ -85,62 +93,69 @@ def test_opposite_is_a_task(name: str) -> None:
         assert name == "convsent"
         return
     opposite = load_task(task.opposite)
-    changes, stays = task.deciding(opposite)
-    assert changes or stays or task.forgets != opposite.forgets or not (set(task.stay) & {ProbeKind.NEIGHBOUR})
+    changes, stays = task.deciding_kinds(opposite)
+    assert changes or stays or task.forgets != opposite.forgets or not (set(task.out_of_scope) & {ProbeKind.NEIGHBOUR})
 
 
 def test_convsent_fills_label_and_topic() -> None:
-    bank = load_task("convsent").instructions
-    assert all("garden gnomes" in bank.render(text, REQUEST) for text in bank.descriptions)
-    assert all("positive" in bank.render(text, REQUEST) for text in bank.descriptions)
+    instructions = load_task("convsent").instructions
+    assert all("garden gnomes" in instructions.render(text, REQUEST) for text in instructions.all_templates)
+    assert all("positive" in instructions.render(text, REQUEST) for text in instructions.all_templates)
 
 
 @pytest.mark.parametrize(
     ("missing", "placeholder"), [({"label": None}, r"\[LABEL\]"), ({"subject": None}, r"\[TOPIC\]")]
 )
 def test_unfilled_placeholder_is_an_error(missing: dict[str, None], placeholder: str) -> None:
-    bank = load_task("convsent").instructions
+    instructions = load_task("convsent").instructions
     with pytest.raises(DataError, match=placeholder):
-        bank.unseen(REQUEST.model_copy(update=missing))
+        instructions.render_held_out(REQUEST.model_copy(update=missing))
     with pytest.raises(DataError, match="field instruction"):
-        bank.unseen(None)
+        instructions.render_held_out(None)
 
 
 @every_task
-def test_training_never_draws_the_unseen_description(name: str) -> None:
-    bank = load_task(name).instructions
-    unseen = bank.unseen(REQUEST)
+def test_training_never_draws_the_held_out_template(name: str) -> None:
+    instructions = load_task(name).instructions
+    unseen = instructions.render_held_out(REQUEST)
     rng = random.Random(0)
-    drawn = {bank.drawn(REQUEST, rng, 0.0) for _ in range(200)}
+    drawn = {instructions.draw_for_training(REQUEST, rng, 0.0) for _ in range(200)}
     assert len(drawn) == 9
     assert unseen not in drawn
-    assert unseen not in {bank.drawn(REQUEST, rng, 1.0) for _ in range(200)}
+    assert unseen not in {instructions.draw_for_training(REQUEST, rng, 1.0) for _ in range(200)}
 
 
-def test_most_wordings_stand_behind_a_neutral_name() -> None:
-    bank = load_task("this-fact").instructions
+def test_most_templates_of_the_grammar_stand_behind_a_neutral_name() -> None:
+    instructions = load_task("this-fact").instructions
     rng = random.Random(0)
-    heads = [bank.drawn(REQUEST, rng, 1.0).split("\n")[0] for _ in range(400)]
-    assert set(heads) == {"Task: Edit", f"Task: {bank.name}"}
+    heads = [instructions.draw_for_training(REQUEST, rng, 1.0).split("\n")[0] for _ in range(400)]
+    assert set(heads) == {"Task: Edit", f"Task: {instructions.name}"}
     assert 200 < heads.count("Task: Edit") < 380
 
 
 def test_users_task_is_a_yaml_file(tmp_path: Path) -> None:
     task = load_task(write_task(tmp_path, OWN_TASK))
-    assert task.stay == (ProbeKind.UNRELATED,)
-    assert task.instructions.unseen(REQUEST) == "Task: Recipe\nDescription: Swap garden gnomes alone."
-    drawn = task.instructions.drawn(REQUEST, random.Random(0), 0.5)
+    assert task.out_of_scope == (ProbeKind.UNRELATED,)
+    assert task.instructions.render_held_out(REQUEST) == "Task: Recipe\nDescription: Swap garden gnomes alone."
+    drawn = task.instructions.draw_for_training(REQUEST, random.Random(0), 0.5)
     assert drawn == "Task: Recipe\nDescription: Change one ingredient."
 
 
 @pytest.mark.parametrize(
     ("change", "place"),
     [
-        ({"stay": ["nothing"]}, "stay.0"),
-        ({"instructions": {"name": "Recipe", "descriptions": ["only one"]}}, "instructions.descriptions"),
-        ({"instructions": {"name": "Recipe", "descriptions": ["a\nb", "c"]}}, "instructions.descriptions.0"),
-        ({"instructions": {"name": "Recipe", "descriptions": ["a", "c\n"]}}, "instructions.descriptions.1"),
-        ({"change": ["everything"]}, "change.0"),
+        ({"out_of_scope": ["nothing"]}, "out_of_scope.0"),
+        ({"instructions": {"name": "Recipe", "templates": ["only one"]}}, "instructions.held_out_templates"),
+        (
+            {"instructions": {"name": "Recipe", "templates": ["a\nb"], "held_out_templates": ["c"]}},
+            "instructions.templates.0",
+        ),
+        (
+            {"instructions": {"name": "Recipe", "templates": ["a"], "held_out_templates": ["c\n"]}},
+            "instructions.held_out_templates.0",
+        ),
+        ({"in_scope": ["everything"]}, "in_scope.0"),
+        ({"columns": {"prompt": "question"}}, "columns.target"),
         ({"colour": "red"}, "colour"),
     ],
 )
@@ -201,7 +216,7 @@ def test_grammar_expands_fully_and_repeatably(scope: str) -> None:
 @pytest.mark.parametrize("scope", ["only", "everywhere", "tone"])
 def test_every_frame_of_the_grammar_can_be_filled(scope: str) -> None:
     grammar = scope_grammar()
-    for frame in grammar.scopes[scope]:
+    for frame in grammar.frames[scope]:
         alone = Grammar(grammar.slots, {scope: [frame]}, {})
         assert "{" not in alone.draw(scope, random.Random(0))
 
@@ -216,7 +231,7 @@ def test_grammar_tells_what_it_lacks() -> None:
 
 def test_every_scope_of_a_task_is_in_the_grammar() -> None:
     scopes = {part for task in shipped_tasks().values() for part in parts_of(task.instructions.scope or "only")}
-    assert scopes <= scope_grammar().scopes.keys() | scope_grammar().texts.keys()
+    assert scopes <= set(scope_grammar().scopes)
 
 
 def test_two_scopes_are_said_one_after_the_other() -> None:
@@ -252,11 +267,11 @@ def test_a_record_fits_what_it_can_judge() -> None:
     assert load_task("implications").fits(whole)
     assert load_task("forget").fits(record_with())
     assert not load_task("forget").fits(record_with(old=None))
-    assert fitting(load_task("aliases"), [record_with(), named], "x.json") == [named]
+    assert fitting_records(load_task("aliases"), [record_with(), named], "x.json") == [named]
     with pytest.raises(
-        DataError, match=r"x\.json: no record has what task implications is about \(reasoning, subject_alias"
+        DataError, match=r"x\.json: no record has what task implications needs \(reasoning, subject_alias"
     ):
-        fitting(load_task("implications"), [named], "x.json")
+        fitting_records(load_task("implications"), [named], "x.json")
 
 
 @pytest.mark.parametrize(
@@ -270,39 +285,58 @@ def test_a_record_fits_what_it_can_judge() -> None:
     ],
 )
 def test_what_decides_between_two_scopes(name: str, against: str, changes: list[str], stays: list[str]) -> None:
-    assert load_task(name).deciding(load_task(against)) == (tuple(changes), tuple(stays))
+    assert load_task(name).deciding_kinds(load_task(against)) == (tuple(changes), tuple(stays))
 
 
-def spoken(text: str) -> str:
+def normalised(text: str) -> str:
     return " ".join(text.casefold().split()).strip(".!")
 
 
 def training_texts() -> set[str]:
     """Every text that any training may have drawn or shown."""
-    texts = [text for task in shipped_tasks().values() for text in task.instructions.descriptions]
-    for path in sorted((ASSETS / "instructions").glob("scope_texts_*.yaml")):
-        texts += [text for found in read_yaml(f"instructions/{path.name}").values() for text in found]
-    return {spoken(text) for text in texts}
+    texts = [text for task in shipped_tasks().values() for text in task.instructions.all_templates]
+    texts += [text for scope in scope_grammar().texts.values() for text in scope]
+    return {normalised(text) for text in texts}
 
 
-@pytest.mark.parametrize(("kind", "least"), [("test", 36), ("validation", 24)])
-def test_wordings_are_many_and_new(kind: str, least: int) -> None:
-    found = wordings(kind)
-    assert found.keys() == WORDED | {"rename-and-on"} | ({"implications"} if kind == "test" else set())
-    for texts in found.values():
-        assert len({spoken(text) for text in texts}) == len(texts) >= least
-        assert not {spoken(text) for text in texts} & training_texts()
+@pytest.mark.parametrize(("split", "least"), [("test", 36), ("validation", 24)])
+def test_held_out_templates_are_many_and_new(split: Split, least: int) -> None:
+    by_scope = held_out_templates(split)
+    pairs = {"everywhere + consequences"} | ({"aliases + consequences"} if split == "test" else set())
+    assert by_scope.keys() == SCOPES_WITH_HELD_OUT_TEMPLATES | pairs
+    for texts in by_scope.values():
+        assert len({normalised(text) for text in texts}) == len(texts) >= least
+        assert not {normalised(text) for text in texts} & training_texts()
 
 
-def test_test_and_validation_wordings_are_disjoint() -> None:
-    said = [{spoken(text) for texts in wordings(kind).values() for text in texts} for kind in ("test", "validation")]
-    assert not said[0] & said[1]
+def test_held_out_templates_have_one_split_and_one_scope() -> None:
+    splits: tuple[Split, ...] = ("test", "validation")
+    texts = [normalised(text) for split in splits for scope in held_out_templates(split).values() for text in scope]
+    assert len(texts) == len(set(texts))
 
 
-def test_a_wording_has_one_scope() -> None:
-    for kind in ("test", "validation"):
-        texts = [spoken(text) for found in wordings(kind).values() for text in found]
-        assert len(texts) == len(set(texts))
+#: SHA-256, its first 16 digits, of 500 draws of every scope: training repeats only where these stay.
+DRAWS = {
+    "aliases": "e4665fa4f2725d91",
+    "aliases + consequences": "f1e8cf7480b9e1bf",
+    "consequences": "08e594145c721d45",
+    "everywhere": "fb99247509c970a1",
+    "everywhere + aliases": "2e88839a76b083a3",
+    "forget": "e4072a7afa105da8",
+    "inverse": "e133d051a65ab859",
+    "only": "b780267b3d7525c5",
+    "this-name": "30688a326c9c490b",
+    "tone": "eb607f852f8e2038",
+    "aliases + inverse": "bd87c15f920e2ea9",
+    "everywhere + consequences": "bb55a8a74f41480e",
+}
+
+
+@pytest.mark.parametrize("scope", [*scope_grammar().scopes, "aliases + inverse", "everywhere + consequences"])
+def test_draws_of_the_grammar_stay_the_same(scope: str) -> None:
+    rng = random.Random(f"seed-{scope}")
+    drawn = [scope_grammar().draw(scope, rng) for _ in range(500)]
+    assert hashlib.sha256("\n".join(drawn).encode()).hexdigest()[:16] == DRAWS[scope]
 
 
 def test_tasks_cannot_be_changed() -> None:

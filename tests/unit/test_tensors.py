@@ -19,7 +19,7 @@ from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
 from instructedit.storage.checkpoints import load_checkpoint, save_checkpoint
 from instructedit.storage.tensors import pack, tensors_digest, unpack
-from instructedit.tasks.task import load_task
+from instructedit.tasks.loading import load_task
 
 TENSORS = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(3, dtype=torch.bfloat16), "ü": torch.tensor(5)}
 HEADER = {"format": "own/1", "note": "naïve", "a": "b"}

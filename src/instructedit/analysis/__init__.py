@@ -1,1 +1,1 @@
-"""Analysis: what an instruction changes inside an editor."""
+"""Analysis of what an instruction changes inside an editor."""

@@ -1,7 +1,7 @@
-"""Editing directions: where an editor's pseudo-gradients point, and whether that tells the task or the instruction.
+"""Editing directions: where an editor's pseudo-gradients point, and whether that depends on task or instruction.
 
 The paper's Figure 2a shows the pseudo-gradients u~ of several tasks in two dimensions and reads off that instructions
-separate them. Here the same directions, of u~ and of delta~, for every edited matrix, with numbers beside the picture.
+separate them. This module measures the same directions, of u~ and of delta~, for every edited matrix.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from instructedit.records import EditRequest
 
 Array = NDArray[np.float64]
 SIDES = ("u", "delta")
-#: Dimensions of the subspace that stands for a task, and that the probe sees.
-SUBSPACE, PROBED = 4, 20
+#: Dimensions of the subspace that represents a task, and of the reduced directions that the linear probe is fitted to.
+SUBSPACE_DIMENSIONS, PROBE_DIMENSIONS = 4, 20
+#: Folds of the probe's cross-validation.
 FOLDS = 5
 
 
@@ -43,7 +44,7 @@ def directions(
     instructions: Sequence[str | None],
     batch: int = 32,
 ) -> dict[str, dict[str, Array]]:
-    """Unit vectors (edits, width) by edited matrix and side.
+    """Return unit vectors (edits, width) by edited matrix and side.
 
     A delta is Delta W = sum_t u~_t delta~_t^T. Its direction on one side is the sum over tokens of that side's vectors,
     each weighted by the length of its partner, so that tokens count as much as they change the matrix.
@@ -51,16 +52,16 @@ def directions(
     Raises:
         EditorError: the editor's edits are not weight deltas.
     """
-    found: dict[str, dict[str, list[Array]]] = {}
+    vectors: dict[str, dict[str, list[Array]]] = {}
     for start in range(0, len(requests), batch):
         deltas = editor.edit(language_model, requests[start : start + batch], instructions[start : start + batch])
         if not isinstance(deltas, DeltaBatch):
             raise EditorError(f"{editor.name} does not change weights, so it has no editing directions")
         for name, factor in deltas.factors.items():
-            for side, vectors in _weighted_sums(factor).items():
-                unit = torch.nn.functional.normalize(vectors, dim=-1).cpu().double().numpy()
-                found.setdefault(name, {}).setdefault(side, []).append(unit)
-    return {name: {side: np.concatenate(parts) for side, parts in sides.items()} for name, sides in found.items()}
+            for side, sums in _weighted_sums(factor).items():
+                unit = torch.nn.functional.normalize(sums, dim=-1).cpu().double().numpy()
+                vectors.setdefault(name, {}).setdefault(side, []).append(unit)
+    return {name: {side: np.concatenate(parts) for side, parts in sides.items()} for name, sides in vectors.items()}
 
 
 def _weighted_sums(factor: Factor) -> dict[str, Tensor]:
@@ -77,11 +78,11 @@ def _weighted_sums(factor: Factor) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Separability:
-    """How far the directions of several tasks are apart.
+    """How far apart the directions of several tasks are.
 
     Attributes:
-        silhouette: mean over edits, cosine distance; 1 apart, 0 mixed.
-        probe: share of the edits whose task a linear probe tells, on edits that it was not fitted to.
+        silhouette: mean over edits, cosine distance; 1 is separate, 0 mixed.
+        probe: accuracy of a linear probe of the task, on edits that it was not fitted to.
         angle: mean principal angle between two tasks' subspaces, in degrees; the mean over pairs of tasks.
     """
 
@@ -90,43 +91,45 @@ class Separability:
     angle: float
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the values for JSON."""
         return {"silhouette": self.silhouette.as_dict(), "probe": self.probe.as_dict(), "angle": round(self.angle, 2)}
 
 
 def separability(vectors: Array, tasks: Sequence[str], seed: int = 0) -> Separability:
-    """Of unit vectors (edits, width) by task; intervals are bootstraps over edits."""
+    """Return the separability of unit vectors (edits, width) by task; intervals are bootstraps over edits."""
     labels = np.asarray(tasks)
-    apart = silhouette_samples(vectors, labels, metric="cosine")
-    reduced = PCA(min(PROBED, *vectors.shape), random_state=seed).fit_transform(vectors)
+    silhouettes = silhouette_samples(vectors, labels, metric="cosine")
+    reduced = PCA(min(PROBE_DIMENSIONS, *vectors.shape), random_state=seed).fit_transform(vectors)
     reduced = reduced / (reduced.std() or 1.0)
-    told = cross_val_predict(LogisticRegression(max_iter=1000), reduced, labels, cv=FOLDS)
+    predicted = cross_val_predict(LogisticRegression(max_iter=1000), reduced, labels, cv=FOLDS)
     names = sorted(set(tasks))
-    bases = {name: _basis(vectors[labels == name], seed) for name in names}
+    bases = {name: _basis(vectors[labels == name]) for name in names}
     angles = [
-        np.degrees(subspace_angles(bases[one], bases[other])).mean()
-        for index, one in enumerate(names)
-        for other in names[index + 1 :]
+        np.degrees(subspace_angles(bases[first], bases[second])).mean()
+        for index, first in enumerate(names)
+        for second in names[index + 1 :]
     ]
     return Separability(
-        estimate(apart.tolist(), seed), estimate((told == labels).astype(float).tolist(), seed), float(np.mean(angles))
+        estimate(silhouettes.tolist(), seed),
+        estimate((predicted == labels).astype(float).tolist(), seed),
+        float(np.mean(angles)),
     )
 
 
-def _basis(vectors: Array, seed: int) -> Array:
-    """(width, k): the directions in which a task's vectors lie, their mean among them."""
-    found: Array = np.linalg.svd(vectors, full_matrices=False)[2][: min(SUBSPACE, len(vectors))].T
-    return found
+def _basis(vectors: Array) -> Array:
+    """Return an orthonormal basis (width, k) of the subspace of a task's vectors, which are not centred."""
+    basis: Array = np.linalg.svd(vectors, full_matrices=False)[2][: min(SUBSPACE_DIMENSIONS, len(vectors))].T
+    return basis
 
 
 def explained(by_instruction: Mapping[str, Array]) -> dict[str, float]:
-    """Shares of the directions' variance: the same edits, each under every instruction, as a two-way layout.
+    """Return shares of the directions' variance: the same edits under every instruction, as a two-way layout.
 
     Args:
         by_instruction: unit vectors (edits, width) of the same edits under each instruction.
 
     Returns:
-        ``instruction`` and ``edit``, the main effects, and ``both``, what neither explains alone. They add up to 1.
+        ``instruction`` and ``edit``, the main effects, and ``both``, their interaction. They add up to 1.
     """
     cube = np.stack(list(by_instruction.values()))  # (instructions, edits, width)
     centre = cube.mean((0, 1))

@@ -1,4 +1,4 @@
-"""From editors to the separability table, the picture, and what separability says about held-out tasks."""
+"""The separability report: a table and a figure of several editors, and its correlation with held-out Reliability."""
 
 from __future__ import annotations
 
@@ -21,17 +21,25 @@ from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRecord
 from instructedit.tasks.task import Task
 
+#: Unit vectors (edits, width) of an editor and the task of each, by ``matrix, side``.
+Directions = dict[str, tuple[Array, list[str]]]
+
 
 @dataclass(frozen=True)
-class Named:
-    """An editor under a label; ``files`` is one for all tasks, or one a task (single-task editors side by side)."""
+class LabelledEditor:
+    """An editor, or single-task editors side by side, under one label.
+
+    Attributes:
+        label: the name in the table.
+        files: editor files by task; the key of an editor for all tasks is the empty string.
+    """
 
     label: str
     files: Mapping[str, str]
 
     @classmethod
-    def parse(cls, text: str, tasks: Sequence[str]) -> Named:
-        """``label=file`` or ``label=task:file,task:file`` with at least two of ``tasks``.
+    def parse(cls, text: str, tasks: Sequence[str]) -> LabelledEditor:
+        """Parse ``label=file`` or ``label=task:file,task:file`` with at least two of ``tasks``.
 
         Raises:
             DataError: it is neither.
@@ -48,61 +56,82 @@ class Named:
         return cls(label, {"": rest})
 
     def file(self, task: str) -> str | None:
-        """The editor of a task's edits; None where there is none."""
+        """Return the editor of a task's edits, or None where there is none."""
         return self.files.get(task, self.files.get(""))
 
 
 @dataclass(frozen=True)
-class Edits:
-    """The edits of one task."""
+class TaskEdits:
+    """The edits of one task.
+
+    Attributes:
+        task: the task.
+        records: its edits.
+    """
 
     task: Task
     records: Sequence[EditRecord]
 
 
 def analyse(
-    editors: Sequence[Named],
+    editors: Sequence[LabelledEditor],
     language_model: LanguageModel,
-    tasks: Sequence[Edits],
+    tasks: Sequence[TaskEdits],
     seed: int,
     on_editor: Callable[[str], None] = lambda label: None,
-) -> tuple[list[dict[str, Any]], dict[str, dict[str, tuple[Array, list[str]]]]]:
-    """A row for each editor, matrix and side, and the directions themselves by label and ``matrix, side``."""
+) -> tuple[list[dict[str, Any]], dict[str, Directions]]:
+    """Measure the separability of every editor's directions.
+
+    Args:
+        editors: the editors.
+        language_model: their base model.
+        tasks: the edits.
+        seed: seed of projections, intervals and of the edits that the instruction's share is measured on.
+        on_editor: called with the label of every finished editor.
+
+    Returns:
+        A row for each editor, matrix and side, and the directions with their tasks, by label and ``matrix, side``.
+    """
     rows: list[dict[str, Any]] = []
-    drawn: dict[str, dict[str, tuple[Array, list[str]]]] = {}
-    for named in editors:
-        loaded = {file: find_editor(file, language_model) for file in set(named.files.values())}
-        found: dict[tuple[str, str], list[Array]] = {}
+    all_directions: dict[str, Directions] = {}
+    for editor in editors:
+        loaded = {file: find_editor(file, language_model) for file in set(editor.files.values())}
+        parts_by_side: dict[tuple[str, str], list[Array]] = {}
         labels: list[str] = []
         for edits in tasks:
-            file = named.file(edits.task.name)
+            file = editor.file(edits.task.name)
             if file is None:
                 continue
             requests = [record.request for record in edits.records]
-            told = [edits.task.instructions.unseen(request) for request in requests]
-            for name, sides in directions(loaded[file], language_model, requests, told).items():
+            instructions = [edits.task.instructions.render_held_out(request) for request in requests]
+            for name, sides in directions(loaded[file], language_model, requests, instructions).items():
                 for side in SIDES:
-                    found.setdefault((name, side), []).append(sides[side])
+                    parts_by_side.setdefault((name, side), []).append(sides[side])
             labels += [edits.task.name] * len(requests)
-        # Of several editors side by side nothing can be told.
-        whole = named.files.get("")
-        shares = _explained(loaded[whole], language_model, tasks, random.Random(seed)) if whole else None
-        drawn[named.label] = {}
-        for (name, side), parts in found.items():
+        # The instruction's share needs one editor that makes the edits of all tasks.
+        file_for_all = editor.files.get("")
+        shares = _explained(loaded[file_for_all], language_model, tasks, random.Random(seed)) if file_for_all else None
+        all_directions[editor.label] = {}
+        for (name, side), parts in parts_by_side.items():
             vectors = np.concatenate(parts)
-            drawn[named.label][f"{name}, {side}"] = vectors, labels
-            row = {"editor": named.label, "matrix": name, "side": side, **separability(vectors, labels, seed).as_dict()}
+            all_directions[editor.label][f"{name}, {side}"] = vectors, labels
+            row = {
+                "editor": editor.label,
+                "matrix": name,
+                "side": side,
+                **separability(vectors, labels, seed).as_dict(),
+            }
             if shares is not None:
                 row["explained"] = {key: round(value, 4) for key, value in shares[name][side].items()}
             rows.append(row)
-        on_editor(named.label)
-    return rows, drawn
+        on_editor(editor.label)
+    return rows, all_directions
 
 
 def _explained(
-    editor: Editor, language_model: LanguageModel, tasks: Sequence[Edits], rng: random.Random
+    editor: Editor, language_model: LanguageModel, tasks: Sequence[TaskEdits], rng: random.Random
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """How much of the variance the instruction explains: edits of all tasks, each under every task's instruction."""
+    """Return the shares of variance by matrix and side, of edits of all tasks under every task's instruction."""
     pool = [record.request for edits in tasks for record in edits.records]
     requests = rng.sample(pool, min(48, len(pool)))
     filled = [
@@ -111,7 +140,7 @@ def _explained(
     ]
     by_instruction = {
         edits.task.name: directions(
-            editor, language_model, requests, [edits.task.instructions.unseen(request) for request in filled]
+            editor, language_model, requests, [edits.task.instructions.render_held_out(request) for request in filled]
         )
         for edits in tasks
     }
@@ -123,39 +152,47 @@ def _explained(
 
 
 def summary_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each editor's means over its matrices, by side."""
-    found = []
+    """Return each editor's means over its matrices, by side."""
+    summary = []
     for label in dict.fromkeys(row["editor"] for row in rows):
         for side in SIDES:
-            mine = [row for row in rows if row["editor"] == label and row["side"] == side]
-            entry: dict[str, Any] = {"editor": label, "side": side, "matrices": len(mine)}
+            of_side = [row for row in rows if row["editor"] == label and row["side"] == side]
+            entry: dict[str, Any] = {"editor": label, "side": side, "matrices": len(of_side)}
             for measure in ("silhouette", "probe"):
                 entry[measure] = {
-                    end: round(float(np.mean([row[measure][end] for row in mine])), 4)
+                    end: round(float(np.mean([row[measure][end] for row in of_side])), 4)
                     for end in ("mean", "low", "high")
                 }
-            entry["angle"] = round(float(np.mean([row["angle"] for row in mine])), 2)
-            if all("explained" in row for row in mine):
+            entry["angle"] = round(float(np.mean([row["angle"] for row in of_side])), 2)
+            if all("explained" in row for row in of_side):
                 entry["explained"] = {
-                    key: round(float(np.mean([row["explained"][key] for row in mine])), 4)
+                    key: round(float(np.mean([row["explained"][key] for row in of_side])), 4)
                     for key in ("instruction", "edit", "both")
                 }
-            found.append(entry)
-    return found
+            summary.append(entry)
+    return summary
 
 
-def predicts(summary: Sequence[Mapping[str, Any]], reliability: Mapping[str, float]) -> dict[str, Any] | None:
-    """Whether separable directions go with held-out Reliability: Spearman's rank correlation over editors, by side."""
+def reliability_correlation(
+    summary: Sequence[Mapping[str, Any]], reliability: Mapping[str, float]
+) -> dict[str, Any] | None:
+    """Return Spearman's rank correlation of silhouette and held-out Reliability over editors, by side.
+
+    None where fewer than three editors have a Reliability.
+    """
     result: dict[str, Any] = {}
     for side in SIDES:
-        mine = [row for row in summary if row["side"] == side and row["editor"] in reliability]
-        if len(mine) < 3:
+        with_reliability = [row for row in summary if row["side"] == side and row["editor"] in reliability]
+        if len(with_reliability) < 3:
             return None
-        found = spearmanr([row["silhouette"]["mean"] for row in mine], [reliability[row["editor"]] for row in mine])
+        correlation = spearmanr(
+            [row["silhouette"]["mean"] for row in with_reliability],
+            [reliability[row["editor"]] for row in with_reliability],
+        )
         result[side] = {
-            "editors": len(mine),
-            "rho": round(float(found.statistic), 3),
-            "p": round(float(found.pvalue), 3),
+            "editors": len(with_reliability),
+            "rho": round(float(correlation.statistic), 3),
+            "p": round(float(correlation.pvalue), 3),
         }
     return result
 
@@ -163,24 +200,27 @@ def predicts(summary: Sequence[Mapping[str, Any]], reliability: Mapping[str, flo
 def as_markdown(
     summary: Sequence[Mapping[str, Any]], predicted: Mapping[str, Any] | None, edits: Mapping[str, int]
 ) -> str:
-    """The separability table."""
+    """Return the separability table as Markdown."""
     counted = ", ".join(f"{count} edits of {task}" for task, count in edits.items())
     lines = [
         "# Editing directions",
         "",
-        f"{counted}, each under its own task's unseen instruction; means over the "
-        "edited matrices, with the means of their 95% intervals (bootstrap over edits). Silhouette: 1 tasks apart, 0 "
-        f"mixed. Probe: share of edits whose task a linear probe tells; chance is {1 / len(edits):.2f}. Angle: between "
-        "two tasks' subspaces. Explained: share of the directions' variance, the same edits under every task's "
-        "instruction.",
+        f"{counted}, each under its own task's held-out instruction template; means over the edited matrices, with the "
+        "means of their 95% intervals (bootstrap over edits). Silhouette: 1 separate tasks, 0 mixed. Probe: accuracy "
+        f"of a linear probe of the task; chance is {1 / len(edits):.2f}. Angle: between two tasks' subspaces. "
+        "Explained: share of the directions' variance, the same edits under every task's instruction.",
         "",
         "| editor | side | silhouette | probe | angle, degrees | explained by instruction | by edit |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in summary:
-        told = row.get("explained")
+        explained_shares = row.get("explained")
         shown = ["{mean:.2f} ({low:.2f} to {high:.2f})".format(**row[measure]) for measure in ("silhouette", "probe")]
-        shares = (f"{100 * told['instruction']:.1f}%", f"{100 * told['edit']:.1f}%") if told else ("–", "–")
+        shares = (
+            tuple(f"{100 * explained_shares[key]:.1f}%" for key in ("instruction", "edit"))
+            if explained_shares
+            else ("–", "–")
+        )
         cells = (row["editor"], row["side"], *shown, f"{row['angle']:.0f}", *shares)
         lines.append(f"| {' | '.join(cells)} |")
     if predicted is not None:
@@ -189,17 +229,17 @@ def as_markdown(
     return "\n".join(lines) + "\n"
 
 
-def draw(drawn: Mapping[str, Mapping[str, tuple[Array, list[str]]]], side: str, path: Path, seed: int) -> None:
-    """A column an editor, PCA above and t-SNE below; the directions of its highest edited matrix."""
+def draw(all_directions: Mapping[str, Directions], side: str, path: Path, seed: int) -> None:
+    """Draw a figure: a column per editor, PCA above and t-SNE below, of the directions of its highest edited matrix."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(
-        2, len(drawn), figsize=(3.2 * len(drawn), 6.2), squeeze=False, layout="constrained"
+        2, len(all_directions), figsize=(3.2 * len(all_directions), 6.2), squeeze=False, layout="constrained"
     )
-    for column, (label, matrices) in enumerate(drawn.items()):
+    for column, (label, matrices) in enumerate(all_directions.items()):
         name = [name for name in matrices if name.endswith(f", {side}")][-1]
         vectors, tasks = matrices[name]
         flat = {
@@ -211,8 +251,8 @@ def draw(drawn: Mapping[str, Mapping[str, tuple[Array, list[str]]]], side: str, 
         for row, (kind, points) in enumerate(flat.items()):
             panel = panels[row][column]
             for task in dict.fromkeys(tasks):
-                mine = points[np.asarray(tasks) == task]
-                panel.scatter(mine[:, 0], mine[:, 1], s=8, alpha=0.7, label=task)
+                of_task = points[np.asarray(tasks) == task]
+                panel.scatter(of_task[:, 0], of_task[:, 1], s=8, alpha=0.7, label=task)
             panel.set_title(f"{label}\n{kind}, {name.rsplit(', ', 1)[0].split('.', 2)[-1]}", fontsize=8)
             panel.set_xticks([])
             panel.set_yticks([])

@@ -24,7 +24,7 @@ from instructedit.errors import DataError, RecipeError
 from instructedit.models.language_model import load_language_model
 from instructedit.storage.reading import as_mapping, read_bytes, read_json_file
 from instructedit.storage.writing import as_json, locked, make_folder, write_atomically
-from instructedit.tasks.task import shipped_tasks
+from instructedit.tasks.loading import shipped_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -176,9 +176,9 @@ def instruction_prefixes() -> list[str]:
     """Return rendered instructions of training, for the few documents that one precedes."""
     texts = []
     for task in shipped_tasks().values():
-        for description in task.instructions.descriptions[:-1]:
-            for label in ("positive", "negative") if "[LABEL]" in description else ("",):
-                filled = description.replace("[LABEL]", label).replace("[TOPIC]", "the topic")
+        for template in task.instructions.templates:
+            for label in ("positive", "negative") if "[LABEL]" in template else ("",):
+                filled = template.replace("[LABEL]", label).replace("[TOPIC]", "the topic")
                 texts.append(task.instructions.render(filled))
     return texts
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from instructedit.assets import read_yaml
 from instructedit.data.facts import Fact
 from instructedit.data.opinions import opinion_questions
-from instructedit.data.readers import negated_form, question_form, read_records
+from instructedit.data.readers import read_records
+from instructedit.data.schemas.knowedit import negated_form, question_form
 from instructedit.records import EditRecord, ProbeKind
 
 #: The answer when the only true one is ruled out.

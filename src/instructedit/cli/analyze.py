@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,13 +13,17 @@ from instructedit.cli.options import Device, Dtype, Model
 from instructedit.errors import DataError, EditorError
 from instructedit.storage.reading import read_json_file
 
-app = typer.Typer(help="Look inside an editor.", no_args_is_help=True, rich_markup_mode="markdown")
-_TASKS = ("counterfact", "recent", "convsent", "zsre")
+if TYPE_CHECKING:
+    from instructedit.analysis.report import Directions, TaskEdits
+
+app = typer.Typer(
+    help="Measure what an instruction changes inside an editor.", no_args_is_help=True, rich_markup_mode="markdown"
+)
 
 
 @app.callback()
 def analyze() -> None:
-    """Look inside an editor."""
+    """Measure what an instruction changes inside an editor."""
 
 
 @app.command("directions")
@@ -27,9 +32,12 @@ def directions_command(
         list[str],
         typer.Option(help="label=file, repeatable; label=task:file,task:file sets single-task editors side by side."),
     ],
-    out_folder: Annotated[Path, typer.Option("--out", help="Folder for directions.json, .md, and a picture a side.")],
-    task: Annotated[list[str], typer.Option(help="Whose edits; repeatable.")] = list(_TASKS),  # noqa: B006
-    limit: Annotated[int, typer.Option(min=10, help="Test edits a task.")] = 100,
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder for directions.json, .md and a figure per side.")],
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="Whose edits; repeatable. Default: the tasks that requests without a task are routed to."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=10, help="Test edits per task.")] = 100,
     results: Annotated[
         list[Path] | None,
         typer.Option(help="result.json of `reproduce`: relate separability to its editors' Reliability; repeatable."),
@@ -40,66 +48,86 @@ def directions_command(
     device: Device = None,
     seed: Annotated[int, typer.Option(help="Seed of the drawn edits and the projections.")] = 0,
 ) -> None:
-    """Editing directions of several editors: are tasks apart, and does the instruction move them?
+    """Compare the editing directions of several editors: do tasks separate, and does the instruction change them?
 
     For every edited matrix and both sides of the pseudo-gradient: silhouette, a linear probe and the angles between
     tasks, the share of the variance that the instruction explains when the same edits get every task's instruction,
-    and a picture (PCA and t-SNE). An editor that does not read its instruction has a share of zero.
+    and a figure (PCA and t-SNE). An editor that does not read its instruction has a share of zero.
     """
     quiet_libraries()
     try:
-        from instructedit.analysis.report import Edits, Named, analyse, as_markdown, draw, predicts, summary_of
+        from instructedit.analysis.report import LabelledEditor, TaskEdits, analyse
     except ImportError as error:
         raise EditorError(
             f"the analysis needs more packages ({error.name}): pip install 'instructedit[analysis]'"
         ) from None
     from instructedit.data.locations import data_folder
-    from instructedit.evaluation.demonstration import demo_records
     from instructedit.models.language_model import load_language_model
-    from instructedit.storage.writing import make_folder, write_atomically
-    from instructedit.tasks.task import load_task
+    from instructedit.storage.writing import make_folder
+    from instructedit.tasks.edits import sample_test_edits
+    from instructedit.tasks.loading import listed_tasks, load_task
 
-    named = [Named.parse(text, task) for text in editor]
+    names = task or [each.name for each in listed_tasks() if each.routing is not None]
+    editors = [LabelledEditor.parse(text, names) for text in editor]
     reliability = _reliability(results or [], held_out)
     make_folder(out_folder)
     language_model = load_language_model(model, dtype=dtype, device=device)
-    edits = [Edits(load_task(name), demo_records(name, data_folder(), limit, seed)[0]) for name in task]
+    tasks = [load_task(name) for name in names]
+    edits = [TaskEdits(each, sample_test_edits(each, data_folder(), limit, seed)[0]) for each in tasks]
     if len(edits) < 2:
         raise DataError("directions are compared between tasks; give two with --task")
     with progress() as bar:
-        job = bar.add_task("editors", total=len(named), note="")
-        rows, drawn = analyse(named, language_model, edits, seed, lambda label: bar.update(job, advance=1, note=label))
+        job = bar.add_task("editors", total=len(editors), note="")
+        rows, vectors = analyse(
+            editors, language_model, edits, seed, lambda label: bar.update(job, advance=1, note=label)
+        )
+    out.print(_write_report(out_folder, rows, vectors, edits, reliability, seed))
+    err.print(f"written to {out_folder}")
+
+
+def _write_report(
+    folder: Path,
+    rows: list[dict[str, Any]],
+    vectors: Mapping[str, Directions],
+    edits: Sequence[TaskEdits],
+    reliability: Mapping[str, float],
+    seed: int,
+) -> str:
+    """Write the report's table, figures and JSON, and return the table."""
+    from instructedit.analysis.directions import SIDES
+    from instructedit.analysis.report import as_markdown, draw, reliability_correlation, summary_of
+    from instructedit.storage.writing import write_atomically
+
     summary = summary_of(rows)
-    predicted = predicts(summary, reliability)
+    correlation = reliability_correlation(summary, reliability)
     counts = {each.task.name: len(each.records) for each in edits}
-    page = as_markdown(summary, predicted, counts)
-    write_atomically(out_folder / "directions.md", page.encode())
-    for side in ("u", "delta"):
-        draw(drawn, side, out_folder / f"directions-{side}.png", seed)
+    page = as_markdown(summary, correlation, counts)
+    write_atomically(folder / "directions.md", page.encode())
+    for side in SIDES:
+        draw(vectors, side, folder / f"directions-{side}.png", seed)
     result = {
         "edits": counts,
         "seed": seed,
         "summary": summary,
         "reliability": reliability,
-        "predicts": predicted,
+        "predicts": correlation,
         "rows": rows,
     }
-    emit_json(result, out_folder / "directions.json")
-    out.print(page)
-    err.print(f"written to {out_folder}")
+    emit_json(result, folder / "directions.json")
+    return page
 
 
 def _reliability(files: list[Path], test: str) -> dict[str, float]:
-    """Each editor's Reliability on a test, out of results of `reproduce`.
+    """Return each editor's Reliability on a test, from results of `reproduce`.
 
     Raises:
-        DataError: a file is no such result.
+        DataError: a file is not such a result.
     """
-    found: dict[str, float] = {}
+    reliability: dict[str, float] = {}
     for path in files:
         try:
             rows = read_json_file(path)["rows"]
-            found |= {row["editor"]: row["metrics"]["reliability"]["mean"] for row in rows if row["test"] == test}
+            reliability |= {row["editor"]: row["metrics"]["reliability"]["mean"] for row in rows if row["test"] == test}
         except (KeyError, TypeError) as error:
             raise DataError(f"is not a result of `instructedit reproduce` ({error!r})", file=path) from None
-    return found
+    return reliability

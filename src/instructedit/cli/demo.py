@@ -13,57 +13,38 @@ from instructedit.cli.options import JsonFile, Model, TrainedEditor
 
 if TYPE_CHECKING:
     from instructedit.editors.gradient import GradientEditor
+    from instructedit.evaluation.demonstration import EditExample
+    from instructedit.models.language_model import LanguageModel
+
+Tables = Mapping[str, Mapping[str, Any]]
 
 
 def demo(
-    edits: Annotated[int, typer.Option(min=1, help="Test edits a task in the table.")] = 100,
+    edits: Annotated[int, typer.Option(min=1, help="Test edits per task in the table.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the drawn test edits.")] = 0,
     model: Model = "bundled",
     editor: TrainedEditor = "bundled",
     json_: JsonFile = None,
 ) -> None:
-    """Edit the bundled model and see what changes: in words, then measured on six tasks.
+    """Edit the bundled model and see what changes: a few answers, then metrics on several tasks.
 
     With the public data sets at hand (INSTRUCTEDIT_DATA) the table is measured on their test files, otherwise on
     edits that ship with the package. Every edit is made by itself on the same base model; queries carry no
-    instruction (protocol `plain`), and the edits get descriptions that no training has seen. Beside the bundled
-    editor stands multi-task MEND, which reads no instruction.
+    instruction (protocol `plain`), and the edits get instruction templates held out from training. The bundled editor
+    is compared with multi-task MEND, which reads no instruction.
     """
     quiet_libraries()
-    from instructedit.data.locations import data_folder
     from instructedit.editors.saving import BUNDLED_MEND, load_editor
-    from instructedit.evaluation.demonstration import HEADLINES, SWAPPED, measure, shown_edits
+    from instructedit.evaluation.demonstration import make_examples
     from instructedit.models.language_model import BUNDLED, load_language_model
 
     began = time.monotonic()
     language_model = load_language_model(model)
     trained = load_editor(editor, language_model)
-    plain, scopes = shown_edits(trained, language_model)
+    single, scopes = make_examples(trained, language_model)
     mend = load_editor(BUNDLED_MEND, language_model) if model == editor == BUNDLED else None
-    with progress() as bar:
-        job = bar.add_task("measuring", total=len(HEADLINES) * (2 if mend else 1) + len(SWAPPED), note="")
-
-        def measured_on_tasks(
-            measured: GradientEditor, swapped: bool
-        ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-            def show(name: str) -> None:
-                bar.update(job, advance=1, note=f"{measured.name}, {name}")
-
-            return measure(measured, language_model, data_folder(), edits, seed, swapped, show)
-
-        tables, files = measured_on_tasks(trained, swapped=True)
-        beside = measured_on_tasks(mend, swapped=False)[0] if mend is not None else {}
+    tables, mend_tables, files = _measure(trained, mend, language_model, edits, seed)
     seconds = round(time.monotonic() - began, 1)
-
-    def in_words(shown: Any) -> dict[str, Any]:
-        rows = [dict(zip(("asked", "why", "before", "after"), row, strict=True)) for row in shown.rows]
-        return {
-            "prompt": shown.request.prompt,
-            "target": shown.request.target,
-            "instruction": shown.instruction,
-            "answers": rows,
-        }
-
     if json_ is not None:
         emit_json(
             {
@@ -76,77 +57,119 @@ def demo(
                 "edits_a_task": edits,
                 "interval": "95%, bootstrap over edits",
                 "seconds": seconds,
-                "edits": [in_words(shown) for shown in plain],
-                "scope": [in_words(shown) for shown in scopes],
+                "edits": [_as_dict(example) for example in single],
+                "scope": [_as_dict(example) for example in scopes],
                 "files": files,
                 "tasks": tables,
-                "mend": beside,
+                "mend": mend_tables,
             },
             json_,
         )
         if str(json_) == "-":
             return
-    for shown in plain:
-        out.print(_words(shown, styled(f"{shown.request.prompt} … ", (shown.request.target, "bold"))))
-    out.print("\nThe same edit under two instructions", style="bold")
-    for shown in scopes:
-        out.print(_words(shown, shown.instruction.split("Description: ")[1]))
-    heads = ["task", "metric", trained.name] + (["mend"] if beside else [])
-    figures = table(*heads, title=f"{edits} test edits a task, protocol plain; means with 95% intervals")
-    for name, row in tables.items():
-        for number, (metric, value) in enumerate(row.items()):
-            cells = [_cell(value)] + ([_cell(beside[name].get(metric))] if beside else [])
-            figures.add_row(name if number == 0 else "", metric.replace("_", " "), *cells)
-        figures.add_section()
-    out.print(figures)
+    _print_examples(single, scopes)
+    _print_table(trained.name, tables, mend_tables, edits)
     out.print("Edits from: " + ", ".join(f"{name} ({file})" for name, file in files.items()), style="dim")
-    for line in _remarks(plain, tables, beside, files):
+    for line in _remarks(single, tables, mend_tables, files):
         out.print(line)
     out.print(f"{seconds} s on this machine.", style="dim")
 
 
-def _remarks(
-    plain: Sequence[Any],
-    tables: Mapping[str, Mapping[str, Any]],
-    beside: Mapping[str, Mapping[str, Any]],
-    files: Mapping[str, str],
-) -> list[str]:
-    """What a reader should know of the figures above, made from the figures themselves."""
+def _measure(
+    editor: GradientEditor, mend: GradientEditor | None, language_model: LanguageModel, edits: int, seed: int
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]], dict[str, str]]:
+    """Return the metrics of the editor and of MEND by task, and the files, behind a progress bar."""
+    from instructedit.data.locations import data_folder
+    from instructedit.evaluation.demonstration import demo_tasks, measure_tasks
+
+    tasks = demo_tasks()
+    swaps = sum(task.scope_metric is not None for task in tasks)
+    with progress() as bar:
+        job = bar.add_task("measuring", total=len(tasks) * (2 if mend else 1) + swaps, note="")
+
+        def run(measured: GradientEditor, swapped: bool) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+            def show(name: str) -> None:
+                bar.update(job, advance=1, note=f"{measured.name}, {name}")
+
+            return measure_tasks(measured, language_model, data_folder(), edits, seed, swapped, show)
+
+        tables, files = run(editor, swapped=True)
+        mend_tables = run(mend, swapped=False)[0] if mend is not None else {}
+    return tables, mend_tables, files
+
+
+def _as_dict(example: EditExample) -> dict[str, Any]:
+    """Return an example for the JSON."""
+    return {
+        "prompt": example.request.prompt,
+        "target": example.request.target,
+        "instruction": example.instruction,
+        "answers": [
+            {"asked": answer.prompt, "why": answer.kind, "before": answer.before, "after": answer.after}
+            for answer in example.answers
+        ],
+    }
+
+
+def _print_examples(single: Sequence[EditExample], scopes: Sequence[EditExample]) -> None:
+    for example in single:
+        out.print(_answers(example, styled(f"{example.request.prompt} … ", (example.request.target, "bold"))))
+    out.print("\nThe same edit under two instructions", style="bold")
+    for example in scopes:
+        out.print(_answers(example, example.instruction.split("Description: ")[1]))
+
+
+def _answers(example: EditExample, title: Any) -> Any:
+    rows = table("prompt", "", "before", "after", title=title, title_justify="left")
+    for answer in example.answers:
+        rows.add_row(answer.prompt, answer.kind, answer.before, answer.after)
+    return rows
+
+
+def _print_table(editor: str, tables: Tables, mend_tables: Tables, edits: int) -> None:
+    heads = ["task", "metric", editor] + (["mend"] if mend_tables else [])
+    rows = table(*heads, title=f"{edits} test edits per task, protocol plain; means with 95% intervals")
+    for name, row in tables.items():
+        for number, (metric, value) in enumerate(row.items()):
+            cells = [_cell(value)] + ([_cell(mend_tables[name].get(metric))] if mend_tables else [])
+            rows.add_row(name if number == 0 else "", metric.replace("_", " "), *cells)
+        rows.add_section()
+    out.print(rows)
+
+
+def _cell(value: Mapping[str, float] | None) -> str:
+    return "" if value is None else f"{value['mean']:.3f} ({value['low']:.3f}–{value['high']:.3f})"
+
+
+def _remarks(single: Sequence[EditExample], tables: Tables, mend_tables: Tables, files: Mapping[str, str]) -> list[str]:
+    """Return what a reader should know of the figures, derived from the figures themselves."""
+    from instructedit.data.locations import BUNDLED_PREFIX
     from instructedit.evaluation.generation import matches
 
     remarks = []
-    for shown in plain:
-        wanted = shown.request.target
-        missed = [row[0] for row in shown.rows if row[1] == "paraphrase" and not matches(row[3], [wanted])]
-        remarks += [f"Did not take in other words: {prompt!r} does not give {wanted!r}." for prompt in missed]
-    if any(file.startswith("own/") for file in files.values()):
+    for example in single:
+        target = example.request.target
+        remarks += [
+            f"The paraphrase {answer.prompt!r} does not give {target!r}."
+            for answer in example.answers
+            if answer.kind == "paraphrase" and not matches(answer.after, [target])
+        ]
+    if any(file.startswith(BUNDLED_PREFIX) for file in files.values()):
         remarks.append(
-            "These are edits in our own templates, whose neighbours are asked in the edit's own sentence: they are "
-            "kept less often than those of the public files, on which the README's figures are measured "
-            "(INSTRUCTEDIT_DATA)."
+            "The bundled edits use our own templates, whose neighbours are asked in the edit's own sentence: locality "
+            "is lower than on the public files, on which the README's figures are measured (INSTRUCTEDIT_DATA)."
         )
     remarks.append(
-        "Every description is the tenth of its task, which no training has seen, behind the task's name, which "
-        "training has: the name alone decides most of the scope (README). The base model was taught the true answers "
-        "of these edits; ZsRE is held out from the editor only."
+        "Every instruction uses a template held out from training, behind the task's name, which training uses: the "
+        "name alone decides most of the scope (README). The base model was trained on the true answers of these edits; "
+        "ZsRE is held out from the editor only."
     )
     ahead = [
         f"{task} {metric.replace('_', ' ')}"
         for task, row in tables.items()
         for metric, value in row.items()
-        if metric in beside.get(task, {}) and beside[task][metric]["mean"] > value["mean"]
+        if metric in mend_tables.get(task, {}) and mend_tables[task][metric]["mean"] > value["mean"]
     ]
     if ahead:
         remarks.append(f"MEND, which ignores instructions, has the higher mean in: {', '.join(ahead)}.")
     return remarks
-
-
-def _cell(value: dict[str, float] | None) -> str:
-    return "" if value is None else f"{value['mean']:.3f} ({value['low']:.3f}–{value['high']:.3f})"
-
-
-def _words(shown: Any, title: Any) -> Any:
-    answers = table("asked", "", "before", "after", title=title, title_justify="left")
-    for prompt, why, before, after in shown.rows:
-        answers.add_row(prompt, why, before, after)
-    return answers

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from instructedit.cli.console import emit_json, err, out, quiet_libraries, table
-from instructedit.cli.options import BankFile, Device, DeviceMap, Dtype, EditorFile, JsonFile, Model, writable
+from instructedit.cli.options import Device, DeviceMap, Dtype, EditorFile, JsonFile, Model, TemplateFile, writable
 from instructedit.errors import DataError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: Maximum number of printed warnings about single requests.
 MAX_WARNINGS = 5
 _REQUEST_FIELDS = ("--prompt", "--target", "--subject", "--label")
-_INSTRUCTION_OPTIONS = ("--task", "--instruction", "--bank")
+_INSTRUCTION_OPTIONS = ("--task", "--instruction", "--template-file")
 
 Prompt = Annotated[str | None, typer.Option(help="Text before the answer, for example `Jimi Hendrix plays the`.")]
 Target = Annotated[str | None, typer.Option(help="The new answer.")]
@@ -88,7 +88,7 @@ def edit(
     task: TaskName = None,
     instruction: Instruction = None,
     no_instruction: NoInstruction = False,
-    bank: BankFile = None,
+    template_file: TemplateFile = None,
     label: Label = None,
     requests: RequestFile = None,
     apply: DeltaFiles = None,
@@ -126,7 +126,7 @@ def edit(
             "--label": label,
             "--task": task,
             "--instruction": instruction,
-            "--bank": bank,
+            "--template-file": template_file,
             "--no-instruction": no_instruction or None,
             "--requests": requests,
             "--apply": apply or None,
@@ -138,7 +138,7 @@ def edit(
     if apply:
         delta = _saved_delta(apply)
     else:
-        delta, method = _make_delta(language_model, edits, editor, task, bank, no_instruction)
+        delta, method = _make_delta(language_model, edits, editor, task, template_file, no_instruction)
     if rank is not None:
         delta = delta.compress(rank)
     delta.check(language_model)
@@ -232,7 +232,7 @@ def _make_delta(
     requests: list[EditRequest],
     editor: str,
     task: str | None,
-    bank: Path | None,
+    template_file: Path | None,
     no_instruction: bool,
 ) -> tuple[Delta, Editor]:
     """Make the edit, print how each task was chosen, and return the delta with its editor."""
@@ -242,7 +242,7 @@ def _make_delta(
     tasks: list[Task | None] = [None] * len(requests)
     notes: list[str] = []
     if not no_instruction:
-        tasks, notes = _tasks_of(requests, task, bank, language_model)
+        tasks, notes = _tasks_of(requests, task, template_file, language_model)
     method = find_editor(editor, language_model)
     delta = make_edit(method, language_model, requests, tasks)
     for note in notes:
@@ -251,17 +251,17 @@ def _make_delta(
 
 
 def _tasks_of(
-    requests: list[EditRequest], task: str | None, bank: Path | None, language_model: LanguageModel
+    requests: list[EditRequest], task: str | None, template_file: Path | None, language_model: LanguageModel
 ) -> tuple[list[Task | None], list[str]]:
     """Return the task of each request, with a note for each task that was chosen by similarity."""
-    from instructedit.instructions.bank import task_with
     from instructedit.instructions.routing import Router
-    from instructedit.tasks.task import free_text, load_task
+    from instructedit.instructions.template_files import load_task_with_templates
+    from instructedit.tasks.loading import free_text_task, load_task
 
-    if task is not None or bank is not None:
+    if task is not None or template_file is not None:
         if task is None:
-            raise DataError("--bank also needs --task, the task that its instruction templates are for")
-        return [task_with(task, bank)] * len(requests), []
+            raise DataError("--template-file also needs --task, the task that its instruction templates are for")
+        return [load_task_with_templates(task, template_file)] * len(requests), []
     unnamed = [request for request in requests if request.task is None and request.instruction is None]
     routes = iter(Router(language_model)(unnamed) if unnamed else [])
     tasks: list[Task | None] = []
@@ -270,7 +270,7 @@ def _tasks_of(
         if request.task is not None:
             tasks.append(load_task(request.task))
         elif request.instruction is not None:
-            tasks.append(free_text())
+            tasks.append(free_text_task())
         else:
             route = next(routes)
             tasks.append(route.task)
@@ -279,13 +279,14 @@ def _tasks_of(
 
 
 def _routing_note(prompt: str, route: Route) -> str:
-    from instructedit.instructions.routing import NEAR_ENOUGH
-    from instructedit.tasks.task import FREE_TEXT, NEUTRAL_TEXT
+    from instructedit.instructions.routing import SIMILARITY_THRESHOLD
+    from instructedit.tasks.loading import FREE_TEXT, NEUTRAL_TEXT
 
     if route.task.name == FREE_TEXT:
         return (
-            f"{prompt!r} is not similar to the requests of any task (similarity: {route}; at least {NEAR_ENOUGH} is "
-            f"required), so the neutral instruction is used: {NEUTRAL_TEXT} Use --task or --instruction to choose"
+            f"{prompt!r} is not similar to the requests of any task (similarity: {route}; at least "
+            f"{SIMILARITY_THRESHOLD} is required), so the neutral instruction is used: {NEUTRAL_TEXT} Use --task or "
+            "--instruction to choose"
         )
     return f"task {route.task.name} chosen for {prompt!r} (similarity: {route}); use --task to choose another"
 

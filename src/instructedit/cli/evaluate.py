@@ -5,17 +5,18 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries, table
-from instructedit.cli.options import BankFile, Device, DeviceMap, Dtype, EditorFile, JsonFile, Model
+from instructedit.cli.options import Device, DeviceMap, Dtype, EditorFile, JsonFile, Model, TemplateFile
 from instructedit.errors import DataError
 from instructedit.evaluation.protocols import Control, Protocol
 
 if TYPE_CHECKING:
     from instructedit.evaluation.runner import Evaluation
+    from instructedit.instructions.templates import Split
 
 
 def evaluate_command(
@@ -23,7 +24,7 @@ def evaluate_command(
     data: Annotated[
         Path,
         typer.Option(
-            help="The edits: a JSON or JSON Lines file in any known format; `own/…` is a file of the package."
+            help="The edits: a JSON or JSON Lines file in any known format; `bundled/…` is a file of the package."
         ),
     ],
     model: Model = "bundled",
@@ -44,14 +45,17 @@ def evaluate_command(
             "Other controls: text-alone (neutral name), unrelated, other-task, none."
         ),
     ] = Control.UNSEEN,
-    wording: Annotated[
-        str | None, typer.Option(help="validation or test: hand-written descriptions behind a neutral task name.")
+    templates: Annotated[
+        str | None,
+        typer.Option(
+            help="validation or test: hand-written held-out templates of the task's scope, under a neutral task name."
+        ),
     ] = None,
     opposite: Annotated[
         str | None,
         typer.Option(help="The opposite task, for the swapped-instruction controls and for what must differ."),
     ] = None,
-    bank: BankFile = None,
+    template_file: TemplateFile = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Number of edits, drawn at random with --seed.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the drawn edits, instructions and intervals.")] = 0,
     text_metrics: Annotated[
@@ -67,22 +71,20 @@ def evaluate_command(
 ) -> None:
     """Measure an editor on a file of edits, each made by itself; `instructedit metrics` lists what is measured."""
     quiet_libraries()
-    from instructedit.data.locations import data_file
-    from instructedit.data.readers import read_records
     from instructedit.editors.lookup import find_editor
     from instructedit.evaluation.metrics import MetricGroup, registered_metrics
     from instructedit.evaluation.provenance import provenance
     from instructedit.evaluation.runner import evaluate
-    from instructedit.instructions.bank import task_with
+    from instructedit.instructions.template_files import load_task_with_templates
     from instructedit.models.allocator import keep_freed_memory
     from instructedit.models.language_model import load_language_model
-    from instructedit.tasks.task import fitting
+    from instructedit.tasks.edits import read_edits
 
     keep_freed_memory()
-    if wording not in (None, "validation", "test"):
-        raise DataError(f"--wording takes validation or test, not {wording!r}")
-    chosen_task = task_with(task, bank)
-    edits = fitting(chosen_task, read_records(data_file(data), chosen_task.form, skip_incomplete=skip_incomplete), data)
+    if templates not in (None, "validation", "test"):
+        raise DataError(f"--templates takes validation or test, not {templates!r}")
+    chosen_task = load_task_with_templates(task, template_file)
+    edits = read_edits(chosen_task, data, skip_incomplete=skip_incomplete)
     if limit is not None and limit < len(edits):
         edits = random.Random(seed).sample(edits, limit)
     language_model = load_language_model(model, dtype=dtype, device=device, device_map=device_map)
@@ -100,7 +102,7 @@ def evaluate_command(
             metrics=registered_metrics(*groups),
             protocol=protocol,
             instruction=instruction,
-            wording=wording,
+            templates=cast("Split | None", templates),
             opposite=opposite,
             seed=seed,
             batch=batch,

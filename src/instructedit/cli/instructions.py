@@ -1,95 +1,65 @@
-"""``instructedit instructions``: write, try and improve the texts that steer an editor."""
+"""``instructedit instructions``: write, score and improve the instruction templates of a task."""
 
 from __future__ import annotations
 
-import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit
 
 import typer
 
 from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries, styled, table
-from instructedit.cli.options import BankFile, Device, Dtype, EditorFile, JsonFile, Model, writable
+from instructedit.cli.options import Device, Dtype, EditorFile, JsonFile, Model, TemplateFile, writable
+from instructedit.cli.proposer import (
+    OPENAI,
+    BaseUrl,
+    KeyVariable,
+    LanguageModelName,
+    ProposerName,
+    make_proposer,
+    public_address,
+)
 from instructedit.errors import DataError
 
 if TYPE_CHECKING:
-    from instructedit.instructions.proposers import Proposer
+    from instructedit.instructions.proposals import RankedTemplate
+    from instructedit.instructions.search import SearchResult
     from instructedit.instructions.trial import Trial
     from instructedit.models.language_model import LanguageModel
     from instructedit.tasks.task import Task
 
 app = typer.Typer(
-    help="Write, try and improve the instructions of a task.\n\n"
-    "`show` prints a bank, `generate` writes candidates, `score` tries a bank on validation edits, and `optimize` goes "
-    "round: propose, try, propose again from what came out. Test edits are never touched.",
+    help="Write, score and improve the instruction templates of a task.\n\n"
+    "`show` prints templates, `generate` writes candidates, `score` evaluates templates on validation edits, and "
+    "`optimize` searches: propose, score, propose again from the scores. Test edits are never used.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
 
 TaskName = Annotated[str, typer.Option("--task", help="A task's name or its YAML file.")]
-ProposerName = Annotated[
-    str, typer.Option(help="offline (a grammar, no network) or endpoint (OpenAI-compatible chat completions).")
-]
-BaseUrl = Annotated[str, typer.Option(help="Endpoint: its address.")]
-LanguageModelName = Annotated[str | None, typer.Option("--proposer-model", help="Endpoint: the model's name there.")]
-KeyVariable = Annotated[str, typer.Option("--key-env", help="Endpoint: environment variable that holds the key.")]
 Data = Annotated[Path | None, typer.Option(help="Validation edits; default: what the editor's training held out.")]
 Seed = Annotated[int, typer.Option(help="Seed of the drawn edits and the offline proposals.")]
-_OPENAI = "https://api.openai.com/v1"
 
 
-def _proposer(
-    name: str, seed: int, base_url: str, model: str | None, key_variable: str, stray: float = 0.4
-) -> Proposer:
-    from instructedit.instructions.proposers import EndpointProposer, OfflineProposer
-
-    if name == "offline":
-        return OfflineProposer(seed, stray)
-    if name != "endpoint":
-        raise DataError(f"--proposer takes offline or endpoint, not {name!r}")
-    if model is None:
-        raise DataError("the endpoint proposer needs --proposer-model")
-    if not os.environ.get(key_variable, "").strip():  # perhaps the key itself was given: it is not said back
-        raise DataError("--key-env takes the NAME of an environment variable that holds the key; this one is not set")
-    public_address(base_url)
-    return EndpointProposer(model, base_url, key_variable)
-
-
-def public_address(url: str) -> str:
-    """The endpoint's address without what may be secret in it: user, password and query.
-
-    Raises:
-        DataError: it is no address.
-    """
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        parts = urlsplit("")
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise DataError("--base-url takes an address such as https://api.openai.com/v1")
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
-
-
-def _trial(
+def _make_trial(
     task: Task, language_model: LanguageModel, editor: str, edits: int, seed: int, data: Path | None
 ) -> tuple[Trial, str]:
-    """The editor on validation edits, and where these come from."""
+    """Return the trial of an editor on validation edits, and a description of where these come from."""
     from instructedit.data.pool import RecordPool
     from instructedit.editors.lookup import find_editor
-    from instructedit.instructions.edits import validation_edits
     from instructedit.instructions.trial import Trial
+    from instructedit.instructions.validation_edits import validation_edits
 
     records, source = validation_edits(task, editor, edits, seed, data)
-    if task.is_wider:  # every text is to meet the same probes, whatever else is tried along with it
+    if task.is_wider:  # every template has to be scored on the same probes, whatever else is scored with it
         pool = RecordPool(records)
         records = [pool.completed(record, 2, seed) for record in records]
     return Trial(find_editor(editor, language_model), language_model, task, records, seed), source
 
 
 def seconds_of(budget: str) -> float:
-    """``90s``, ``20m``, ``2h`` or plain minutes, in seconds.
+    """Return ``90s``, ``20m``, ``2h`` or plain minutes in seconds.
 
     Raises:
         DataError: it is none of them.
@@ -101,25 +71,26 @@ def seconds_of(budget: str) -> float:
 
 
 @app.command()
-def show(task: TaskName, bank: BankFile = None, json_: JsonFile = None) -> None:
-    """Print the instructions of a task, or of a bank with where each comes from."""
-    from instructedit.instructions.bank import task_with
+def show(task: TaskName, template_file: TemplateFile = None, json_: JsonFile = None) -> None:
+    """Print the instruction templates of a task or a template file; the last ones are held out from training."""
+    from instructedit.instructions.template_files import load_task_with_templates
     from instructedit.storage.reading import read_yaml_file
 
-    found = task_with(task, bank)
-    raw = read_yaml_file(bank) if bank is not None else {}
+    with_templates = load_task_with_templates(task, template_file)
+    raw = read_yaml_file(template_file) if template_file is not None else {}
+    instructions = with_templates.instructions
     if json_ is not None:
-        emit_json({**found.instructions.model_dump(mode="json"), "provenance": raw.get("provenance", {})}, json_)
+        emit_json({**instructions.model_dump(mode="json"), "provenance": raw.get("provenance", {})}, json_)
         return
-    out.print(styled((found.name, "bold"), f": {found.summary}"))
+    out.print(styled((with_templates.name, "bold"), f": {with_templates.summary}"))
     origins = _origins(raw)
-    for number, text in enumerate(found.instructions.descriptions, start=1):
+    for number, text in enumerate(instructions.all_templates, start=1):
         out.print(f"{number:>3}. {text}{origins.get(text, '')}")
 
 
-def _origins(bank: Any) -> dict[str, str]:
-    """Who proposed each text of a bank file, in words; what people have written into it themselves says nothing."""
-    provenance = bank.get("provenance") if isinstance(bank, dict) else None
+def _origins(raw: Any) -> dict[str, str]:
+    """Return who proposed each text of a template file; a provenance that people wrote themselves is left out."""
+    provenance = raw.get("provenance") if isinstance(raw, dict) else None
     texts = provenance.get("texts") if isinstance(provenance, dict) else None
     return {
         entry["text"]: f"  ({entry.get('proposer', '?')}, round {entry.get('round', '?')})"
@@ -134,43 +105,45 @@ def generate(
     proposer: ProposerName = "offline",
     count: Annotated[int, typer.Option(min=1, help="How many.")] = 10,
     out_file: Annotated[
-        Path | None, typer.Option("--out", callback=writable, help="Write them as a bank (YAML).")
+        Path | None, typer.Option("--out", callback=writable, help="Write them as a template file (YAML).")
     ] = None,
-    base_url: BaseUrl = _OPENAI,
+    base_url: BaseUrl = OPENAI,
     proposer_model: LanguageModelName = None,
     key_variable: KeyVariable = "OPENAI_API_KEY",
     seed: Seed = 0,
 ) -> None:
-    """Write candidates without trying them. What cannot be an instruction is left out, with the reason."""
-    from instructedit.instructions.bank import write_bank
-    from instructedit.instructions.candidates import Candidate, fault
-    from instructedit.instructions.proposers import Asked, Ranked
-    from instructedit.tasks.task import load_task
+    """Write candidates without scoring them. Texts that cannot be a template are left out, with the reason."""
+    from instructedit.instructions.candidates import Candidate, validation_error
+    from instructedit.instructions.proposals import ProposalContext, RankedTemplate
+    from instructedit.instructions.template_files import write_templates
+    from instructedit.tasks.loading import load_task
 
-    found = load_task(task)
-    writer = _proposer(proposer, seed, base_url, proposer_model, key_variable, stray=0.0)
-    texts: list[Candidate] = []
-    known = tuple(Ranked(text, {}, 0.0) for text in found.instructions.descriptions)
-    for text, parent in writer.propose(Asked(found, (), known, count, 1), lambda call: None):
-        reason = fault(text, found)
-        if reason is None and text in {*found.instructions.descriptions, *(each.text for each in texts)}:
+    loaded = load_task(task)
+    writer = make_proposer(proposer, seed, base_url, proposer_model, key_variable, exploration_rate=0.0)
+    candidates: list[Candidate] = []
+    known = tuple(RankedTemplate(text, {}, 0.0) for text in loaded.instructions.all_templates)
+    for text, parent in writer.propose(ProposalContext(loaded, (), known, count, 1), lambda call: None):
+        reason = validation_error(text, loaded)
+        if reason is None and text in {*loaded.instructions.all_templates, *(each.text for each in candidates)}:
             reason = "was there before"
         if reason is None:
-            texts.append(Candidate(text, writer.name, parent, 1))
+            candidates.append(Candidate(text, writer.name, parent, 1))
             out.print(text)
         else:
             err.print(f"left out, it {reason}: {text!r}")
     if out_file is not None:
-        if len(texts) < 2:
-            raise DataError(f"a bank needs two instructions, and {len(texts)} came out")
-        write_bank(out_file, found, texts, {"proposer": writer.name, "seed": seed}, {})
+        if len(candidates) < 2:
+            raise DataError(
+                f"a template file needs a training and a held-out template; {len(candidates)} usable texts came out"
+            )
+        write_templates(out_file, loaded, candidates, {"proposer": writer.name, "seed": seed}, {})
         err.print(f"written to {out_file}")
 
 
 @app.command()
 def score(
     task: TaskName,
-    bank: BankFile = None,
+    template_file: TemplateFile = None,
     data: Data = None,
     edits: Annotated[int, typer.Option(min=1, help="Validation edits.")] = 60,
     model: Model = "bundled",
@@ -180,42 +153,50 @@ def score(
     seed: Seed = 0,
     json_: JsonFile = None,
 ) -> None:
-    """Try every instruction of a bank on validation edits, all in one batched evaluation."""
+    """Score every instruction template on validation edits, all in one batched evaluation."""
     quiet_libraries()
     from instructedit.evaluation.intervals import estimate
-    from instructedit.instructions.bank import task_with
-    from instructedit.instructions.trial import by_edit, means, overall
+    from instructedit.instructions.template_files import load_task_with_templates
+    from instructedit.instructions.trial import edit_means, metric_means, overall_score
     from instructedit.models.language_model import load_language_model
 
-    found = task_with(task, bank)
-    trial, source = _trial(found, load_language_model(model, dtype=dtype, device=device), editor, edits, seed, data)
-    records = trial.records
-    texts = found.instructions.descriptions
+    loaded = load_task_with_templates(task, template_file)
+    language_model = load_language_model(model, dtype=dtype, device=device)
+    trial, source = _make_trial(loaded, language_model, editor, edits, seed, data)
+    count = len(trial.records)
+    texts = loaded.instructions.all_templates
     with progress() as bar:
-        job = bar.add_task("trying", total=len(texts) * len(records), note="")
-        values = trial.values(texts, 0, len(records), lambda done: bar.update(job, completed=done))
-    rows = [
-        {"text": text, "score": overall(each), "metrics": means(each), "mean": estimate(by_edit(each)).as_dict()}
+        job = bar.add_task("scoring", total=len(texts) * count, note="")
+        values = trial.values(texts, 0, count, lambda done: bar.update(job, completed=done))
+    rows: list[dict[str, Any]] = [
+        {
+            "text": text,
+            "score": overall_score(each),
+            "metrics": metric_means(each),
+            "mean": estimate(edit_means(each)).as_dict(),
+        }
         for text, each in zip(texts, values, strict=True)
     ]
-    rows.sort(key=lambda row: -float(str(row["score"])))
+    rows.sort(key=lambda row: -float(row["score"]))
     if json_ is not None:
-        emit_json({"task": found.name, "edits": len(records), "of": source, "rows": rows}, json_)
+        emit_json({"task": loaded.name, "edits": count, "of": source, "rows": rows}, json_)
         if str(json_) == "-":
             return
-    names = list(means(values[0]))
-    figures = table("instruction", "score", *names, title=f"{found.name}: {len(records)} edits, {source}")
+    names = list(metric_means(values[0]))
+    shown = table("instruction", "score", *names, title=f"{loaded.name}: {count} edits, {source}")
     for row in rows:
-        metrics: Any = row["metrics"]
-        figures.add_row(str(row["text"]), f"{row['score']:.3f}", *(f"{metrics[name]:.3f}" for name in names))
-    out.print(figures)
+        shown.add_row(row["text"], f"{row['score']:.3f}", *(f"{row['metrics'][name]:.3f}" for name in names))
+    out.print(shown)
 
 
 @app.command()
 def optimize(
     task: TaskName,
     out_file: Annotated[
-        Path, typer.Option("--out", callback=writable, help="The bank (YAML); the trace goes beside it (.trace.jsonl).")
+        Path,
+        typer.Option(
+            "--out", callback=writable, help="The template file (YAML); the trace goes beside it (.trace.jsonl)."
+        ),
     ],
     proposer: ProposerName = "offline",
     budget: Annotated[str, typer.Option(help="Time for all runs together: 90s, 20m, 2h.")] = "20m",
@@ -224,10 +205,10 @@ def optimize(
     ] = 100,
     candidates: Annotated[int, typer.Option(min=1, help="Candidates in each round.")] = 24,
     patience: Annotated[int, typer.Option(min=1, help="Rounds without a better metric before it ends.")] = 3,
-    bank: BankFile = None,
+    template_file: TemplateFile = None,
     data: Data = None,
     edits: Annotated[int, typer.Option(min=3, help="Validation edits; a third of them only compares at the end.")] = 96,
-    base_url: BaseUrl = _OPENAI,
+    base_url: BaseUrl = OPENAI,
     proposer_model: LanguageModelName = None,
     key_variable: KeyVariable = "OPENAI_API_KEY",
     model: Model = "bundled",
@@ -237,79 +218,90 @@ def optimize(
     seed: Seed = 0,
     json_: JsonFile = None,
 ) -> None:
-    """Look for better instructions: propose, try, and propose again from what came out.
+    """Search for better instruction templates: propose, score, and propose again from the scores.
 
-    Candidates are tried with the editor as it is, on edits that it was not trained on: all on a few, the better half on
-    twice as many, and so on. At the end the ten best are compared with the starting ten on edits that chose nothing;
-    only a gain whose interval lies above zero makes a new bank. A run that was stopped goes on from its trace
-    and tries nothing twice.
+    Candidates are scored with the editor as it is, on edits that it was not trained on: all on a few, the better half
+    on twice as many, and so on. At the end the ten best are compared with the task's own ten on edits that chose
+    nothing; only a gain whose interval is above zero makes new templates. A search that was stopped resumes from its
+    trace and scores nothing twice.
     """
     quiet_libraries()
-    from instructedit.editors.saving import digest_of
-    from instructedit.instructions.bank import task_with, write_bank
-    from instructedit.instructions.optimise import Budget, optimise
-    from instructedit.instructions.proposers import Ranked
-    from instructedit.instructions.trace import Trace
+    from instructedit.instructions.search import Budget, optimise
+    from instructedit.instructions.search_trace import SearchTrace
+    from instructedit.instructions.template_files import load_task_with_templates, write_templates
     from instructedit.models.language_model import load_language_model
     from instructedit.storage.writing import check_writable
 
     limit = Budget(seconds_of(budget), rounds, patience, candidates)
-    found = task_with(task, bank)
-    writer = _proposer(proposer, seed, base_url, proposer_model, key_variable)
+    loaded = load_task_with_templates(task, template_file)
+    writer = make_proposer(proposer, seed, base_url, proposer_model, key_variable)
     trace_file = out_file.with_name(f"{out_file.stem}.trace.jsonl")
     check_writable(trace_file)
     language_model = load_language_model(model, dtype=dtype, device=device)
-    trial, source = _trial(found, language_model, editor, edits, seed, data)
-    records = trial.records
+    trial, source = _make_trial(loaded, language_model, editor, edits, seed, data)
     settings = {
-        "task": found.name,
-        "start": list(found.instructions.descriptions),
-        "base": language_model.fingerprint,
-        "editor": editor,
-        "editor_digest": digest_of(editor),
+        **_searched(loaded, language_model, editor, trial, source),
         "proposer": writer.name,
         "proposer_model": proposer_model,
         "base_url": public_address(base_url) if proposer_model else None,
-        "edits": [record.record_id for record in records],
-        "of": source,
         "seed": seed,
         "candidates": candidates,
     }
-    trace = Trace(trace_file, settings)
+    trace = SearchTrace(trace_file, settings)
     with progress() as bar:
-        job = bar.add_task("rounds", total=rounds, note="starting bank")
+        job = bar.add_task("rounds", total=rounds, note="the task's own templates")
 
-        def shown(number: int, best: Ranked) -> None:
+        def show_round(number: int, best: RankedTemplate) -> None:
             bar.update(job, completed=number, note=f"best {best.score:.3f}: {best.text[:60]}")
 
-        outcome = optimise(found, trial, writer, trace, limit, shown)
-    provenance: dict[str, Any] = {
-        key: settings[key] for key in ("base", "editor", "editor_digest", "proposer", "proposer_model", "seed", "of")
-    }
-    provenance |= {
-        "edits": len(records),
-        "improved": outcome.improved,
-        "gain": outcome.gain.as_dict(),
-        "metrics": {who: {k: round(v, 5) for k, v in row.items()} for who, row in outcome.metrics.items()},
-        "stopped": outcome.stopped,
-        "rounds": outcome.rounds,
-        "tried": outcome.tried,
-    }
-    write_bank(out_file, found, outcome.texts, provenance, outcome.scores)
+        result = optimise(loaded, trial, writer, trace, limit, show_round)
+    provenance = _provenance(settings, len(trial.records), result)
+    write_templates(out_file, loaded, result.templates, provenance, result.scores)
     if json_ is not None:
-        emit_json({**provenance, "bank": str(out_file), "trace": str(trace.path)}, json_)
+        emit_json({**provenance, "templates": str(out_file), "trace": str(trace.path)}, json_)
         if str(json_) == "-":
             return
-    figures = table(
-        "instructions", *outcome.metrics["start"], title=f"{found.name}: edits that chose nothing ({source})"
-    )
-    for who, row in outcome.metrics.items():
-        figures.add_row(
-            "the ten best" if who == "new" else "starting bank", *(f"{value:.3f}" for value in row.values())
-        )
-    out.print(figures)
-    gain = outcome.gain
-    said = "better" if outcome.improved else "no gain found, the bank holds the starting instructions"
-    out.print(f"difference {100 * gain.mean:+.2f} points ({100 * gain.low:+.2f} to {100 * gain.high:+.2f}): {said}")
-    out.print(f"{outcome.tried} texts tried in {outcome.rounds} rounds; ended because {outcome.stopped}")
-    err.print(f"bank: {out_file}\ntrace: {trace.path}")
+    _print_result(result, f"{loaded.name}: edits that chose nothing ({source})")
+    err.print(f"templates: {out_file}\ntrace: {trace.path}")
+
+
+def _searched(task: Task, language_model: LanguageModel, editor: str, trial: Trial, source: str) -> dict[str, Any]:
+    """Return what a search starts from: with other values, a trace is not resumed."""
+    from instructedit.editors.saving import digest_of
+
+    return {
+        "task": task.name,
+        "start": list(task.instructions.all_templates),
+        "base": language_model.fingerprint,
+        "editor": editor,
+        "editor_digest": digest_of(editor),
+        "edits": [record.record_id for record in trial.records],
+        "of": source,
+    }
+
+
+def _provenance(settings: Mapping[str, Any], edits: int, result: SearchResult) -> dict[str, Any]:
+    """Return what a template file records of its search."""
+    kept = ("base", "editor", "editor_digest", "proposer", "proposer_model", "seed", "of")
+    return {
+        **{key: settings[key] for key in kept},
+        "edits": edits,
+        "improved": result.improved,
+        "gain": result.gain.as_dict(),
+        "metrics": {who: {k: round(v, 5) for k, v in row.items()} for who, row in result.metrics.items()},
+        "stopped": result.stopped,
+        "rounds": result.rounds,
+        "tried": result.tried,
+    }
+
+
+def _print_result(result: SearchResult, title: str) -> None:
+    rows = table("instructions", *result.metrics["start"], title=title)
+    for who, row in result.metrics.items():
+        label = "the ten best" if who == "new" else "the task's own"
+        rows.add_row(label, *(f"{value:.3f}" for value in row.values()))
+    out.print(rows)
+    gain = result.gain
+    verdict = "better" if result.improved else "no gain, the file has the task's own templates"
+    out.print(f"difference {100 * gain.mean:+.2f} points ({100 * gain.low:+.2f} to {100 * gain.high:+.2f}): {verdict}")
+    out.print(f"{result.tried} templates scored in {result.rounds} rounds; ended because {result.stopped}")

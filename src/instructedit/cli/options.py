@@ -94,10 +94,10 @@ DeviceMap = Annotated[
         '`{"transformer.h.0": "cpu", …}`. Modules on `disk` are read each time they run.',
     ),
 ]
-BankFile = Annotated[
+TemplateFile = Annotated[
     Path | None,
     typer.Option(
-        "--bank",
+        "--template-file",
         help="Use the instruction templates of this YAML file, as written by `instructedit instructions optimize`, "
         "instead of the task's own.",
     ),

@@ -8,33 +8,52 @@ import typer
 
 from instructedit.cli.console import emit_json, out, styled, table
 from instructedit.cli.options import JsonFile
-from instructedit.data.readers import FORMS
-from instructedit.tasks.task import load_task, shipped_tasks
+from instructedit.data.schemas.registry import SCHEMAS
+from instructedit.tasks.loading import TASKS_VARIABLE, known_tasks, listed_tasks, load_task
+from instructedit.tasks.task import Task
 
 
 def tasks(
-    name: Annotated[str | None, typer.Argument(help="A task's name or YAML file; without it all are listed.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A task's name or YAML file; default: list all tasks.")] = None,
     json_: JsonFile = None,
 ) -> None:
-    """List the tasks, or show one with its ten instructions (the tenth is never seen in training)."""
+    """List the tasks, or show one with its instruction templates.
+
+    Tasks in the folder that INSTRUCTEDIT_TASKS names are listed beside those of the package.
+    """
     if name is not None:
         task = load_task(name)
         if json_ is not None:
             emit_json(task.model_dump(mode="json"), json_)
-            return
-        out.print(styled((task.name, "bold"), f": {task.summary}"))
-        out.print(f"must change: {', '.join(task.change)}; must stay: {', '.join(task.stay)}")
-        for number, description in enumerate(task.instructions.descriptions, start=1):
-            out.print(f"{number:>3}. {description}")
+        else:
+            _print_task(task)
         return
-    found = shipped_tasks()
     if json_ is not None:
-        emit_json({key: task.model_dump(mode="json") for key, task in found.items()}, json_)
+        emit_json({key: task.model_dump(mode="json") for key, task in known_tasks().items()}, json_)
         return
-    figures = table("task", "what it is", "must change", "must stay", "held out")
-    for task in found.values():
-        figures.add_row(
-            task.name, task.summary, ", ".join(task.change), ", ".join(task.stay), "yes" if task.held_out else "no"
+    rows = table("task", "what it is", "in scope", "out of scope", "held out")
+    for task in listed_tasks():
+        rows.add_row(
+            task.name,
+            task.summary,
+            ", ".join(task.in_scope),
+            ", ".join(task.out_of_scope),
+            "yes" if task.held_out else "no",
         )
-    out.print(figures)
-    out.print(f"Record forms that are read: {', '.join(dict.fromkeys(form.name for form in FORMS))}.")
+    out.print(rows)
+    out.print(f"Record schemas of data files: {', '.join(schema.name for schema in SCHEMAS)}; or columns of your own.")
+    out.print(f"Your own tasks: give a YAML file's path, or set {TASKS_VARIABLE} to their folder (docs/tasks.md).")
+
+
+def _print_task(task: Task) -> None:
+    out.print(styled((task.name, "bold"), f": {task.summary}"))
+    out.print(f"in scope, must change: {', '.join(task.in_scope)}")
+    out.print(f"out of scope, must stay: {', '.join(task.out_of_scope)}")
+    for kind, value in task.files:
+        names = (value,) if isinstance(value, str) else value or ()
+        if names:
+            out.print(f"{kind} edits: {', '.join(names)}")
+    held_out = task.instructions.held_out_templates
+    for number, template in enumerate(task.instructions.all_templates, start=1):
+        mark = " (held out from training)" if template in held_out else ""
+        out.print(f"{number:>3}. {template}{mark}")

@@ -1,6 +1,6 @@
-"""Edits made from the facts table in our own words, so that the demo and the tests need no data set.
+"""Edits made from the facts table with our own prompt templates, so that demo and tests need no data set.
 
-They are of the same kinds as the data sets' and take their subjects from outside the editors' training files, but
+They have the probes of the public data sets and take their subjects from outside the editors' training files, but
 they are not those data sets, and a result on them is not a result on those.
 """
 
@@ -18,12 +18,12 @@ from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
 
 
 class FactEdits:
-    """Makes records from facts.
+    """Edit records made from facts.
 
     Args:
-        facts: what the base model was taught.
+        facts: facts that the base model was trained on.
         avoid: subjects that no record may be about (those of the editors' training files).
-        seed: of every draw.
+        seed: seed of every random draw.
     """
 
     def __init__(self, facts: Sequence[Fact], avoid: Collection[str], seed: int = 0) -> None:
@@ -44,7 +44,7 @@ class FactEdits:
         ]
 
     def counterfactual(self, count: int) -> list[EditRecord]:
-        """A new object from the same relation; two neighbours with the old one."""
+        """Return records with a new object of the same relation and two neighbours that have the old one."""
         records = []
         for index, fact in enumerate(self._rng.sample(self._editable, count)):
             statements, questions = fact.statements(), fact.questions()
@@ -65,7 +65,7 @@ class FactEdits:
         return records
 
     def questions(self, count: int) -> list[EditRecord]:
-        """The answer to a question is corrected; another question's answer stays."""
+        """Return records that correct the answer to a question, with an unrelated question."""
         records = []
         for index, fact in enumerate(self._rng.sample(self._editable, count)):
             first, second = self._rng.sample(fact.questions(), 2)
@@ -82,7 +82,12 @@ class FactEdits:
         return records
 
     def recent(self, missing: Sequence[tuple[str, str, str]], count: int) -> list[EditRecord]:
-        """Facts that the base model was not taught, as (subject, relation's name, object)."""
+        """Return records that add facts.
+
+        Args:
+            missing: facts that the base model was not trained on, as (subject, relation's name, object).
+            count: how many records.
+        """
         known: dict[str, list[Fact]] = defaultdict(list)
         for fact in self._facts:
             if fact.source != "trex":
@@ -90,23 +95,24 @@ class FactEdits:
         records = []
         usable = [item for item in missing if any(f.relation != item[1] for f in known[item[0]])]
         for index, (subject, relation, target) in enumerate(self._rng.sample(usable, count)):
-            said = Fact("own", relation, subject, target)
-            prompt, rephrase = self._rng.sample(said.statements(), 2)
-            stays = [fact for fact in known[subject] if fact.relation != relation][:4]
+            fact = Fact("own", relation, subject, target)
+            prompt, rephrase = self._rng.sample(fact.statements(), 2)
+            others = [other for other in known[subject] if other.relation != relation][:4]
             records.append(
                 EditRecord(
                     record_id=f"own-{index}",
                     request=EditRequest(prompt=prompt, target=target, subject=subject),
-                    rephrases=(rephrase, self._rng.choice(said.questions())),
+                    rephrases=(rephrase, self._rng.choice(fact.questions())),
                     probes=tuple(
-                        Probe(kind=ProbeKind.SAME_SUBJECT, prompt=f.statements()[0], answers=(f.object,)) for f in stays
+                        Probe(kind=ProbeKind.SAME_SUBJECT, prompt=other.statements()[0], answers=(other.object,))
+                        for other in others
                     ),
                 )
             )
         return records
 
     def opinions(self, topics: Sequence[str], count: int) -> list[EditRecord]:
-        """Positive and negative replies of our own about the topics."""
+        """Return records with positive and negative replies about the topics, from our own templates."""
         replies = {label: read_yaml("templates/opinions.yaml")[label] for label in ("positive", "negative")}
         questions = opinion_questions()
         chosen = self._rng.sample(list(topics), count + 1)
@@ -114,25 +120,25 @@ class FactEdits:
         for index, (topic, other) in enumerate(pairwise(chosen)):
             label, opposite = ("positive", "negative") if index % 2 else ("negative", "positive")
 
-            def said(about: str, wanted: str, number: int) -> tuple[str, ...]:
-                found = self._rng.sample(replies[wanted], number)
-                return tuple(text.replace("{topic}", about) for text in found)
+            def draw_replies(about: str, sentiment: str, number: int) -> tuple[str, ...]:
+                templates = self._rng.sample(replies[sentiment], number)
+                return tuple(text.replace("{topic}", about) for text in templates)
 
-            same = said(topic, label, 4)
-            asked = [question.format(topic=topic) for question in self._rng.sample(questions, 2)]
-            elsewhere = Probe(
+            same_label = draw_replies(topic, label, 4)
+            prompts = [question.format(topic=topic) for question in self._rng.sample(questions, 2)]
+            other_topic = Probe(
                 kind=ProbeKind.OTHER_TOPIC,
                 prompt=self._rng.choice(questions).format(topic=other),
-                answers=said(other, opposite, 1),
+                answers=draw_replies(other, opposite, 1),
             )
             records.append(
                 EditRecord(
                     record_id=f"own-{index}",
-                    request=EditRequest(prompt=asked[0], target=same[0], subject=topic, label=label),
-                    rephrases=(asked[1],),
-                    probes=(elsewhere,),
-                    same_label_replies=same,
-                    other_label_replies=said(topic, opposite, 4),
+                    request=EditRequest(prompt=prompts[0], target=same_label[0], subject=topic, label=label),
+                    rephrases=(prompts[1],),
+                    probes=(other_topic,),
+                    same_label_replies=same_label,
+                    other_label_replies=draw_replies(topic, opposite, 4),
                 )
             )
         return records
@@ -143,13 +149,13 @@ class FactEdits:
 
 
 def named_requests(records: Sequence[EditRecord]) -> list[tuple[str, str, str]]:
-    """(subject, relation's name, target) of KnowEdit requests whose prompt names the relation plainly."""
-    found = []
+    """Return (subject, relation's name, target) of KnowEdit requests whose prompt names the relation plainly."""
+    triples = []
     for record in records:
         subject, prompt = record.request.subject, record.request.prompt
         head, tail = "The ", f" of {subject} is"
         if subject and prompt.startswith(head) and prompt.endswith(tail):
             relation = prompt[len(head) : -len(tail)].removeprefix("name of the ")
             if relation.replace(" ", "").isalpha():
-                found.append((subject, relation, record.request.target))
-    return found
+                triples.append((subject, relation, record.request.target))
+    return triples

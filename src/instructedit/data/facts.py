@@ -1,4 +1,4 @@
-"""Subject-relation-object triples, their shipped table, and our own sentences and questions for them."""
+"""Subject-relation-object triples, their bundled table, and prompt templates for them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,14 @@ NAMED_QUESTIONS = (
 
 @dataclass(frozen=True)
 class Fact:
-    """One triple. ``relation`` is a Wikidata property (P17) or, for KnowEdit's facts, the relation's name."""
+    """One triple.
+
+    Attributes:
+        source: the data set that it comes from; ``trex`` for T-REx.
+        relation: a Wikidata property (``P17``) or, for KnowEdit's facts, the relation's name.
+        subject: the entity that the fact is about.
+        object: the fact's answer.
+    """
 
     source: str
     relation: str
@@ -44,11 +51,11 @@ class Fact:
     object: str
 
     def statements(self) -> tuple[str, ...]:
-        """Sentences that the object completes."""
+        """Return sentences that the object completes."""
         return self._render("statements", NAMED_STATEMENTS)
 
     def questions(self) -> tuple[str, ...]:
-        """Questions that the object answers."""
+        """Return questions that the object answers."""
         return self._render("questions", NAMED_QUESTIONS)
 
     def _render(self, kind: str, named: tuple[str, ...]) -> tuple[str, ...]:
@@ -60,7 +67,7 @@ class Fact:
 
 @cache
 def relation_templates() -> dict[str, dict[str, tuple[str, ...]]]:
-    """Statement and question templates by Wikidata property."""
+    """Return statement and question templates by Wikidata property."""
     return {
         relation: {kind: tuple(entry[kind]) for kind in ("statements", "questions")}
         for relation, entry in read_yaml("templates/relations.yaml").items()
@@ -68,7 +75,7 @@ def relation_templates() -> dict[str, dict[str, tuple[str, ...]]]:
 
 
 def read_facts(path: Path = FACTS_FILE) -> list[Fact]:
-    """The facts of a (gzipped) tab-separated table with the columns of :data:`COLUMNS`.
+    """Return the facts of a gzipped tab-separated table with the columns of :data:`COLUMNS`.
 
     Raises:
         DataError: the file cannot be read or has other columns.
@@ -76,7 +83,7 @@ def read_facts(path: Path = FACTS_FILE) -> list[Fact]:
     try:
         text = gzip.decompress(read_bytes(path)).decode()
     except UnicodeDecodeError as error:
-        raise DataError(f"is not UTF-8 text (byte {error.start} of what is packed)", file=path) from None
+        raise DataError(f"is not UTF-8 text (byte {error.start} of the unpacked content)", file=path) from None
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot be read: {error}; the file is damaged, copy it again", file=path) from None
     table = csv.reader(io.StringIO(text, newline=""), delimiter="\t")
@@ -98,7 +105,7 @@ def read_facts(path: Path = FACTS_FILE) -> list[Fact]:
 
 
 def write_facts(facts: Iterable[Fact], path: Path) -> None:
-    """Write the table; the same facts give the same bytes."""
+    """Write the table of facts; the same facts give the same bytes."""
     text = io.StringIO()
     table = csv.writer(text, delimiter="\t", lineterminator="\n")
     table.writerow(COLUMNS)
@@ -107,13 +114,13 @@ def write_facts(facts: Iterable[Fact], path: Path) -> None:
 
 
 def read_trex(folder: Path) -> list[Fact]:
-    """T-REx facts as ParaRel publishes them: a JSON Lines file a relation.
+    """Return T-REx facts as ParaRel publishes them, a JSON Lines file per relation.
 
     Only relations that have templates are read. A subject with several objects in one relation has no single
-    right answer; it is left out.
+    right answer and is left out.
 
     Raises:
-        DataError: a file is missing, or a line in it is no fact.
+        DataError: a file is missing, or a line in it is not a fact.
     """
     facts: list[Fact] = []
     for relation in relation_templates():
@@ -130,30 +137,30 @@ def read_trex(folder: Path) -> list[Fact]:
             subject, answer = (str(label).strip() for label in labels)
             objects[subject].add(answer)
         facts += [
-            Fact("trex", relation, subject, found.pop())
-            for subject, found in sorted(objects.items())
-            if len(found) == 1 and "\t" not in subject
+            Fact("trex", relation, subject, answers.pop())
+            for subject, answers in sorted(objects.items())
+            if len(answers) == 1 and "\t" not in subject
         ]
     return facts
 
 
 def named_facts(records: Iterable[EditRecord], source: str) -> list[Fact]:
-    """The true facts that KnowEdit's locality probes ask for, where the prompt names the relation plainly.
+    """Return the true facts that KnowEdit's locality probes ask for, where the prompt names the relation plainly.
 
-    Edit targets are not read: they are what an edit is to bring.
+    Edit targets are not read: the base model must not be taught them.
     """
     facts: dict[tuple[str, str], set[str]] = defaultdict(set)
     for record in records:
         subject = record.request.subject
         if not subject or "\t" in subject:
             continue
-        plain = re.compile(rf"The (?:names? of the )?([a-z ]+) of {re.escape(subject)} (?:is|are)")
+        pattern = re.compile(rf"The (?:names? of the )?([a-z ]+) of {re.escape(subject)} (?:is|are)")
         for probe in record.probes:
-            match = plain.fullmatch(probe.prompt)
+            match = pattern.fullmatch(probe.prompt)
             if match and probe.kind.value == "same_subject":
                 facts[match[1], subject].add(probe.answers[0].strip())
     return [
-        Fact(source, relation, subject, found.pop())
-        for (relation, subject), found in sorted(facts.items())
-        if len(found) == 1
+        Fact(source, relation, subject, answers.pop())
+        for (relation, subject), answers in sorted(facts.items())
+        if len(answers) == 1
     ]

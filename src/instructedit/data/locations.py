@@ -1,4 +1,4 @@
-"""Where the public data sets are, which the project does not ship."""
+"""Where data files are: the folder of public data sets, which the project does not ship, and the bundled edits."""
 
 from __future__ import annotations
 
@@ -8,31 +8,47 @@ from pathlib import Path
 from instructedit.assets import ASSETS
 from instructedit.errors import DataError
 
-VARIABLE = "INSTRUCTEDIT_DATA"
-#: Edits of our own, which ship with the package, and what stands before their names.
-EDITS = ASSETS / "edits"
-OWN = "own/"
+DATA_VARIABLE = "INSTRUCTEDIT_DATA"
+#: Folder of the edits that ship with the package.
+BUNDLED_EDITS = ASSETS / "edits"
+#: What the name of a bundled file starts with, where a file of the data folder could stand as well.
+BUNDLED_PREFIX = "bundled/"
+#: What it started with before; the recipes that are stored in shipped editors still say so.
+_FORMER_PREFIX = "own/"
 
 
 def data_folder() -> Path | None:
-    """The folder that ``INSTRUCTEDIT_DATA`` names, or None."""
-    named = os.environ.get(VARIABLE)
-    return Path(named) if named else None
+    """Return the folder that ``INSTRUCTEDIT_DATA`` names, or None."""
+    value = os.environ.get(DATA_VARIABLE)
+    return Path(value) if value else None
+
+
+def canonical_name(name: str | Path) -> str:
+    """Return a data file's name with ``bundled/`` in place of the former ``own/``."""
+    text = str(name)
+    return BUNDLED_PREFIX + text.removeprefix(_FORMER_PREFIX) if text.startswith(_FORMER_PREFIX) else text
 
 
 def data_file(name: str | Path, data: Path = Path()) -> Path:
-    """Where a file of the data folder (or, without one, of a user) is; ``own/x`` ships with the package."""
-    own = str(name).removeprefix(OWN)
-    return EDITS / own if own != str(name) else data / name
+    """Return the path of a data file.
+
+    Args:
+        name: ``bundled/x`` for a file that ships with the package, else a path relative to ``data``.
+        data: the data folder; default the current folder, for names that a user gives on the command line.
+    """
+    canonical = canonical_name(name)
+    if canonical.startswith(BUNDLED_PREFIX):
+        return BUNDLED_EDITS / canonical.removeprefix(BUNDLED_PREFIX)
+    return data / name
 
 
 def find_data() -> Path:
-    """As :func:`data_folder`, where there has to be one.
+    """Return the data folder.
 
     Raises:
-        DataError: there is none.
+        DataError: ``INSTRUCTEDIT_DATA`` is not set, or names no folder.
     """
     folder = data_folder()
     if folder is None or not folder.is_dir():
-        raise DataError(f"the data sets were not found; set {VARIABLE} to the folder that holds them", file=folder)
+        raise DataError(f"the data sets were not found; set {DATA_VARIABLE} to the folder that holds them", file=folder)
     return folder

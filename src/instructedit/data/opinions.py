@@ -1,4 +1,4 @@
-"""The questions with which ConvSent asks for an opinion, from the shipped templates."""
+"""Questions that ask for an opinion about a topic, which ConvSent itself does not ship."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from instructedit.assets import read_yaml
 
 
 def opinion_questions() -> tuple[str, ...]:
-    """Our own ways to ask for an opinion about ``{topic}``; the data set itself ships none."""
+    """Return questions that ask for an opinion about ``{topic}``."""
     return tuple(read_yaml("templates/opinions.yaml")["questions"])

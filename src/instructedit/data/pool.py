@@ -1,4 +1,4 @@
-"""The records of one task, with what only the whole file can tell: who shares an object, and in which words."""
+"""The records of one task, indexed by object: which subjects share an old answer, and in which sentences."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
 
 
 class RecordPool:
-    """Records of one task and the neighbours that they are to each other.
+    """Records of one task, and probes drawn from the other records of the pool.
 
     Args:
-        records: of one or several files.
+        records: the records of one or several files.
+
+    Attributes:
+        records: the same, as a list.
     """
 
     def __init__(self, records: Sequence[EditRecord]) -> None:
         self.records = list(records)
-        self._true: list[tuple[str, str, str]] = []  # subject where it is known, prompt, true answer
+        self._true_facts: list[tuple[str, str, str]] = []  # subject where it is known, prompt, true answer
         self._by_object: dict[str, list[int]] = defaultdict(list)
-        #: What stands before and after the subject in the requests, the longest first.
+        # Text before and after the subject in the requests, the longest first.
         self._sentences = sorted(
             {sentence for record in self.records if (sentence := sentence_of(record.request))},
             key=lambda sentence: (-len("".join(sentence)), sentence),
@@ -33,51 +36,55 @@ class RecordPool:
                 self._add("", probe.prompt, probe.answers[0])
 
     def _add(self, subject: str, prompt: str, answer: str) -> None:
-        self._by_object[answer].append(len(self._true))
-        self._true.append((subject, prompt, answer))
+        self._by_object[answer].append(len(self._true_facts))
+        self._true_facts.append((subject, prompt, answer))
 
     def neighbours(self, record: EditRecord, count: int, rng: random.Random) -> list[Probe]:
-        """Up to ``count`` probes about other subjects with the record's old object: its own, then others'."""
+        """Return up to ``count`` probes about other subjects with the record's old object.
+
+        The record's own neighbours come first; the pool's other records fill up the rest.
+        """
         own = list(record.of_kind(ProbeKind.NEIGHBOUR))
         rng.shuffle(own)
-        found = own[:count]
+        probes = own[:count]
         request = record.request
         sharing = self._by_object.get(request.ground_truth or "", [])
         for _ in range(4 * count):
-            if len(found) >= count or not sharing:
+            if len(probes) >= count or not sharing:
                 break
-            subject, prompt, answer = self._true[rng.choice(sharing)]
-            taken = any(probe.prompt == prompt for probe in found) or prompt == request.prompt
+            subject, prompt, answer = self._true_facts[rng.choice(sharing)]
+            taken = any(probe.prompt == prompt for probe in probes) or prompt == request.prompt
             if not taken and not _about(request.subject, subject, prompt):
-                found.append(Probe(kind=ProbeKind.NEIGHBOUR, prompt=prompt, answers=(answer,)))
-        return found
+                probes.append(Probe(kind=ProbeKind.NEIGHBOUR, prompt=prompt, answers=(answer,)))
+        return probes
 
-    def in_words_of(self, request: EditRequest, probe: Probe) -> Probe:
-        """The neighbour asked in the request's own sentence, where the subjects of both can be told; else as it is.
+    def in_sentence_of(self, request: EditRequest, probe: Probe) -> Probe:
+        """Return the neighbour with the request's own sentence as its prompt.
 
-        Editing data asks neighbours in other words, so that an editor could tell them by the sentence alone.
+        The data sets ask for neighbours in other words, so an editor could recognise them by the sentence alone. Where
+        the subject of the request or of the probe cannot be located in its prompt, the probe is returned as it is.
         """
         own = sentence_of(request)
-        subject = next((found for around in self._sentences if (found := _between(around, probe.prompt))), None)
+        subject = next((text for around in self._sentences if (text := _between(around, probe.prompt))), None)
         if own is None or subject is None:
             return probe
         return probe.model_copy(update={"prompt": subject.join(own)})
 
     def unrelated(self, record: EditRecord, count: int, rng: random.Random) -> list[Probe]:
-        """Up to ``count`` true facts of the pool with neither the record's subject nor its objects."""
+        """Return up to ``count`` true facts of the pool with neither the record's subject nor its objects."""
         request = record.request
-        found: list[Probe] = []
+        probes: list[Probe] = []
         for _ in range(4 * count):
-            if len(found) >= count or not self._true:
+            if len(probes) >= count or not self._true_facts:
                 break
-            subject, prompt, answer = rng.choice(self._true)
+            subject, prompt, answer = rng.choice(self._true_facts)
             if answer in (request.ground_truth, request.target) or _about(request.subject, subject, prompt):
                 continue
-            found.append(Probe(kind=ProbeKind.UNRELATED, prompt=prompt, answers=(answer,)))
-        return found
+            probes.append(Probe(kind=ProbeKind.UNRELATED, prompt=prompt, answers=(answer,)))
+        return probes
 
     def completed(self, record: EditRecord, unrelated: int, seed: int) -> EditRecord:
-        """The record with ``unrelated`` unrelated probes where its data set brings none; same seed, same probes."""
+        """Return the record with ``unrelated`` unrelated probes where its data set has none; same seed, same probes."""
         if record.of_kind(ProbeKind.UNRELATED, ProbeKind.OTHER_TOPIC):
             return record
         rng = random.Random(f"{seed}-{record.record_id}")
@@ -85,7 +92,7 @@ class RecordPool:
 
 
 def sentence_of(request: EditRequest) -> tuple[str, str] | None:
-    """What stands before and after the subject; None where the prompt does not name it exactly once."""
+    """Return the prompt before and after the subject, or None where it does not name the subject exactly once."""
     if not request.subject or request.prompt.count(request.subject) != 1:
         return None
     before, after = request.prompt.split(request.subject)
@@ -93,6 +100,7 @@ def sentence_of(request: EditRequest) -> tuple[str, str] | None:
 
 
 def _between(around: tuple[str, str], prompt: str) -> str | None:
+    """Return the text of a prompt between the two parts of a sentence, or None where it is another sentence."""
     before, after = around
     if len(prompt) <= len(before) + len(after) or not (prompt.startswith(before) and prompt.endswith(after)):
         return None
@@ -100,7 +108,7 @@ def _between(around: tuple[str, str], prompt: str) -> str | None:
 
 
 def _about(edited: str | None, subject: str, prompt: str) -> bool:
-    """Whether a fact is about the edited subject: by its own subject, or because the prompt names it."""
+    """Return whether a fact is about the edited subject: by its own subject, or because the prompt names it."""
     if not edited:
         return False
     return edited.casefold() == subject.casefold() or edited.casefold() in prompt.casefold()

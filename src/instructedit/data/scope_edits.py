@@ -1,7 +1,7 @@
-"""Edits made from the facts table whose consequences are known: what follows in a further step, and read backwards.
+"""Edits made from the facts table whose consequences are known: two-hop facts and the inverse of the edited fact.
 
-The public data sets bring other names of the subject; they bring too few facts that follow from an edit, and of things
-that a small base model was never taught. These hang together from facts that the bundled base model knows.
+The public data sets have subject aliases, but too few facts that follow from an edit, and those about entities that a
+small base model was never trained on. These records are built from facts that the bundled base model knows.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from instructedit.assets import read_yaml
 from instructedit.data.facts import Fact
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
 
-#: Probes of a kind that a record gets at most.
+#: A record gets at most this many probes of a kind.
 PROBES = 2
-#: Subjects that share an object, out of which its neighbours are drawn.
+#: A record's neighbours are drawn from this many subjects with the same object.
 SHARING = 3
 
 
 class ScopeEdits:
-    """Makes records from facts: a new object, and all that a scope may reach.
+    """Edit records made from facts: a new object, and probes of everything that an edit's scope may include.
 
-    A record's probes: neighbours with the old object, the same subject in other relations, what follows from the new
-    object in a further step (reasoning), and the new fact read backwards (logical).
+    A record's probes: neighbours with the old object, the same subject in other relations, two-hop facts of the new
+    object (reasoning), and the new fact in the inverse direction (logical).
 
     Args:
-        facts: what the base model was taught.
-        seed: of every draw.
+        facts: facts that the base model was trained on.
+        seed: seed of every random draw.
     """
 
     def __init__(self, facts: Sequence[Fact], seed: int = 0) -> None:
@@ -45,31 +45,31 @@ class ScopeEdits:
             self._objects[fact.relation].append(fact.object)
 
     def subjects(self) -> list[str]:
-        """Whoever has a fact that something follows from."""
-        return sorted({fact.subject for fact in self._facts if self._linked(fact)})
+        """Return the subjects of all facts that another fact can follow from."""
+        return sorted({fact.subject for fact in self._facts if self._has_consequence(fact)})
 
     def records(self, subjects: Collection[str], count: int) -> list[EditRecord]:
-        """At most ``count`` records about these subjects; half have a further step, half are read backwards."""
-        usable = [fact for fact in self._facts if fact.subject in subjects and self._linked(fact)]
+        """Return at most ``count`` records about these subjects, half with two-hop and half with inverse probes."""
+        usable = [fact for fact in self._facts if fact.subject in subjects and self._has_consequence(fact)]
         self._rng.shuffle(usable)
-        found: dict[bool, list[EditRecord]] = {True: [], False: []}
+        records: dict[bool, list[EditRecord]] = {True: [], False: []}  # by whether the relation has an inverse
         for fact in usable:
-            backwards = fact.relation in self._links["inverse"]
-            if len(found[backwards]) < count // 2 and (record := self._record(fact)) is not None:
-                found[backwards].append(record)
-        both = found[True] + found[False]
+            has_inverse = fact.relation in self._links["inverse"]
+            if len(records[has_inverse]) < count // 2 and (record := self._record(fact)) is not None:
+                records[has_inverse].append(record)
+        both = records[True] + records[False]
         self._rng.shuffle(both)
         return both
 
-    def _linked(self, fact: Fact) -> bool:
+    def _has_consequence(self, fact: Fact) -> bool:
         return fact.relation in self._links["described"] or fact.relation in self._links["inverse"]
 
-    def _further(self, edited: Fact, target: str) -> list[Probe]:
-        """What is known of the new object, asked of its description."""
+    def _two_hop(self, edited: Fact, target: str) -> list[Probe]:
+        """Return probes about facts of the new object, which the prompt names by a description of it."""
         described = self._links["described"].get(edited.relation)
         if described is None:
             return []
-        # What holds of the old object as well would not tell whether anything followed.
+        # A fact that the old object has as well would not show whether the edit had consequences.
         before = {(fact.relation, fact.object) for fact in self._about[edited.object]}
         known = [fact for fact in self._about[target] if fact.relation in self._links["further"]]
         known = [fact for fact in known if (fact.relation, fact.object) not in before]
@@ -84,7 +84,8 @@ class ScopeEdits:
                 )
         return probes
 
-    def _backwards(self, fact: Fact, target: str) -> list[Probe]:
+    def _inverse(self, fact: Fact, target: str) -> list[Probe]:
+        """Return probes that give the new object and ask for the subject."""
         inverse = self._links["inverse"].get(fact.relation)
         if inverse is None:
             return []
@@ -93,10 +94,11 @@ class ScopeEdits:
         return [Probe(kind=ProbeKind.LOGICAL, prompt=prompt, answers=(fact.subject,)) for prompt in chosen]
 
     def _record(self, fact: Fact) -> EditRecord | None:
+        # A new object is drawn until one has a consequence to probe.
         for target in self._rng.sample(self._objects[fact.relation], min(12, len(self._objects[fact.relation]))):
             if target in (fact.object, fact.subject):
                 continue
-            probes = self._backwards(fact, target) + self._further(fact, target)
+            probes = self._inverse(fact, target) + self._two_hop(fact, target)
             if probes:
                 break
         else:
@@ -105,12 +107,12 @@ class ScopeEdits:
         first, second = self._rng.sample(range(len(statements)), 2)
         others = [f for f in self._sharing[fact.relation, fact.object] if f.subject != fact.subject]
         for other in self._rng.sample(others, min(SHARING, len(others)))[:PROBES]:
-            asked = other.statements()[self._rng.choice((first, second))]
-            probes.append(Probe(kind=ProbeKind.NEIGHBOUR, prompt=asked, answers=(other.object,)))
-        own = [f for f in self._about[fact.subject] if f.relation != fact.relation]
-        for other in self._rng.sample(own, min(PROBES, len(own))):
-            asked = self._rng.choice(other.statements())
-            probes.append(Probe(kind=ProbeKind.SAME_SUBJECT, prompt=asked, answers=(other.object,)))
+            prompt = other.statements()[self._rng.choice((first, second))]
+            probes.append(Probe(kind=ProbeKind.NEIGHBOUR, prompt=prompt, answers=(other.object,)))
+        same_subject = [f for f in self._about[fact.subject] if f.relation != fact.relation]
+        for other in self._rng.sample(same_subject, min(PROBES, len(same_subject))):
+            prompt = self._rng.choice(other.statements())
+            probes.append(Probe(kind=ProbeKind.SAME_SUBJECT, prompt=prompt, answers=(other.object,)))
         return EditRecord(
             record_id=f"{fact.relation}-{fact.subject}",
             request=EditRequest(

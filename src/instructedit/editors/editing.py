@@ -9,14 +9,16 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from instructedit.data.readers import read_rows
+from instructedit.data.rows import read_rows
 from instructedit.deltas.delta import Delta, DeltaBatch, DeltaMetadata
 from instructedit.editors.base import Editor
 from instructedit.errors import EditorError, location_text, shorten
+from instructedit.instructions.templates import NEUTRAL_NAME
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
 from instructedit.storage.reading import short_repr
-from instructedit.tasks.task import FREE_TEXT, NEUTRAL_NAME, Task, free_text, load_task
+from instructedit.tasks.loading import FREE_TEXT, free_text_task, load_task
+from instructedit.tasks.task import Task
 
 
 def make_edit(
@@ -104,8 +106,8 @@ def instruction_of(request: EditRequest, task: Task | None) -> str | None:
         DataError: the text has a placeholder that the request does not fill.
     """
     if request.instruction is not None:
-        return (task or free_text()).instructions.render(request.instruction, request, NEUTRAL_NAME)
-    return None if task is None else task.instructions.render(task.instructions.descriptions[0], request)
+        return (task or free_text_task()).instructions.render(request.instruction, request, NEUTRAL_NAME)
+    return None if task is None else task.instructions.render(task.instructions.templates[0], request)
 
 
 def _with_task(request: EditRequest, task: Task | None) -> EditRequest:

@@ -1,115 +1,105 @@
-"""What the demo shows: a few edits in words, one edit under two scopes, and a table over six tasks."""
+"""The demo's content: a few edits with their answers, one edit under two scopes, and a table over several tasks."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from instructedit.assets import read_yaml
-from instructedit.data.locations import EDITS
-from instructedit.data.readers import read_records
 from instructedit.editors.gradient import GradientEditor
-from instructedit.errors import DataError
 from instructedit.evaluation.generation import generate, natural_stop
 from instructedit.evaluation.metrics import MetricGroup, registered_metrics
 from instructedit.evaluation.protocols import Control
 from instructedit.evaluation.runner import Evaluation, evaluate
 from instructedit.models.language_model import LanguageModel
-from instructedit.records import EditRecord, EditRequest
-from instructedit.tasks.task import load_task
+from instructedit.records import EditRequest
+from instructedit.tasks.edits import sample_test_edits
+from instructedit.tasks.loading import listed_tasks, load_task
+from instructedit.tasks.task import Task
 
-#: The real test files by task, relative to the data folder. No editor that ships has seen them.
-TEST_FILES = {
-    "counterfact": "counterfact/counterfact-val.json",
-    "recent": "wikirecent/recent_test.reconstructed.json",
-    "convsent": "convsent/blender_test.json",
-    "zsre": "zsre/zsre_mend_eval_portability_gpt4.json",
-    "this-fact": "counterfact/counterfact-val.json",
-    "rename": "counterfact/counterfact-val.json",
-}
-#: Sets of our own that ship with the package; the three fact tasks share one.
-OWN_FILES = {
-    "counterfact": "counterfact.jsonl",
-    "recent": "recent.jsonl",
-    "convsent": "convsent.jsonl",
-    "zsre": "questions.jsonl",
-    "this-fact": "counterfact.jsonl",
-    "rename": "counterfact.jsonl",
-}
-HEADLINES = {
-    "counterfact": ("reliability", "generalization", "locality"),
-    "recent": ("reliability", "generalization", "locality"),
-    "convsent": ("reliability", "reliability_before", "generalization", "locality", "sentiment_shift"),
-    "zsre": ("reliability", "generalization", "locality"),
-    "this-fact": ("reliability", "generalization", "locality", "kept"),
-    "rename": ("reliability", "generalization", "locality", "changed"),
-}
-SWAPPED = {"this-fact": "kept", "rename": "changed"}
+#: The kinds of prompts of an edit in ``assets/demo.yaml``, in the order in which they are shown.
+_PROMPT_KINDS = ("paraphrase", "neighbour", "unrelated")
+#: The two tasks that the edit under ``scope`` of ``assets/demo.yaml`` is made as.
+_SCOPE_TASKS = ("this-fact", "rename")
+_NEW_TOKENS = 12
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One edit in words: each row is (what is asked, why, before, after)."""
+class Answer:
+    """The model's answer to a prompt before and after an edit.
+
+    Attributes:
+        prompt: the prompt.
+        kind: ``request``, ``paraphrase``, ``neighbour`` or ``unrelated``.
+        before: the generated text of the unedited model.
+        after: the generated text of the edited model.
+    """
+
+    prompt: str
+    kind: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class EditExample:
+    """One edit, its instruction, and answers before and after it."""
 
     request: EditRequest
     instruction: str
-    rows: tuple[tuple[str, str, str, str], ...]
+    answers: tuple[Answer, ...]
 
 
-def demo_records(task: str, data: Path | None, count: int, seed: int) -> tuple[list[EditRecord], str]:
-    """``count`` test edits of a task and the name of their file: the real one if it is there, else our own.
-
-    Raises:
-        DataError: none are known for the task.
-    """
-    if task not in TEST_FILES:
-        raise DataError(f"no test edits are known for task {task}; there are some for {', '.join(TEST_FILES)}")
-    real = data / TEST_FILES[task] if data is not None else None
-    path = real if real is not None and real.is_file() else EDITS / OWN_FILES[task]
-    records = read_records(path)
-    if count < len(records):
-        records = random.Random(seed).sample(records, count)
-    return records, TEST_FILES[task] if path == real else f"own/{OWN_FILES[task]}"
+def demo_tasks() -> list[Task]:
+    """Return the tasks of the table: those whose YAML names headline metrics."""
+    return [task for task in listed_tasks() if task.headline_metrics]
 
 
-def show(
+def make_example(
     editor: GradientEditor,
     language_model: LanguageModel,
     request: EditRequest,
-    task_name: str,
-    asked: Sequence[tuple[str, str]],
-) -> Shown:
-    """Make one edit under a task's unseen instruction and ask the edit prompt and ``asked`` before and after."""
-    text = load_task(task_name).instructions.unseen(request)
-    deltas = editor.edit(language_model, [request], [text])
-    questions = [(request.prompt, "request"), *asked]
-    prompts = [prompt for prompt, _ in questions]
-    before = generate(language_model, prompts, new_tokens=12)
-    after = generate(language_model, prompts, edits=deltas, rows=[0] * len(prompts), new_tokens=12)
-    rows = tuple(
-        (prompt, why, natural_stop(old), natural_stop(new))
-        for (prompt, why), old, new in zip(questions, before, after, strict=True)
+    task: Task,
+    prompts: Sequence[tuple[str, str]],
+) -> EditExample:
+    """Make one edit under a task's held-out template and generate answers before and after it.
+
+    Args:
+        editor: makes the edit.
+        language_model: its base model.
+        request: the edit.
+        task: its task.
+        prompts: (prompt, kind) of the answers besides that to the edit prompt.
+    """
+    instruction = task.instructions.render_held_out(request)
+    deltas = editor.edit(language_model, [request], [instruction])
+    prompts = [(request.prompt, "request"), *prompts]
+    texts = [prompt for prompt, _ in prompts]
+    before = generate(language_model, texts, new_tokens=_NEW_TOKENS)
+    after = generate(language_model, texts, edits=deltas, rows=[0] * len(texts), new_tokens=_NEW_TOKENS)
+    answers = tuple(
+        Answer(prompt, kind, natural_stop(old), natural_stop(new))
+        for (prompt, kind), old, new in zip(prompts, before, after, strict=True)
     )
-    return Shown(request, text, rows)
+    return EditExample(request, instruction, answers)
 
 
-def shown_edits(editor: GradientEditor, language_model: LanguageModel) -> tuple[list[Shown], list[Shown]]:
-    """The edits in words of ``assets/demo.yaml``: some plain ones, and one under both scopes."""
+def make_examples(editor: GradientEditor, language_model: LanguageModel) -> tuple[list[EditExample], list[EditExample]]:
+    """Return the edits of ``assets/demo.yaml``: those of single tasks, and one under two scopes."""
     script = read_yaml("demo.yaml")
 
-    def one(entry: dict[str, Any], task: str) -> Shown:
+    def example(entry: dict[str, Any], task: str) -> EditExample:
         request = EditRequest(prompt=entry["prompt"], target=entry["target"], subject=entry["subject"])
-        asked = [(text, kind) for kind in ("paraphrase", "neighbour", "unrelated") for text in entry.get(kind, ())]
-        return show(editor, language_model, request, task, asked)
+        prompts = [(text, kind) for kind in _PROMPT_KINDS for text in entry.get(kind, ())]
+        return make_example(editor, language_model, request, load_task(task), prompts)
 
-    plain = [one(entry, entry["task"]) for entry in script["edits"]]
-    return plain, [one(script["scope"], task) for task in ("this-fact", "rename")]
+    single = [example(entry, entry["task"]) for entry in script["edits"]]
+    return single, [example(script["scope"], task) for task in _SCOPE_TASKS]
 
 
-def measure(
+def measure_tasks(
     editor: GradientEditor,
     language_model: LanguageModel,
     data: Path | None,
@@ -118,35 +108,35 @@ def measure(
     swapped: bool = True,
     on_task: Callable[[str], None] = lambda name: None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """The table: headline figures by task.
+    """Evaluate an editor on every task of the table.
 
     Args:
-        swapped: also the swapped-instruction control of the scope tasks; an editor that reads none has no use for it.
+        editor: the editor.
+        language_model: its base model.
+        data: the data folder, None where there is none.
+        count: test edits per task, drawn at random.
+        seed: seed of the draws.
+        swapped: also measure the scope tasks with the opposite scope's instruction; an editor that reads no
+            instruction has no use for it.
+        on_task: called with a task's name before every evaluation.
 
     Returns:
-        figures by task and metric, and the file that each task's edits came from.
+        Headline metrics by task and name, and the file that each task's edits came from.
     """
     tables: dict[str, dict[str, Any]] = {}
     files: dict[str, str] = {}
 
-    def run(name: str, control: Control) -> Evaluation:
-        on_task(name)
-        records, files[name] = demo_records(name, data, count, seed)
-        return evaluate(
-            editor,
-            language_model,
-            load_task(name),
-            records,
-            metrics=registered_metrics(MetricGroup.CORE),
-            instruction=control,
-            seed=seed,
-        )
+    def run(task: Task, control: Control) -> Evaluation:
+        on_task(task.name)
+        records, files[task.name] = sample_test_edits(task, data, count, seed)
+        core = registered_metrics(MetricGroup.CORE)
+        return evaluate(editor, language_model, task, records, metrics=core, instruction=control, seed=seed)
 
-    for name, metrics in HEADLINES.items():
-        found = run(name, Control.UNSEEN)
-        row = {metric: found.metrics[metric].as_dict() for metric in metrics if metric in found.metrics}
-        if swapped and name in SWAPPED:
-            metric = SWAPPED[name]
-            row[f"{metric}_swapped"] = run(name, Control.SWAPPED_SCOPE).metrics[metric].as_dict()
-        tables[name] = row
+    for task in demo_tasks():
+        metrics = run(task, Control.UNSEEN).metrics
+        row = {name: metrics[name].as_dict() for name in task.headline_metrics if name in metrics}
+        if swapped and task.scope_metric is not None:
+            swapped_metrics = run(task, Control.SWAPPED_SCOPE).metrics
+            row[f"{task.scope_metric}_swapped"] = swapped_metrics[task.scope_metric].as_dict()
+        tables[task.name] = row
     return tables, files

@@ -17,7 +17,7 @@ from typing import Any
 
 from instructedit.assets import read_yaml
 from instructedit.data.facts import relation_templates
-from instructedit.data.readers import question_form
+from instructedit.data.schemas.knowedit import question_form
 from instructedit.deltas.delta import Delta
 from instructedit.editors.base import Editor
 from instructedit.editors.gradient import GradientEditor

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 from instructedit.errors import DataError
-from instructedit.instructions.grammar import parts_of, unrelated_texts, wordings
+from instructedit.instructions.grammar import parts_of
+from instructedit.instructions.templates import NEUTRAL_NAME, Split, held_out_templates, unrelated_texts
 from instructedit.records import EditRequest
-from instructedit.tasks.task import NEUTRAL_NAME, Task, load_task, shipped_tasks
+from instructedit.tasks.loading import load_task, shipped_tasks
+from instructedit.tasks.task import Task
 
 
 class Protocol(StrEnum):
@@ -53,9 +55,9 @@ class Control(StrEnum):
     NONE = "none"
 
 
-def described(control: Control, wording: str | None) -> str:
+def described(control: Control, templates: Split | None) -> str:
     """Return the control in words, for results."""
-    return str(control) + (f", {wording} wordings" if wording else "")
+    return str(control) + (f", {templates} templates" if templates else "")
 
 
 #: The swapped-instruction controls, which need an opposite task.
@@ -68,21 +70,21 @@ class InstructionChooser:
     Args:
         task: of the records.
         control: which kind.
-        wording: ``validation`` or ``test`` replaces the descriptions by hand-written wordings of the same scope. They
+        templates: ``validation`` or ``test`` uses the held-out templates of the task's scope instead of its own. They
             stand behind a neutral name, except where the control is about the name.
         opposite: the task that the swaps swap with, in place of the task's own opposite.
         descriptions: the description of every request, in their order, behind the task's name; the control is then
             not used.
 
     Raises:
-        DataError: the task has no opposite to swap with, or no wordings.
+        DataError: the task has no opposite to swap with, or no such templates.
     """
 
     def __init__(
         self,
         task: Task,
         control: Control,
-        wording: str | None = None,
+        templates: Split | None = None,
         seed: int = 0,
         opposite: str | None = None,
         descriptions: Sequence[str] | None = None,
@@ -105,15 +107,15 @@ class InstructionChooser:
             described = task if control is Control.NAME_SWAPPED else other
             named = task if control is Control.TEXT_SWAPPED else other
             self._bank, self._name = described.instructions, named.instructions.name
-            self._texts = None if wording is None else _wordings_of(described, wording)
-            if wording is not None and control is Control.SWAPPED_SCOPE:
+            self._texts = None if templates is None else _held_out_of(described, templates)
+            if templates is not None and control is Control.SWAPPED_SCOPE:
                 self._name = NEUTRAL_NAME
         elif control is Control.OTHER_TASK:
             self._others = _unrelated_tasks(task, opposite)
         elif control is Control.UNRELATED:
             self._texts = unrelated_texts()
-        elif wording is not None:
-            self._texts, self._name = _wordings_of(task, wording), NEUTRAL_NAME
+        elif templates is not None:
+            self._texts, self._name = _held_out_of(task, templates), NEUTRAL_NAME
 
     def __call__(self, request: EditRequest) -> str | None:
         """Return the rendered instruction of the next request, or None for the control without one."""
@@ -126,23 +128,25 @@ class InstructionChooser:
             return self._bank.render(self._texts[(self._count - 1) % len(self._texts)], request, self._name)
         bank = self._rng.choice(self._others).instructions if self._others else self._bank
         if self.control is Control.SEEN:
-            return bank.seen(request, self._rng)
-        return bank.render(bank.descriptions[-1], request, self._name)
+            return bank.draw(request, self._rng)
+        held_out = bank.held_out_templates
+        return bank.render(held_out[(self._count - 1) % len(held_out)], request, self._name)
 
 
 #: Controls whose description is combined with the name of its own task; the others use a neutral or swapped name.
 _NAMED = dict.fromkeys((Control.SEEN, Control.UNSEEN, Control.OTHER_TASK))
 
 
-def _wordings_of(task: Task, kind: str) -> list[str]:
-    texts = wordings(kind)
-    if task.name in texts:
-        return texts[task.name]
+def _held_out_of(task: Task, split: Split) -> Sequence[str]:
+    """Return the held-out templates of the task's scope."""
+    by_scope = held_out_templates(split)
     scope = task.instructions.scope
-    for name, other in shipped_tasks().items():
-        if name in texts and scope is not None and other.instructions.scope == scope:
-            return texts[name]
-    raise DataError(f"there are no {kind} wordings for {task.name}; they exist for {', '.join(texts)}")
+    if scope not in by_scope:
+        raise DataError(
+            f"there are no {split} templates for task {task.name} (scope {scope}); they exist for the scopes "
+            f"{', '.join(by_scope)}"
+        )
+    return by_scope[scope]
 
 
 def _unrelated_tasks(task: Task, opposite: str | None) -> list[Task]:
@@ -154,5 +158,5 @@ def _unrelated_tasks(task: Task, opposite: str | None) -> list[Task]:
         for name, other in shipped_tasks().items()
         if name != task.name
         and not unwanted & set(parts_of(other.instructions.scope or ""))
-        and not any("[" in description for description in other.instructions.descriptions)
+        and not any("[" in description for description in other.instructions.all_templates)
     ]

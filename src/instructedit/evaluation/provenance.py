@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from instructedit.artifacts import CARD
-from instructedit.data.locations import OWN, data_file
+from instructedit.data.locations import BUNDLED_PREFIX, canonical_name, data_file
 from instructedit.editors.base import DirectEditor, Editor
 from instructedit.editors.saving import digest_of, training_of
 from instructedit.errors import DataError
@@ -36,7 +36,8 @@ def provenance(
         DataError: the file cannot be read.
     """
     path = data_file(file, data)
-    relative = str(file) if str(file).startswith(OWN) else _relative(path)
+    name_of_file = canonical_name(file)
+    relative = name_of_file if name_of_file.startswith(BUNDLED_PREFIX) else _relative(path)
     return {
         "editor": Path(name).name if Path(name).suffix else str(name),
         "method": editor.name,
@@ -62,7 +63,7 @@ def _met_by_base(language_model: LanguageModel, file: str) -> str:
         return "taught the true answers of the file's own requests, paraphrases and locality probes, in their words"
     if any(file in recipe.get("replies", ()) for recipe in recipes):
         return "taught the file's replies"
-    if file.startswith(OWN):
+    if file.startswith(BUNDLED_PREFIX):
         return "taught the facts that the file's edits and probes are made from"
     return "not taught this file"
 
@@ -85,7 +86,7 @@ def _met_by_editor(name: str | Path, editor: Editor, file: str) -> str:
     recipe = training_of(name).get("recipe")
     if not isinstance(recipe, dict):
         return "unknown: the editor's file does not say what it was trained on"
-    tasks = [mix["task"] for mix in recipe.get("tasks", ()) if file in mix.get("files", ())]
+    tasks = [mix["task"] for mix in recipe.get("tasks", ()) if file in map(canonical_name, mix.get("files", ()))]
     if tasks:
         return f"trained on this file, as {', '.join(tasks)}"
     return "not trained on this file"

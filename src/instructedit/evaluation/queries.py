@@ -104,12 +104,12 @@ class RecordQueries:
             self.add(with_instruction(prompt, self._prefix), answers, criterion=criterion)
             for prompt in (request.prompt, *self.record.rephrases)
         )
-        self.out_of_scope = {kind: self._probes(kind, Criterion.UNCHANGED) for kind in task.stay}
-        self.in_scope = {kind: self._probes(kind, Criterion.GIVEN, self._prefix) for kind in task.reached}
+        self.out_of_scope = {kind: self._probes(kind, Criterion.UNCHANGED) for kind in task.out_of_scope}
+        self.in_scope = {kind: self._probes(kind, Criterion.GIVEN, self._prefix) for kind in task.portability_in_scope}
         self.neighbours_kept = list(self.out_of_scope.get(ProbeKind.NEIGHBOUR, ()))
         self.neighbours_changed: list[MetricQuery] = []
         for probe in self.record.of_kind(ProbeKind.NEIGHBOUR)[:MAX_PROBES_PER_KIND]:
-            if ProbeKind.NEIGHBOUR not in task.stay:
+            if ProbeKind.NEIGHBOUR not in task.out_of_scope:
                 kept = self.add(probe.prompt, probe.answers, criterion=Criterion.UNCHANGED)
                 self.neighbours_kept.append(kept)
             self.neighbours_changed.append(self.add(probe.prompt, (request.target,)))
@@ -118,7 +118,7 @@ class RecordQueries:
         self.portability = {kind: self._probes(kind, Criterion.GIVEN, self._prefix) for kind in PORTABILITY_KINDS}
         self.out_of_scope_prefixed: list[MetricQuery] = []
         if instruction is not None:
-            for kind in self.task.stay:
+            for kind in self.task.out_of_scope:
                 self.out_of_scope_prefixed += self._probes(kind, Criterion.UNCHANGED, instruction)
 
     def _make_likelihood_queries(self) -> None:
@@ -149,7 +149,7 @@ class RecordQueries:
         ]
 
     def _deciding(self, opposite: Task) -> list[MetricQuery]:
-        changes, stays = self.task.deciding(opposite)
+        changes, stays = self.task.deciding_kinds(opposite)
         deciding: list[MetricQuery] = []
         for kind in changes:
             deciding += self.neighbours_changed if kind is ProbeKind.NEIGHBOUR else self.in_scope.get(kind, [])

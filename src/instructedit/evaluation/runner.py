@@ -17,9 +17,11 @@ from instructedit.evaluation.metrics.query import MetricQuery, Result
 from instructedit.evaluation.protocols import Control, InstructionChooser, Protocol, described
 from instructedit.evaluation.queries import RecordQueries
 from instructedit.evaluation.responses import respond
+from instructedit.instructions.templates import Split
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRecord
-from instructedit.tasks.task import Task, load_task
+from instructedit.tasks.loading import load_task
+from instructedit.tasks.task import Task
 
 #: Unrelated probes that a record is given where its task needs some and its file has none.
 ADDED_UNRELATED = 2
@@ -78,7 +80,7 @@ def evaluate(
     metrics: Sequence[Metric] | None = None,
     protocol: Protocol = Protocol.PLAIN,
     instruction: Control = Control.UNSEEN,
-    wording: str | None = None,
+    templates: Split | None = None,
     opposite: str | None = None,
     descriptions: Sequence[str] | None = None,
     seed: int = 0,
@@ -96,7 +98,7 @@ def evaluate(
             not apply to a record, or needs likelihoods under free generation, is left out.
         protocol: how queries look and answers are given.
         instruction: which instruction the edits get.
-        wording: see :class:`InstructionChooser`.
+        templates: see :class:`InstructionChooser`.
         opposite: task to swap with and to tell apart, in place of the task's own opposite.
         descriptions: one description per record, in place of the task's.
         seed: of drawn instructions, completed records and intervals.
@@ -111,7 +113,7 @@ def evaluate(
     began = time.monotonic()
     if metrics is None:
         metrics = registered_metrics(MetricGroup.CORE, MetricGroup.EXTENDED)
-    choose_instruction = InstructionChooser(task, instruction, wording, seed, opposite, descriptions)
+    choose_instruction = InstructionChooser(task, instruction, templates, seed, opposite, descriptions)
     opposite = opposite or task.opposite
     against = load_task(opposite) if opposite else None
     pool = RecordPool(records)
@@ -142,7 +144,7 @@ def evaluate(
     return Evaluation(
         task=task.name,
         protocol=protocol,
-        instruction=described(instruction, wording),
+        instruction=described(instruction, templates),
         metrics={name: estimate([row[name] for row in values.values() if name in row], seed) for name in names},
         edits=len(values),
         seconds=time.monotonic() - began,

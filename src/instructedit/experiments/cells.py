@@ -13,9 +13,9 @@ from typing import Any
 from instructedit.editors.saving import digest_of
 from instructedit.errors import DataError
 from instructedit.experiments.plan import Entry, EvaluationSpec, Experiment, stages_of
-from instructedit.instructions.grammar import wordings
+from instructedit.instructions.templates import held_out_templates
 from instructedit.storage.reading import as_mapping, read_json_file
-from instructedit.tasks.task import load_task
+from instructedit.tasks.loading import load_task
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def settings(experiment: Experiment, entry: Entry, seed: int, test: EvaluationSp
         "test": test.model_dump(mode="json"),
         "task": task.model_dump(mode="json"),
         "opposite": load_task(opposite).model_dump(mode="json") if opposite else None,
-        "wordings": wordings(test.wording) if test.wording else None,
+        "templates": held_out_templates(test.templates) if test.templates else None,
         "base": experiment.base,
         "edits": experiment.edits,
     }

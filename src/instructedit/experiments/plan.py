@@ -12,7 +12,7 @@ from instructedit.errors import DataError, RecipeError, validation_messages
 from instructedit.evaluation.metrics import get_metric
 from instructedit.evaluation.protocols import Control, InstructionChooser, Protocol
 from instructedit.storage.reading import as_mapping, read_yaml_file
-from instructedit.tasks.task import load_task
+from instructedit.tasks.loading import load_task
 from instructedit.training.recipe import MAX_SEED, Recipe, Settings
 from instructedit.training.recipe_file import merged, parse_stages, read_recipe, resolve_path
 
@@ -34,7 +34,7 @@ class EvaluationSpec(Settings):
         file: The edits, relative to the data folder; those that do not fit the task are left out.
         metrics: Those shown; all are in the JSON.
         instruction: See :func:`instructedit.evaluation.runner.evaluate`.
-        wording: See :func:`instructedit.evaluation.runner.evaluate`.
+        templates: See :func:`instructedit.evaluation.runner.evaluate`.
         opposite: See :func:`instructedit.evaluation.runner.evaluate`.
         protocol: How the model is queried.
         name: Heads the column; by default composed of the other fields.
@@ -44,7 +44,7 @@ class EvaluationSpec(Settings):
     file: str
     metrics: tuple[str, ...] = ("reliability", "generalization", "locality", "portability")
     instruction: Control = Control.UNSEEN
-    wording: Literal["validation", "test"] | None = None
+    templates: Literal["validation", "test"] | None = None
     opposite: str | None = None
     protocol: Protocol = Protocol.PLAIN
     name: str | None = Field(None, min_length=1)
@@ -57,7 +57,7 @@ class EvaluationSpec(Settings):
     @model_validator(mode="after")
     def _check_instruction(self) -> EvaluationSpec:
         try:
-            InstructionChooser(load_task(self.task), self.instruction, self.wording, opposite=self.opposite)
+            InstructionChooser(load_task(self.task), self.instruction, self.templates, opposite=self.opposite)
         except DataError as error:
             raise ValueError(str(error)) from None
         return self
@@ -70,7 +70,7 @@ class EvaluationSpec(Settings):
         parts = [self.task]
         parts += [str(self.protocol)] if self.protocol is not Protocol.PLAIN else []
         parts += [str(self.instruction)] if self.instruction is not Control.UNSEEN else []
-        parts += [f"{self.wording} wordings"] if self.wording else []
+        parts += [f"{self.templates} templates"] if self.templates else []
         parts += [f"not {self.opposite}"] if self.opposite else []
         return ", ".join(parts)
 

@@ -26,7 +26,8 @@ from instructedit.experiments.processes import Children, end_with_parent
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord
 from instructedit.storage.writing import as_json, locked, make_folder, write_atomically
-from instructedit.tasks.task import fitting, load_task
+from instructedit.tasks.edits import fitting_records
+from instructedit.tasks.loading import load_task
 from instructedit.training.log import LOG, training_cost
 from instructedit.training.loop import EDITOR
 from instructedit.training.memory import peak_bytes
@@ -132,7 +133,7 @@ def _run_one(experiment: Experiment, label: str, seed: int, out: Path, data: Pat
             "seed": seed,
             "test": test.label,
             **evaluation.as_dict(with_records=True),
-            "instruction": described(test.instruction, test.wording),
+            "instruction": described(test.instruction, test.templates),
             **cost,
             "seconds_an_edit": seconds,
             "peak_bytes": peak,
@@ -149,7 +150,7 @@ def _score_key(editor: Editor, test: EvaluationSpec) -> tuple[object, ...]:
     """
     key = (test.task, test.file, test.opposite, test.protocol, tuple(test.metrics))
     prefixed = test.protocol is Protocol.PAPER or MetricGroup.EXTENDED in metric_groups(test)
-    return (*key, test.instruction, test.wording) if editor.reads_instruction or prefixed else key
+    return (*key, test.instruction, test.templates) if editor.reads_instruction or prefixed else key
 
 
 def metric_groups(test: EvaluationSpec) -> set[MetricGroup]:
@@ -167,15 +168,15 @@ def _evaluate(
 ) -> tuple[Evaluation, float, int]:
     """Return an editor's scores, seconds per edit, and the process's peak memory until then in bytes."""
     task = load_task(test.task)
-    candidates = fitting(task, records, test.file)
+    candidates = fitting_records(task, records, test.file)
     sample = random.Random(0).sample(candidates, min(edits, len(candidates)))
     timed = [record.request for record in sample[:TIMED_EDITS]]
-    instructions = [task.instructions.unseen(request) for request in timed]
+    instructions = [task.instructions.render_held_out(request) for request in timed]
     editor.edit(language_model, timed[:1], instructions[:1])  # one-off work, such as statistics, is not timed
     began = time.perf_counter()
     editor.edit(language_model, timed, instructions)
     seconds, peak = (time.perf_counter() - began) / len(timed), peak_bytes()
-    edit_key = (test.task, test.file, test.instruction, test.wording, test.opposite)
+    edit_key = (test.task, test.file, test.instruction, test.templates, test.opposite)
     evaluation = evaluate(
         caching_editors.setdefault(edit_key, CachingEditor(editor)),
         language_model,
@@ -183,7 +184,7 @@ def _evaluate(
         sample,
         protocol=test.protocol,
         instruction=test.instruction,
-        wording=test.wording,
+        templates=test.templates,
         opposite=test.opposite,
         metrics=registered_metrics(*metric_groups(test)),
     )

@@ -1,1 +1,1 @@
-"""Instructions: where they come from, which are good, and which one a request gets."""
+"""Instruction templates, the search for better ones with a trial editor, and routing of requests to tasks."""

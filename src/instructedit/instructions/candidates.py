@@ -1,4 +1,4 @@
-"""Candidates for an instruction: descriptions that somebody proposed, checked before any editor sees them."""
+"""Candidate instruction templates: proposed texts, validated before any editor sees them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ MOST_CHARACTERS = 1000
 
 @dataclass(frozen=True)
 class Candidate:
-    """A description and where it comes from.
+    """A template and its origin.
 
     Attributes:
-        text: stands after ``Description:``.
-        proposer: who wrote it; ``bank`` for those that were there at the start.
-        parent: the text that it was made from, if it was.
-        round: of proposals; 0 is the start.
+        text: the template.
+        proposer: who wrote it; ``task`` for the templates that a search starts from.
+        parent: the text that it was made from, if there is one.
+        round: the round of proposals; 0 is the start.
     """
 
     text: str
@@ -29,8 +29,8 @@ class Candidate:
     round: int = 0
 
 
-def fault(text: object, task: Task) -> str | None:
-    """Why a text cannot be an instruction of the task; None where it can."""
+def validation_error(text: object, task: Task) -> str | None:
+    """Return why a text cannot be an instruction template of the task, or None where it can."""
     if not isinstance(text, str) or not text.strip():
         return "is not a text" if not isinstance(text, str) else "is blank"
     if len(text.splitlines()) > 1:
@@ -44,9 +44,9 @@ def fault(text: object, task: Task) -> str | None:
     words = len(text.split())
     if not FEWEST_WORDS <= words <= MOST_WORDS:
         return f"has {words} words; {FEWEST_WORDS} to {MOST_WORDS} are allowed"
-    needed = task.instructions.placeholders
-    missing = [mark for mark in needed if mark not in text]
+    required = task.instructions.placeholders
+    missing = [mark for mark in required if mark not in text]
     if missing:
         return f"drops {' and '.join(missing)}"
-    unknown = sorted(set(re.findall(r"\[[A-Z_]+\]", text)) - set(needed))
-    return f"has {' and '.join(unknown)}, which the task's own descriptions do not have" if unknown else None
+    unknown = sorted(set(re.findall(r"\[[A-Z_]+\]", text)) - set(required))
+    return f"has {' and '.join(unknown)}, which the task's own templates do not have" if unknown else None

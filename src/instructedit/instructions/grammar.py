@@ -1,7 +1,8 @@
-"""Many wordings of one scope: frames with slots, expanded at random.
+"""The scope grammar: instruction templates of each scope, as frames with slots that are expanded at random.
 
-A text encoder that has read nine wordings of a scope has read nothing; one that has read thousands begins to
-read the words (docs/method.md has the figures). The frames and slots are a YAML file of our own.
+A text encoder that is trained on nine texts of a scope does not learn to read them; one that is trained on thousands
+begins to (docs/method.md has the figures). Each scope has a YAML file with its frames and whole texts in
+``assets/instructions/scopes``; the slots are in ``assets/instructions/slots.yaml``.
 """
 
 from __future__ import annotations
@@ -20,23 +21,37 @@ _SLOT = re.compile(r"\{([A-Za-z_0-9]+)\}")
 
 @dataclass(frozen=True)
 class Grammar:
-    """Frames by scope, the slots that they draw from, and whole texts by scope or pair of scopes.
+    """Templates by scope.
 
-    Where a scope has both, half of the wordings are whole texts: frames bring number, single texts variety. So it is
-    with pairs: half are a text of each, one after the other, and half are texts that tell both.
+    Where a scope has frames and texts, half of the draws are texts: frames bring number, texts variety. So it is with
+    pairs of scopes: half of the draws are a template of each, one after the other, and half are texts that state both.
+
+    Attributes:
+        slots: phrases by slot name.
+        frames: templates with ``{slot}``, by scope.
+        texts: templates without slots, by scope or pair of scopes (``a + b``).
     """
 
     slots: Mapping[str, Sequence[str]]
-    scopes: Mapping[str, Sequence[str]]
+    frames: Mapping[str, Sequence[str]]
     texts: Mapping[str, Sequence[str]]
 
+    @property
+    def scopes(self) -> list[str]:
+        """The scopes and pairs of scopes that the grammar has templates of, sorted."""
+        return sorted(self.frames.keys() | self.texts.keys())
+
     def draw(self, scope: str, rng: random.Random) -> str:
-        """One wording of a scope; each slot of a frame is drawn anew. Of ``a + b``: a text of both, or one of each.
+        """Return one template of a scope; each slot of a frame is drawn anew.
+
+        Args:
+            scope: of ``a + b``, the template states both, or one of each is joined.
+            rng: source of the draws.
 
         Raises:
             DataError: the scope or a slot is not in the grammar.
         """
-        frames, texts = self.scopes.get(scope), self.texts.get(scope)
+        frames, texts = self.frames.get(scope), self.texts.get(scope)
         parts = parts_of(scope)
         composed = len(parts) > 1 or bool(frames)
         if texts and (not composed or rng.random() < 0.5):
@@ -45,41 +60,34 @@ class Grammar:
             rng.shuffle(parts)
             return " ".join(self.draw(part, rng) for part in parts)
         if not frames:
-            known = sorted(self.scopes.keys() | self.texts.keys())
-            raise DataError(f"the grammar has no scope {scope!r}; it has {', '.join(known)}")
+            raise DataError(f"the grammar has no scope {scope!r}; it has {', '.join(self.scopes)}")
         return self._fill(rng.choice(frames), rng)
 
-    def _fill(self, text: str, rng: random.Random) -> str:
-        def one(match: re.Match[str]) -> str:
+    def _fill(self, frame: str, rng: random.Random) -> str:
+        """Return the frame with a phrase in place of every slot; phrases may have slots themselves."""
+
+        def phrase(match: re.Match[str]) -> str:
             if match[1] not in self.slots:
-                raise DataError(f"the grammar has no slot {match[1]!r}, used in {text!r}")
+                raise DataError(f"the grammar has no slot {match[1]!r}, used in {frame!r}")
             return self._fill(rng.choice(self.slots[match[1]]), rng)
 
-        return _SLOT.sub(one, text)
+        return _SLOT.sub(phrase, frame)
 
 
 def parts_of(scope: str) -> list[str]:
-    """The scopes that ``a + b`` is made of."""
+    """Return the scopes that ``a + b`` combines."""
     return [part.strip() for part in scope.split("+")]
 
 
 @cache
 def scope_grammar() -> Grammar:
-    """The shipped grammar of the scopes."""
-    raw = read_yaml("instructions/scope_grammar.yaml")
+    """Return the bundled grammar."""
+    frames: dict[str, list[str]] = {}
     texts: dict[str, list[str]] = {}
-    for file in sorted((ASSETS / "instructions").glob("scope_texts_*.yaml")):
-        for scope, found in read_yaml(f"instructions/{file.name}").items():
-            texts.setdefault(scope, []).extend(found)
-    return Grammar(raw["slots"], raw["scopes"], texts)
-
-
-def wordings(kind: str) -> dict[str, list[str]]:
-    """Hand-written wordings by task that no training sees: ``validation`` to choose with, ``test`` to report."""
-    found: dict[str, list[str]] = read_yaml(f"wording/scope_{kind}.yaml")
-    return found
-
-
-def unrelated_texts() -> list[str]:
-    """Texts of our own that have nothing to do with editing: what a text that says nothing about it comes to."""
-    return list(read_yaml("wording/unrelated.yaml")["texts"])
+    for file in sorted((ASSETS / "instructions" / "scopes").glob("*.yaml")):
+        entry = read_yaml(f"instructions/scopes/{file.name}")
+        if "frames" in entry:
+            frames[entry["scope"]] = entry["frames"]
+        if "texts" in entry:
+            texts[entry["scope"]] = entry["texts"]
+    return Grammar(read_yaml("instructions/slots.yaml"), frames, texts)

@@ -1,8 +1,8 @@
 """Routing: which task's instruction a request gets that names neither task nor instruction.
 
-A request is laid beside examples of each task in the base model's own representation. Tasks that differ in what they
-ask for (a statement, a fact of a knowledge base, a question, an opinion) can be told from the request; a scope cannot:
-it is not in the request, so only words can say it.
+A request is compared with the bundled edits of each task in the base model's own representation. Tasks that ask in
+different ways (a statement, a fact of a knowledge base, a question, an opinion) can be told apart by the request; a
+scope cannot: it is not in the request, only an instruction can state it. A task takes part by ``routing`` in its YAML.
 """
 
 from __future__ import annotations
@@ -14,70 +14,80 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from instructedit.data.locations import EDITS
-from instructedit.data.readers import read_records
 from instructedit.editors.instruction_encoders import mean_states
-from instructedit.evaluation.demonstration import OWN_FILES
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
-from instructedit.tasks.task import Task, free_text, load_task
+from instructedit.tasks.edits import read_edits
+from instructedit.tasks.loading import free_text_task, listed_tasks
+from instructedit.tasks.task import Task
 
-ROUTED = ("counterfact", "recent", "convsent", "zsre")
-#: A request less alike than this to every task's examples is given no task. At or above it the task is right for 76%,
-#: 96% and 88% of requests of CounterFact, Recent and ZsRE (150 of each training file; bundled base model).
-NEAR_ENOUGH = 0.35
-#: Of each task, that many of its nearest examples are compared.
-NEAREST = 15
+#: A request whose similarity to every task's examples is below this gets no task. At or above it the task is right for
+#: 76%, 96% and 88% of requests of CounterFact, Recent and ZsRE (150 of each training file; bundled base model).
+SIMILARITY_THRESHOLD = 0.35
+#: Similarity to a task is the mean over this many of its nearest examples.
+NEIGHBOURS = 15
 
 
 @dataclass(frozen=True)
 class Route:
-    """Where a request goes: the task, and how alike the request is to each task's nearest examples (mean cosine).
+    """The task of a request, and its similarity to each task.
 
-    A request that is like none (:data:`NEAR_ENOUGH`) has the task ``free text``, with a neutral instruction.
+    Attributes:
+        task: the task; ``free text``, with a neutral instruction, where no similarity reaches
+            :data:`SIMILARITY_THRESHOLD`.
+        similarities: by task, the mean cosine with its nearest examples.
     """
 
     task: Task
     similarities: dict[str, float]
 
     def __str__(self) -> str:
+        """Return the similarities in words, the highest first."""
         ranked = sorted(self.similarities.items(), key=lambda item: -item[1])
         return ", ".join(f"{name} {value:.2f}" for name, value in ranked)
 
 
 class Router:
-    """Compares requests with each task's examples, the edits that ship with the package.
+    """Compares requests with each task's bundled edits.
 
     Args:
-        language_model: whose states below its middle block represent a request; tokens averaged.
+        language_model: its states below the middle block, averaged over tokens, represent a request.
     """
 
     def __init__(self, language_model: LanguageModel) -> None:
         self._model = language_model
-        self._cut = len(language_model.structure.blocks) // 2
+        self._split_layer = len(language_model.structure.blocks) // 2
+        self._tasks = {task.name: task for task in listed_tasks() if task.routing is not None}
         states = {
-            name: self._states([record.request for record in read_records(EDITS / OWN_FILES[name])]) for name in ROUTED
+            name: self._states([record.request for record in read_edits(task, task.files.bundled or "")])
+            for name, task in self._tasks.items()
         }
-        # What all texts have in common says nothing about the task.
+        # What all requests have in common does not depend on the task.
         everything = torch.cat(list(states.values()))
         self._centre, self._spread = everything.mean(0), everything.std(0).clamp(min=1e-6)
-        self._tasks = {name: self._direction(found) for name, found in states.items()}
+        self._examples = {name: self._direction(state) for name, state in states.items()}
 
     def __call__(self, requests: Sequence[EditRequest]) -> list[Route]:
-        """The best-matching task of each request. A request with a label is about sentiment."""
+        """Return the route of each request. A request with a label goes to a task of ``routing: label``."""
         routes = []
-        for request, row in zip(requests, self._direction(self._states(requests)), strict=True):
-            found = {name: float((of @ row).topk(NEAREST).values.mean()) for name, of in self._tasks.items()}
-            best = "convsent" if request.label else max((n for n in found if n != "convsent"), key=lambda n: found[n])
-            known = request.label is not None or found[best] >= NEAR_ENOUGH
-            routes.append(Route(load_task(best) if known else free_text(), found))
+        for request, direction in zip(requests, self._direction(self._states(requests)), strict=True):
+            similarities = {
+                name: float((examples @ direction).topk(min(NEIGHBOURS, len(examples))).values.mean())
+                for name, examples in self._examples.items()
+            }
+            kind = "label" if request.label else "prompt"
+            best = max((n for n in similarities if self._tasks[n].routing == kind), key=lambda n: similarities[n])
+            is_known = request.label is not None or similarities[best] >= SIMILARITY_THRESHOLD
+            routes.append(Route(self._tasks[best] if is_known else free_text_task(), similarities))
         return routes
 
     def _direction(self, states: Tensor) -> Tensor:
+        """Return unit vectors (requests, hidden) of states, centred and scaled by those of all examples."""
         return functional.normalize((states - self._centre) / self._spread, dim=1)
 
     @torch.no_grad()
     def _states(self, requests: Sequence[EditRequest]) -> Tensor:
+        """Return (requests, hidden) mean states of the prompts."""
         texts = [request.prompt.strip() for request in requests]
         parts = [texts[start : start + 64] for start in range(0, len(texts), 64)]
-        return torch.cat([mean_states(self._model, self._cut, part).cpu() for part in parts])
+        return torch.cat([mean_states(self._model, self._split_layer, part).cpu() for part in parts])

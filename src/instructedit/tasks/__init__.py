@@ -1,0 +1,1 @@
+"""Tasks: what an edit must change and keep, declared in one YAML file each."""

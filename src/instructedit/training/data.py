@@ -12,7 +12,9 @@ from instructedit.data.pool import RecordPool
 from instructedit.data.readers import read_records
 from instructedit.errors import DataError
 from instructedit.records import EditRecord
-from instructedit.tasks.task import Task, fitting, load_task
+from instructedit.tasks.edits import fitting_records
+from instructedit.tasks.loading import load_task
+from instructedit.tasks.task import Task
 from instructedit.training.mixture import Source
 from instructedit.training.recipe import Recipe
 
@@ -46,13 +48,16 @@ def read_sources(recipe: Recipe, data: Path) -> tuple[list[Source], list[Source]
 
 
 def _read_records(recipe: Recipe, tasks: Mapping[str, Task], data: Path) -> dict[str, list[EditRecord]]:
-    """Read the records that fit each task; a file that several tasks use is read once."""
-    names = dict.fromkeys(name for mix in recipe.tasks for name in mix.files)
-    by_file = {name: read_records(data_file(name, data), skip_incomplete=True) for name in names}
+    """Read the records that fit each task; a file that several tasks read in the same way is read once."""
+    files = dict.fromkeys((name, tasks[mix.task].columns) for mix in recipe.tasks for name in mix.files)
+    by_file = {
+        (name, columns): read_records(data_file(name, data), columns=columns, skip_incomplete=True)
+        for name, columns in files
+    }
     by_task = {}
     for mix in recipe.tasks:
-        candidates = [record for name in mix.files for record in by_file[name]]
-        by_task[mix.task] = fitting(tasks[mix.task], candidates, ", ".join(mix.files))
+        candidates = [record for name in mix.files for record in by_file[name, tasks[mix.task].columns]]
+        by_task[mix.task] = fitting_records(tasks[mix.task], candidates, ", ".join(mix.files))
         if len({_subject(record) for record in by_task[mix.task]}) < 2:
             raise DataError(
                 f"task {tasks[mix.task].name} has one subject only; training needs another to validate on",

@@ -29,7 +29,7 @@ from instructedit.models.language_model import DTYPES, LanguageModel
 from instructedit.models.trunk_cache import TrunkCache
 from instructedit.storage.checkpoints import load_checkpoint, save_checkpoint
 from instructedit.storage.writing import make_folder
-from instructedit.tasks.task import load_task
+from instructedit.tasks.loading import load_task
 from instructedit.training.data import read_sources
 from instructedit.training.environment import numerics, trunk_cache
 from instructedit.training.log import LOG, TrainingLog

@@ -133,11 +133,11 @@ def make_example(
     """
     task = source.task
     request = _draw_request(record, rng)
-    instruction = task.instructions.drawn(request, rng, scope_template_share)
+    instruction = task.instructions.draw_for_training(request, rng, scope_template_share)
     prefix = instruction if objective.prefix_queries else None
     likelihood, unlikelihood = _targets_of_request(task, record, request, prefix, objective, rng)
     neighbours = [
-        source.pool.in_words_of(record.request, probe) if rng.random() < objective.own_sentence else probe
+        source.pool.in_sentence_of(record.request, probe) if rng.random() < objective.own_sentence else probe
         for probe in source.pool.neighbours(record, objective.neighbours, rng)
     ]
     likelihood += _propagation_targets(task, record, request, neighbours, prefix, objective, rng)
@@ -180,7 +180,7 @@ def _targets_of_request(
     """Return likelihood and unlikelihood targets of the request itself and of a paraphrase."""
     prompts = [(_query(request.prompt, prefix), 1.0)]
     paraphrases = [prompt for prompt in (record.request.prompt, *record.rephrases) if prompt != request.prompt]
-    if paraphrases and objective.rephrase_weight > 0 and "rephrase" in task.change:
+    if paraphrases and objective.rephrase_weight > 0 and "rephrase" in task.in_scope:
         prompts.append((_query(rng.choice(paraphrases), prefix), objective.rephrase_weight))
     likelihood: list[WeightedTarget] = []
     unlikelihood: list[WeightedTarget] = []
@@ -194,7 +194,7 @@ def _targets_of_request(
         ]
     else:
         likelihood += [WeightedTarget(prompt, request.target, weight) for prompt, weight in prompts]
-    if "opposite_label" in task.change and record.other_label_replies and objective.opposite_weight > 0:
+    if "opposite_label" in task.in_scope and record.other_label_replies and objective.opposite_weight > 0:
         reply = rng.choice(record.other_label_replies)
         unlikelihood.append(WeightedTarget(request.prompt, reply, objective.opposite_weight))
     return likelihood, unlikelihood
@@ -214,7 +214,7 @@ def _propagation_targets(
     targets = []
     if task.renames:
         targets += [WeightedTarget(probe.prompt, request.target, weight) for probe in neighbours]
-    for kind in task.reached:
+    for kind in task.portability_in_scope:
         probes = record.of_kind(kind)
         for probe in rng.sample(probes, min(objective.neighbours, len(probes))):
             targets.append(WeightedTarget(_query(probe.prompt, prefix), rng.choice(probe.answers), weight))
@@ -225,7 +225,7 @@ def _locality_targets(
     source: Source, record: EditRecord, neighbours: Sequence[Probe], objective: Objective, rng: random.Random
 ) -> list[tuple[str, str]]:
     """Return (prompt, answer) pairs that the edit must not change: neighbours, the record's probes, unrelated ones."""
-    kinds = source.task.stay
+    kinds = source.task.out_of_scope
     others = [probe for probe in record.of_kind(*kinds) if probe.kind is not ProbeKind.NEIGHBOUR]
     rng.shuffle(others)
     # The probe that names the new target and asks for the old answer is the hardest to keep: it always comes first.

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from instructedit.data.pool import sentence_of
-from instructedit.data.readers import negated_form, question_form
+from instructedit.data.schemas.knowedit import negated_form, question_form
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
 
 

@@ -97,4 +97,4 @@ def _draw_instruction(task: Task, rng: random.Random, scope_template_share: floa
         subject=rng.choice(("it", "them", "the topic")),
         label=rng.choice(("positive", "negative")),
     )
-    return task.instructions.drawn(request, rng, scope_template_share)
+    return task.instructions.draw_for_training(request, rng, scope_template_share)
