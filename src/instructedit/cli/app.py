@@ -10,7 +10,19 @@ from typing import Annotated, Any
 
 import typer
 
-from instructedit.cli import analyze, build_base, demo, doctor, edit, evaluate, instructions, reproduce, tasks, train
+from instructedit.cli import (
+    analyze,
+    build_base,
+    demo,
+    doctor,
+    edit,
+    editors,
+    evaluate,
+    instructions,
+    reproduce,
+    tasks,
+    train,
+)
 from instructedit.cli.console import err, fail, leave, log_to_console, out
 from instructedit.cli.failures import INTERRUPTED, ClickException, failure_of
 
@@ -28,6 +40,7 @@ app.command("evaluate")(evaluate.evaluate_command)
 app.command("train")(train.train_command)
 app.command("reproduce")(reproduce.reproduce)
 app.command("tasks")(tasks.tasks)
+app.command("editors")(editors.editors)
 app.add_typer(instructions.app, name="instructions")
 app.add_typer(analyze.app, name="analyze")
 app.command("doctor")(doctor.doctor)

@@ -38,8 +38,7 @@ EditorFile = Annotated[
     typer.Option(
         "--editor",
         help="`bundled`, `bundled-core`, `bundled-mend`, a file written by `instructedit train`, a method that needs "
-        "no training (`ft`, `lora`, `rome`, `memit`, `grace`, `calinet`, `in-context`), or a YAML file with its `name` "
-        "and numbers.",
+        "no training (`rome`; `instructedit editors` lists all), or a YAML file with its `name` and fields.",
     ),
 ]
 TrainedEditor = Annotated[
