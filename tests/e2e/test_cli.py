@@ -268,7 +268,7 @@ def no_model(place: Workplace) -> list[str | Path]:
         ),
         (no_model, "ModelError", ["nowhere", "config.json"]),
         (ignored, "DataError", ["--target, --subject cannot be given with --requests"]),
-        (no_editor, "EditorError", ["bundeled", "names that are known", "bundled, ", "rome"]),
+        (no_editor, "EditorError", ["bundeled", "Did you mean 'bundled'?", "Known: ", "bundled, ", "rome"]),
     ],
     ids=[
         "truncated JSON",

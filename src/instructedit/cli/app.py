@@ -16,6 +16,7 @@ from instructedit.cli import (
     demo,
     doctor,
     edit,
+    editors,
     evaluate,
     instructions,
     metrics,
@@ -42,6 +43,7 @@ app.command("train")(train.train_command)
 app.command("reproduce")(reproduce.reproduce)
 app.command("tasks")(tasks.tasks)
 app.command("metrics")(metrics.metrics)
+app.command("editors")(editors.editors)
 app.add_typer(instructions.app, name="instructions")
 app.add_typer(analyze.app, name="analyze")
 app.command("doctor")(doctor.doctor)

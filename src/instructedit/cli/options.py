@@ -64,8 +64,8 @@ EditorFile = Annotated[
     typer.Option(
         "--editor",
         help="Editor: `bundled`, `bundled-core` or `bundled-mend` (trained for the bundled model); a file written by "
-        "`instructedit train`; a method without training (`ft`, `lora`, `rome`, `memit`, `grace`, `calinet`, "
-        "`in-context`); or a YAML file with the `name` of a method and its settings.",
+        "`instructedit train`; a method that needs no training, such as `ft` or `rome` (`instructedit editors` lists "
+        "all); or a YAML file with the `name` of a method and its settings.",
     ),
 ]
 TrainedEditor = Annotated[

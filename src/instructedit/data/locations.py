@@ -13,20 +13,12 @@ DATA_VARIABLE = "INSTRUCTEDIT_DATA"
 BUNDLED_EDITS = ASSETS / "edits"
 #: What the name of a bundled file starts with, where a file of the data folder could stand as well.
 BUNDLED_PREFIX = "bundled/"
-#: What it started with before; the recipes that are stored in shipped editors still say so.
-_FORMER_PREFIX = "own/"
 
 
 def data_folder() -> Path | None:
     """Return the folder that ``INSTRUCTEDIT_DATA`` names, or None."""
     value = os.environ.get(DATA_VARIABLE)
     return Path(value) if value else None
-
-
-def canonical_name(name: str | Path) -> str:
-    """Return a data file's name with ``bundled/`` in place of the former ``own/``."""
-    text = str(name)
-    return BUNDLED_PREFIX + text.removeprefix(_FORMER_PREFIX) if text.startswith(_FORMER_PREFIX) else text
 
 
 def data_file(name: str | Path, data: Path = Path()) -> Path:
@@ -36,9 +28,9 @@ def data_file(name: str | Path, data: Path = Path()) -> Path:
         name: ``bundled/x`` for a file that ships with the package, else a path relative to ``data``.
         data: the data folder; default the current folder, for names that a user gives on the command line.
     """
-    canonical = canonical_name(name)
-    if canonical.startswith(BUNDLED_PREFIX):
-        return BUNDLED_EDITS / canonical.removeprefix(BUNDLED_PREFIX)
+    text = str(name)
+    if text.startswith(BUNDLED_PREFIX):
+        return BUNDLED_EDITS / text.removeprefix(BUNDLED_PREFIX)
     return data / name
 
 

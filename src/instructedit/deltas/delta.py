@@ -8,7 +8,7 @@ every row of a batch can carry another delta.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -176,7 +176,7 @@ class Delta:
             for name, factor in self.factors.items():
                 module = language_model.model.get_submodule(name)
                 stack.enter_context(
-                    removed_on_exit(module.register_forward_hook(_adding(factor, execution_device(module))))
+                    removed_on_exit(module.register_forward_hook(factor.hook(execution_device(module))))
                 )
             language_model.attached += 1
             try:
@@ -283,7 +283,7 @@ class DeltaBatch:
                 rows = rows.to(factor.device)
                 # A short edit beside a long one is not multiplied by the long one's empty ranks.
                 used = int(self.ranks[name][rows].max()) if name in self.ranks else None
-                hook = _adding(factor.select(rows, used), execution_device(module))
+                hook = factor.select(rows, used).hook(execution_device(module))
                 stack.enter_context(removed_on_exit(module.register_forward_hook(hook)))
             yield
 
@@ -300,22 +300,3 @@ def _error_of_sum(total: Delta, *parts: Delta) -> float | None:
         lost += part.norm() * error / (1 - error)
     left = total.norm() - lost
     return lost / left if left > 0 else None
-
-
-def _adding(factor: Factor, device: torch.device) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-    """Return a forward hook that adds x D to a layer's output; of a stack each row gets its own edit's D.
-
-    Args:
-        factor: the change of one edit, or a stack with one edit a row.
-        device: where the layer runs; its weights may be offloaded.
-    """
-    moved = factor.map(lambda tensor: tensor.to(device))  # once, and not for every token that is generated
-    rows, dtype = factor.edits, factor.dtype
-
-    def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x = args[0].to(device, dtype)  # the input may come from another device
-        if rows is not None and x.ndim == 2:  # some families flatten rows and positions before their MLP
-            x = x.view(rows, -1, x.shape[-1])
-        return output + moved.apply(x).to(output.device, output.dtype).view_as(output)
-
-    return add

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from instructedit.models.finite import finite
 
@@ -92,6 +92,23 @@ class Factor(ABC):
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """Return the factor with ``function`` applied to each of its tensors."""
         return replace(self, **{name: function(tensor) for name, tensor in self.tensors.items()})
+
+    def hook(self, device: torch.device) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        """Return a forward hook that adds x D to a layer's output; of a stack each row of the batch gets its own D.
+
+        Args:
+            device: where the layer runs; its weights may be offloaded.
+        """
+        moved = self.map(lambda tensor: tensor.to(device))  # once, and not for every token that is generated
+        rows, dtype = self.edits, self.dtype
+
+        def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            x = args[0].to(device, dtype)  # the input may come from another device
+            if rows is not None and x.ndim == 2:  # some families flatten rows and positions before their MLP
+                x = x.view(rows, -1, x.shape[-1])
+            return output + moved.apply(x).to(output.device, output.dtype).view_as(output)
+
+        return add
 
     def finite(self) -> bool:
         """Return whether every number is finite."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from instructedit.artifacts import CARD
-from instructedit.data.locations import BUNDLED_PREFIX, canonical_name, data_file
+from instructedit.data.locations import BUNDLED_PREFIX, data_file
 from instructedit.editors.base import DirectEditor, Editor
 from instructedit.editors.saving import digest_of, training_of
 from instructedit.errors import DataError
@@ -36,7 +36,7 @@ def provenance(
         DataError: the file cannot be read.
     """
     path = data_file(file, data)
-    name_of_file = canonical_name(file)
+    name_of_file = str(file)
     relative = name_of_file if name_of_file.startswith(BUNDLED_PREFIX) else _relative(path)
     return {
         "editor": Path(name).name if Path(name).suffix else str(name),
@@ -86,7 +86,7 @@ def _met_by_editor(name: str | Path, editor: Editor, file: str) -> str:
     recipe = training_of(name).get("recipe")
     if not isinstance(recipe, dict):
         return "unknown: the editor's file does not say what it was trained on"
-    tasks = [mix["task"] for mix in recipe.get("tasks", ()) if file in map(canonical_name, mix.get("files", ()))]
+    tasks = [mix["task"] for mix in recipe.get("tasks", ()) if file in mix.get("files", ())]
     if tasks:
         return f"trained on this file, as {', '.join(tasks)}"
     return "not trained on this file"

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from instructedit.data.locations import BUNDLED_PREFIX, canonical_name, data_file
+from instructedit.data.locations import BUNDLED_PREFIX, data_file
 from instructedit.data.readers import read_records
 from instructedit.errors import DataError
 from instructedit.records import EditRecord
@@ -25,7 +25,7 @@ def read_edits(task: Task, name: str | Path, data: Path = Path(), *, skip_incomp
     Raises:
         DataError: the file cannot be read, or no record fits the task.
     """
-    if canonical_name(name).startswith(BUNDLED_PREFIX):
+    if str(name).startswith(BUNDLED_PREFIX):
         records = read_records(data_file(name))  # complete records in this project's own schema
     else:
         records = read_records(

@@ -1,0 +1,28 @@
+"""``instructedit editors``: the editing methods that are installed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from instructedit.cli.console import emit_json, out, quiet_libraries, table
+from instructedit.cli.options import JsonFile
+
+
+def editors(json_: JsonFile = None) -> None:
+    """List the editing methods, those of other installed packages included.
+
+    A direct method is used by its name: `--editor rome`. A trained one needs an editor file: `bundled`, `bundled-core`
+    and `bundled-mend` ship with the bundled model, `instructedit train` makes others.
+    """
+    quiet_libraries()
+    from instructedit.editors.registry import registered_editors
+
+    methods = registered_editors()
+    if json_ is not None:
+        emit_json({name: asdict(summary) for name, summary in methods.items()}, json_)
+        return
+    rows = table("method", "kind", "reads the instruction", "what it does", "source")
+    for name, method in methods.items():
+        kind = "trained" if method.needs_training else "direct"
+        rows.add_row(name, kind, "yes" if method.reads_instruction else "no", method.summary, method.paper)
+    out.print(rows)
