@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from instructedit.artifacts import LOG, shipped_editors
+
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 Row = dict[str, Any]
@@ -26,8 +28,8 @@ def read(name: str) -> Any:
 
 
 def open_log(name: str) -> list[str]:
-    """Return the lines of a training log."""
-    return (RESULTS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    """Return the lines of the training log of a shipped editor."""
+    return (shipped_editors()[name] / LOG).read_text(encoding="utf-8").splitlines()
 
 
 def minutes(log: str) -> float:

@@ -23,7 +23,7 @@ from instructedit.tasks.loading import listed_tasks
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 #: The methods of the main table: label, result file.
-METHODS = (("InstructEdit (`bundled`)", "bundled"), ("MEND, multi-task", "mend"), ("FT-L, tuned", "ft"))
+METHODS = (("InstructEdit (`bundled`)", "bundled"), ("MEND, multi-task", "bundled-mend"), ("FT-L, tuned", "ft"))
 COUNTERFACT, WIKI = "counterfact/counterfact-val.json", "wiki_counterfact/test_cf.json"
 ZSRE = "zsre/zsre_mend_eval_portability_gpt4.json"
 #: Task, file, label.
@@ -149,7 +149,7 @@ def core_table() -> str:
     for task, file, name in TESTS:
         for protocol in ("plain", "generation"):
             where = {"task": task, "file": file, "protocol": protocol, "instruction": "unseen"}
-            pair = [find(read(result)["rows"], **where) for result in ("bundled", "core")]
+            pair = [find(read(result)["rows"], **where) for result in ("bundled", "bundled-core")]
             if all(pair):
                 cells = [cell(row, metric) for metric in (R, G, L) for row in pair]
                 lines.append([f"{name}, {protocol}", *cells])
@@ -158,7 +158,7 @@ def core_table() -> str:
 
 
 #: Trainings of an editor: label, log, result.
-TRAININGS = (("1,360 steps, `bundled-core`", "core", "core"), ("3,400 steps, `bundled`", "editor", "bundled"))
+TRAININGS = (("1,360 steps, `bundled-core`", "bundled-core", "bundled-core"), ("3,400 steps, `bundled`", "bundled", "bundled"))
 #: Label, minutes, peak bytes, the row of `counterfact` and that of `zsre`.
 Training = tuple[str, float, int | None, Row | None, Row | None]
 

@@ -42,7 +42,7 @@ _MODULES = {
     "load_editor": "editors.saving",
     "load_language_model": "models.language_model",
     "load_stages": "training.recipe_file",
-    "load_task": "tasks.task",
+    "load_task": "tasks.loading",
     "make_edit": "editors.editing",
     "read_records": "data.readers",
     "report_edit": "evaluation.edit_report",

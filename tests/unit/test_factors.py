@@ -96,9 +96,9 @@ def mixed_delta(language_model: LanguageModel, seed: int = 0) -> Delta:
 
 
 def logits(language_model: LanguageModel) -> Tensor:
-    batch = pad([language_model.text.pair("Lena was born in", "Oston")], language_model.text.pad_id)
+    batch = pad([language_model.text.encode_pair("Lena was born in", "Oston")], language_model.text.pad_id)
     with torch.no_grad():
-        return language_model.split(0).whole(batch)
+        return language_model.split(0).full(batch)
 
 
 def test_a_dense_delta_is_attached_merged_and_taken_back(own_gpt2: LanguageModel) -> None:
@@ -120,12 +120,12 @@ def test_rows_of_a_batch_carry_their_own_dense_edits(gpt2: LanguageModel) -> Non
     batch = DeltaBatch({name: stack([delta.factors[name] for delta in deltas]) for name in deltas[0].factors})
     assert len(batch) == 2
     torch.testing.assert_close(batch.norms(), torch.tensor([delta.norm() for delta in deltas]))
-    query = gpt2.text.pair("Why", "not")
+    query = gpt2.text.encode_pair("Why", "not")
     with torch.no_grad(), batch.attached(gpt2, torch.tensor([1, 0])):
-        rows = gpt2.split(0).whole(pad([query] * 2, gpt2.text.pad_id)).view(2, -1)
+        rows = gpt2.split(0).full(pad([query] * 2, gpt2.text.pad_id)).view(2, -1)
     for row, index in enumerate((1, 0)):
         with torch.no_grad(), batch.select(index, deltas[index].metadata).attached(gpt2):
-            alone = gpt2.split(0).whole(pad([query], gpt2.text.pad_id)).flatten()
+            alone = gpt2.split(0).full(pad([query], gpt2.text.pad_id)).flatten()
         torch.testing.assert_close(rows[row], alone, rtol=1e-4, atol=1e-4)
 
 

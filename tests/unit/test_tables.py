@@ -55,7 +55,7 @@ def test_the_index_lists_every_page() -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("name", ["bundled", "mend", "ft", "scope", "matched"])
+@pytest.mark.parametrize("name", ["bundled", "bundled-mend", "ft", "scope", "matched"])
 def test_results_name_their_editors(name: str) -> None:
     text = (RESULTS / f"{name}.json").read_text(encoding="utf-8")
     assert '"editor_digest' in text or '"digests"' in text
