@@ -9,6 +9,7 @@ import pytest
 
 from instructedit.analysis.directions import directions, explained, separability
 from instructedit.analysis.report import LabelledEditor, reliability_correlation
+from instructedit.editors.ft import ConstrainedFineTuning, FtConfig
 from instructedit.editors.gradient import create_editor, editor_config
 from instructedit.editors.incontext import InContext, InContextConfig
 from instructedit.editors.mend import Mend
@@ -79,6 +80,15 @@ def test_directions_are_unit_vectors_of_every_matrix(
     for name, sides in found.items():
         for side, vectors in sides.items():
             np.testing.assert_allclose(vectors, whole[name][side], atol=1e-4)
+
+
+def test_a_dense_change_has_the_directions_of_its_columns(gpt2: LanguageModel, requests_: list[EditRequest]) -> None:
+    editor = ConstrainedFineTuning.create(FtConfig(), gpt2)
+    (sides,) = directions(editor, gpt2, requests_, [None] * 3).values()
+    (factor,) = editor.edit(gpt2, requests_, [None] * 3).factors.values()
+    changes = factor.change.double().numpy()
+    np.testing.assert_allclose(sides["u"], unit(changes.sum(-1)), atol=1e-5)
+    np.testing.assert_allclose(sides["delta"], unit(np.linalg.norm(changes, axis=1)), atol=1e-5)
 
 
 def test_only_an_editor_that_reads_is_moved_by_the_instruction(gpt2: LanguageModel, records: list[EditRecord]) -> None:

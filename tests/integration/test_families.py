@@ -204,7 +204,7 @@ def test_instruction_matters_exactly_where_it_is_read(
         for text in (INSTRUCTION, OTHER_INSTRUCTION)
     )
     difference = (one.a @ one.b - other.a @ other.b).abs().max() if one.a.shape == other.a.shape else torch.tensor(1.0)
-    reads = editor.config.reads_prefix or editor.config.conditions_hypernetwork
+    reads = editor.reads_instruction
     assert (difference > 1e-6) == reads
 
 

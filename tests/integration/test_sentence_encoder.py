@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from instructedit.editors.footprint import editor_parameters
 from instructedit.editors.instructedit import InstructEdit
 from instructedit.editors.mend import Mend
 from instructedit.editors.saving import load_editor, save_editor
@@ -63,6 +64,10 @@ def test_the_users_encoder_is_neither_trained_nor_saved(
     for name, low in first.factors.items():
         assert torch.equal(low.a, second.factors[name].a)
         assert torch.equal(low.b, second.factors[name].b)
+
+
+def test_parameters_are_counted_without_the_users_encoder(gpt2: LanguageModel, editor: InstructEdit) -> None:
+    assert editor_parameters(editor.config, gpt2) == sum(p.numel() for p in editor.parameters())
 
 
 def test_a_missing_encoder_is_told(gpt2: LanguageModel, new_editor: Callable[..., Mend], tmp_path: Path) -> None:

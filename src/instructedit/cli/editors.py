@@ -21,7 +21,7 @@ def editors(json_: JsonFile = None) -> None:
     if json_ is not None:
         emit_json({name: asdict(summary) for name, summary in methods.items()}, json_)
         return
-    rows = table("method", "kind", "reads the instruction", "what it does", "source")
+    rows = table("method", "kind", "reads instruction", "what it does", "source")
     for name, method in methods.items():
         kind = "trained" if method.needs_training else "direct"
         rows.add_row(name, kind, "yes" if method.reads_instruction else "no", method.summary, method.paper)

@@ -82,7 +82,7 @@ class Slots(Edits):
 
 
 class CaliNet(DirectEditor[CaliNetConfig]):
-    """Learns memory slots beside one MLP; the model's own weights do not change.
+    """Learns memory slots beside one MLP.
 
     Args:
         config: its hyperparameters.
