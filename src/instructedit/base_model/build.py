@@ -137,15 +137,16 @@ def _build(
         write_shipped_edits(facts, recipe.edits, data, out / EDITS)
     model.float()
     recall = evaluate(model, tokenizer)
+    stages = [*_stages_before(recipe.start_from), {"recipe": settings, "recall": recall, "history": history}]
     card = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "facts": len(facts),
         "recall": recall,
         "recall_sample": RECALL_SAMPLE,
         "recall_by_relation": recall_by_relation(model, tokenizer, facts),
-        "stages": [*_stages_before(recipe.start_from), {"recipe": settings, "recall": recall, "history": history}],
+        "stages": stages,
     }
-    write_atomically(out / LOG, "".join(as_json(entry) + "\n" for entry in log_entries(card["stages"])).encode())
+    write_atomically(out / LOG, "".join(as_json(entry) + "\n" for entry in log_entries(stages)).encode())
     write_atomically(out / CARD, (as_json(card, indent=2, file=out / CARD) + "\n").encode())
     checkpoint.unlink()
     return card

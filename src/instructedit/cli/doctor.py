@@ -36,7 +36,7 @@ def doctor(
     from instructedit.editors.gradient import EditorConfig, chosen_matrices
     from instructedit.editors.saving import load_editor
     from instructedit.models.language_model import load_language_model
-    from instructedit.training.memory import TextLengths, predict
+    from instructedit.training.memory import TextLengths, predict_memory
     from instructedit.training.recipe_file import load_stages
 
     planned = load_stages(recipe)[0] if recipe is not None else None
@@ -72,7 +72,7 @@ def doctor(
     }
     if planned is not None:
         target = max(1, edit_tokens // 8)
-        memory = predict(language_model, planned, TextLengths(edit_tokens, target, stay_tokens))
+        memory = predict_memory(language_model, planned, TextLengths(edit_tokens, target, stay_tokens))
         found["megabytes"] |= {
             "training": round(memory.total / 1e6, 1),
             "activations": round(memory.activations / 1e6, 1),
