@@ -31,9 +31,10 @@ from instructedit.tasks.task import load_task
 from instructedit.training import loop
 from instructedit.training.data import read_sources, split_validation
 from instructedit.training.log import LOG
-from instructedit.training.loop import CHECKPOINT, EDITOR, Report, train
+from instructedit.training.loop import CHECKPOINT, EDITOR, train
 from instructedit.training.mixture import Example, Source, WeightedTarget, draw_batch, make_example, task_shares
 from instructedit.training.objective import compute_loss, loss_and_backward
+from instructedit.training.progress import Report
 from instructedit.training.recipe import Objective, Recipe, TrunkCacheSettings, parse_recipe
 from instructedit.training.recipe_file import load_stages, parse_stages
 from instructedit.training.schedule import learning_rate_factor

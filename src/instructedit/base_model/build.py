@@ -77,8 +77,8 @@ def build_base(
 ) -> dict[str, Any]:
     """Build one stage of a base model into ``out``; resume after the last epoch if it was stopped.
 
-    The folder gets ``config.json``, the weights in bfloat16, the tokenizer, ``facts.tsv.gz``, ``card.json``, ``log.jsonl``
-    and, if the recipe makes them, the edits that ship with the package. A finished build is not repeated.
+    The folder gets ``config.json``, the weights in bfloat16, the tokenizer, ``facts.tsv.gz``, ``card.json``,
+    ``log.jsonl`` and, if the recipe makes them, the edits that ship with the package. A finished build is not repeated.
 
     Args:
         recipe: Settings of the stage.

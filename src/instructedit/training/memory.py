@@ -72,7 +72,7 @@ def predict_memory(language_model: LanguageModel, recipe: Recipe, lengths: TextL
     """Predict the peak memory of training.
 
     Args:
-        language_model: The base model, on the device that is asked about.
+        language_model: The base model, on the device of the training.
         recipe: Settings of the stage.
         lengths: Typical lengths of its data.
     """
