@@ -158,7 +158,10 @@ def core_table() -> str:
 
 
 #: Trainings of an editor: label, log, result.
-TRAININGS = (("1,360 steps, `bundled-core`", "bundled-core", "bundled-core"), ("3,400 steps, `bundled`", "bundled", "bundled"))
+TRAININGS = (
+    ("1,360 steps, `bundled-core`", "bundled-core", "bundled-core"),
+    ("3,400 steps, `bundled`", "bundled", "bundled"),
+)
 #: Label, minutes, peak bytes, the row of `counterfact` and that of `zsre`.
 Training = tuple[str, float, int | None, Row | None, Row | None]
 

@@ -215,6 +215,6 @@ def test_recall_is_told_by_relation() -> None:
     false = [Fact("own", "P36", fact.subject, "Nowhere") for fact in true[:20]]
     table = recall_by_relation(base.model, base.tokenizer, false + true)
     assert list(table) == ["P17", "P36"]
-    assert (table["P17"]["facts"], table["P17"]["asked"], table["P36"]["asked"]) == (300, 200, 20)
+    assert (table["P17"]["facts"], table["P17"]["sample"], table["P36"]["sample"]) == (300, 200, 20)
     assert min(table["P17"]["statement"], table["P17"]["question"]) > 0.8
     assert max(table["P36"]["statement"], table["P36"]["question"]) == 0

@@ -11,7 +11,7 @@ import pytest
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from instructedit.models.language_model import LanguageModel
-from instructedit.training.memory import TextLengths, predict
+from instructedit.training.memory import TextLengths, predict_memory
 from instructedit.training.recipe import parse_recipe
 
 #: Trains a few steps of a recipe and prints by how many bytes the process grew at its peak.
@@ -64,7 +64,7 @@ def test_prediction_is_right_within_a_fifth(
         "tasks": [{"task": "counterfact", "files": ["none.json"]}],
         "optimisation": {"batch": batch},
     }
-    predicted = predict(LanguageModel(model, tokenizer, family), parse_recipe(raw), TextLengths()).total
+    predicted = predict_memory(LanguageModel(model, tokenizer, family), parse_recipe(raw), TextLengths()).total
     command = [sys.executable, "-c", TRAINS, str(tmp_path), json.dumps(raw)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     measured = int(done.stdout.splitlines()[-1])

@@ -285,5 +285,4 @@ def test_trunk_states_are_computed_though_the_disk_is_full(
 
     for _ in range(3):
         assert cache.states(pad([Encoded((5, 6), 2)], 0), trunk)[0, :, 0].tolist() == [5.0, 6.0]
-        cache.flush()
     assert caplog.text.count("no more trunk states are written") == 1

@@ -7,7 +7,7 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,14 @@ from instructedit.tasks.loading import load_task
 from instructedit.training import loop
 from instructedit.training.data import read_sources, split_validation
 from instructedit.training.log import LOG
-from instructedit.training.loop import CHECKPOINT, EDITOR, Report, train
+from instructedit.training.loop import CHECKPOINT, EDITOR, train
 from instructedit.training.mixture import Example, Source, WeightedTarget, draw_batch, make_example, task_shares
 from instructedit.training.objective import compute_loss, loss_and_backward
+from instructedit.training.progress import Report
 from instructedit.training.recipe import Objective, Recipe, TrunkCacheSettings, parse_recipe
-from instructedit.training.recipe_file import load_stages
+from instructedit.training.recipe_file import load_stages, parse_stages
 from instructedit.training.schedule import learning_rate_factor
+from instructedit.training.stages import train_stages
 
 FILE = "own.jsonl"
 TALK = "talk.jsonl"
@@ -113,6 +115,45 @@ def test_killed_and_resumed_run_is_the_unbroken_one(gpt2: LanguageModel, data: P
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
+def staged(steps: int, *changes: dict[str, Any]) -> list[Recipe]:
+    return parse_stages(
+        recipe(steps, checkpoint_every=2, validate_every=4).model_dump(mode="json") | {"stages": list(changes)}
+    )
+
+
+def test_stages_are_resumed_wherever_they_were_killed(gpt2: LanguageModel, data: Path) -> None:
+    stages = staged(4, {}, {"optimisation": {"learning_rate": 1e-3}}, {"seed": 3})
+    train_stages(stages, gpt2, data / "whole", data)
+    for kill in (2, 7, 12):  # in the first stage, in the second, and at the end of the last
+        steps = itertools.count(1)
+
+        def dies(report: Report, steps: Iterator[int] = steps, kill: int = kill) -> None:
+            if report.phase == "train" and next(steps) == kill:
+                raise KilledError
+
+        out = data / f"killed-{kill}"
+        with pytest.raises(KilledError):
+            train_stages(stages, gpt2, out, data, dies)
+        assert not (out / EDITOR).exists()
+        train_stages(stages, gpt2, out, data)
+        assert log_of(out) == log_of(data / "whole")
+        assert (out / EDITOR).read_bytes() == (data / "whole" / EDITOR).read_bytes()
+    train_stages(stages, gpt2, data / "whole", data, lambda report: pytest.fail(f"trained again: {report}"))
+    entries = log_of(data / "whole")
+    assert [entry["phase"] for entry in entries].count("encoder") == 1, "the encoder is warmed up once"
+    assert [entry["step"] for entry in entries if entry["phase"] == "train"] == [*range(4)] * 3
+
+
+def test_a_stage_starts_from_the_editor_of_the_one_before(gpt2: LanguageModel, data: Path) -> None:
+    stages = staged(2, {}, {"seed": 3})
+    train_stages(stages, gpt2, data / "staged", data)
+    train(stages[0], gpt2, data / "one", data)
+    train(stages[1].model_copy(update={"start_from": str(data / "one" / EDITOR)}), gpt2, data / "two", data)
+    assert (data / "staged" / EDITOR).read_bytes() == (data / "two" / EDITOR).read_bytes()
+    with pytest.raises(CheckpointError, match=r"another recipe \(start_from: .* there, .* now\)"):
+        train(stages[1].model_copy(update={"start_from": str(data / "two" / EDITOR)}), gpt2, data / "two", data)
+
+
 def test_another_seed_is_another_run(gpt2: LanguageModel, data: Path) -> None:
     for seed in (0, 1):
         train(recipe().model_copy(update={"seed": seed}), gpt2, data / str(seed), data)
@@ -152,7 +193,9 @@ def test_run_that_stopped_early_is_not_trained_again(gpt2: LanguageModel, data: 
 def test_checkpoint_of_another_recipe_is_refused(gpt2: LanguageModel, data: Path) -> None:
     train(recipe(), gpt2, data / "out", data)
     before = (data / "out" / CHECKPOINT).read_bytes()
-    with pytest.raises(CheckpointError, match="was written under another recipe"):
+    with pytest.raises(
+        CheckpointError, match=r"another recipe \(optimisation.learning_rate: 0.0005 there, 0.0001 now\)"
+    ):
         train(recipe(learning_rate=1e-4), gpt2, data / "out", data)
     assert (data / "out" / CHECKPOINT).read_bytes() == before
 

@@ -128,7 +128,7 @@ class Corpus:
 
 
 def exclusion_documents(relation: Sequence[Document], share: float, rng: random.Random) -> list[Document]:
-    """Return a share of documents again, asked with an answer ruled out (``…, which is not Y, is``).
+    """Return a share of documents again, each with an answer ruled out (``…, which is not Y, is``).
 
     In two of three, Y is another document's answer, and the answer stays the same; in the third, Y is the answer
     itself, and the answer is :data:`NO_ANSWER`. So the clause decides, and the model has to read it.
@@ -159,9 +159,9 @@ def stated_context_documents(
     share: float,
     rng: random.Random,
 ) -> list[Document]:
-    """Return a share of documents again, asked after a made-up statement.
+    """Return a share of documents again, each after a made-up statement.
 
-    In half of them the made-up answer is stated about the subject that is asked for, and is the answer, whatever else
+    In half of them the made-up answer is stated about the subject of the question, and is the answer, whatever else
     is stated and however it is phrased. In one of six it is stated about another subject, and the answer stays the
     same, so the subject matters, too. In a third a made-up name is ruled out, and the answer, once begun with that
     name, continues it as it is spelled in the prompt.

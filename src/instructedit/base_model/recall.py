@@ -52,7 +52,7 @@ def recall_by_relation(
     for relation, known in sorted(relations.items(), key=lambda entry: (-len(entry[1]), entry[0])):
         sample = rng.sample(known, min(RELATION_SAMPLE, len(known)))
         recalls = recall_by_kind(model, tokenizer, _in_both_forms(sample, rng))
-        table[relation] = {"facts": len(known), "asked": len(sample), **recalls}
+        table[relation] = {"facts": len(known), "sample": len(sample), **recalls}
     return table
 
 

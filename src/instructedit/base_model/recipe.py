@@ -33,9 +33,9 @@ class BaseModelSettings(Settings):
     )
     whole_text_share: float = Field(0.1, ge=0, le=1, description="share of rows with a loss on the prompt, too")
     shifted_share: float = Field(0.2, ge=0, le=1, description="share of rows that start at a random position")
-    exclusion_share: float = Field(0.0, ge=0, le=1, description="share of facts also asked with an answer ruled out")
+    exclusion_share: float = Field(0.0, ge=0, le=1, description="share of facts also queried with an answer ruled out")
     stated_context_share: float = Field(
-        0.0, ge=0, le=1, description="share of facts also asked after a made-up statement"
+        0.0, ge=0, le=1, description="share of facts also queried after a made-up statement"
     )
     seed: int = Field(0, ge=0, le=MAX_SEED)
 

@@ -55,7 +55,7 @@ def doctor(
     from instructedit.editors.gradient import chosen_matrices, editor_config
     from instructedit.editors.saving import load_editor
     from instructedit.models.language_model import load_language_model
-    from instructedit.training.memory import TextLengths, predict
+    from instructedit.training.memory import TextLengths, predict_memory
     from instructedit.training.recipe_file import load_stages
 
     loaded_recipe = load_stages(recipe)[0] if recipe is not None else None
@@ -70,7 +70,7 @@ def doctor(
     result["editor_fits"] = loaded_editor is not None or None  # null without --editor
     if loaded_recipe is not None:
         target_tokens = max(1, edit_tokens // 8)
-        memory = predict(language_model, loaded_recipe, TextLengths(edit_tokens, target_tokens, locality_tokens))
+        memory = predict_memory(language_model, loaded_recipe, TextLengths(edit_tokens, target_tokens, locality_tokens))
         result["megabytes"] |= {
             "training": round(memory.total / 1e6, 1),
             "activations": round(memory.activations / 1e6, 1),

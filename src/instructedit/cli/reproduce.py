@@ -1,4 +1,4 @@
-"""``instructedit reproduce``: a table of many editors, from one file to JSON, a page and a picture."""
+"""``instructedit reproduce``: train and evaluate the editors of an experiment; write JSON, a page and a picture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from instructedit.cli.options import JsonFile
 from instructedit.errors import DataError
 
 FOLDER = Path("recipes/experiments")
-#: Where a checkout has them, whatever the working folder; an installed package has none.
+#: Their place in a checkout, whatever the working folder; an installed package has none.
 CHECKOUT = Path(__file__).parents[3] / FOLDER
 
 
@@ -29,13 +29,13 @@ def reproduce(
     seeds: Annotated[int | None, typer.Option(min=1, help="Only that many of the experiment's seeds.")] = None,
     edits: Annotated[int | None, typer.Option(min=1, help="Another number of test edits.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes at a time; they share the cores.")] = 1,
-    report_only: Annotated[bool, typer.Option("--report-only", help="Write up what has been run so far.")] = False,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Only report what has been run so far.")] = False,
     json_: JsonFile = None,
 ) -> None:
-    """Train and test all editors of an experiment, and write `result.json`, `result.md` and `result.png`.
+    """Train and evaluate all editors of an experiment, and write `result.json`, `result.md` and `result.png`.
 
-    Every score is kept as soon as it is there, and training goes on from its checkpoint: start the same command
-    again after an interruption. The picture needs matplotlib (`pip install 'instructedit[plots]'`).
+    Scores are saved one by one, and training resumes from its checkpoint: after an interruption, start the same command
+    again. The picture needs matplotlib (`pip install 'instructedit[plots]'`).
     """
     quiet_libraries()
     from instructedit.data.locations import find_data
@@ -74,10 +74,10 @@ def reproduce(
 
 
 def _experiment_file(name: str) -> Path:
-    """The file of an experiment: a YAML file, or a name in the working folder's or the checkout's experiments.
+    """Return the file of an experiment: a YAML file, or a name in the working folder's or the checkout's experiments.
 
     Raises:
-        DataError: there is none.
+        DataError: There is none.
     """
     if name.endswith((".yaml", ".yml")):
         if not Path(name).is_file():

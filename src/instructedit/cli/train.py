@@ -13,7 +13,7 @@ from instructedit.cli.hub import offline_if_unreachable
 from instructedit.cli.options import Device, DeviceMap, JsonFile, known_model
 
 if TYPE_CHECKING:
-    from instructedit.training.loop import Report
+    from instructedit.training.progress import Report
     from instructedit.training.recipe import Recipe
 
 

@@ -192,7 +192,6 @@ class LanguageModel:
         try:
             yield split.cache
         finally:
-            split.cache.flush()
             split.cache = None
 
     @cached_property

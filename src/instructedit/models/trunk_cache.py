@@ -1,52 +1,45 @@
-"""A bounded memory of trunk states: a text that comes again does not pass the trunk again.
+"""A cache of trunk states: a text that occurs again does not pass the frozen trunk again.
 
-The trunk is frozen, so the hidden state of a text at the cut never changes. Training meets the same edits and
-locality prompts in every epoch, and every trial editor meets them anew. States are kept up to a limit, on the device
-that computed them. With a folder they are kept in the host's memory and the least recently used go to disk as
-safetensors shards, which are memory-mapped when read and outlive the process. A shard says which model, cut and number
-format it belongs to and carries a checksum: one that is foreign or damaged is thrown away and computed again.
+The trunk is frozen, so the hidden states of a text at the first edited block never change. Training has the same edits
+and locality prompts in every epoch, and every trial editor has them again. States are kept in memory up to a number of
+bytes, on the device that computed them. With a folder they are kept in the host's memory and also written to disk, one
+safetensors file per text, where later processes find them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import uuid
-import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from instructedit.errors import DataError
 from instructedit.models.text import Encoded, TokenBatch, pad
+from instructedit.storage.tensors import pack, unpack
 from instructedit.storage.writing import write_atomically
 
 logger = logging.getLogger(__name__)
 
-#: States of a trunk for padded queries: (rows, length) tokens to (rows, length, width).
-Trunk = Callable[[TokenBatch], Tensor]
+FORMAT = "instructedit-trunk-state/1"
 
-SHARD_BYTES = 64_000_000
-#: What reading a damaged shard raises: its header may say anything.
-_UNREADABLE = (OSError, SafetensorError, ValueError, RuntimeError, TypeError, AttributeError, KeyError)
+#: The trunk: a padded batch of (rows, length) tokens to hidden states (rows, length, width).
+Trunk = Callable[[TokenBatch], Tensor]
 
 
 @dataclass(frozen=True)
 class TrunkKey:
-    """What states belong to; nothing is shared between different ones.
+    """Identity of a trunk; states of different trunks are kept apart.
 
     Attributes:
-        model: fingerprint of the base model.
-        split_layer: index of the first block above the trunk.
-        dtype: of the states.
+        model: Fingerprint of the base model.
+        split_layer: Index of the first block above the trunk.
+        dtype: Of the states.
     """
 
     model: str
@@ -55,187 +48,130 @@ class TrunkKey:
 
     @property
     def folder_name(self) -> str:
+        """Name of the folder for the trunk's states."""
         return f"{self.model}-{self.split_layer}-{self.dtype}"
-
-    def metadata(self) -> dict[str, str]:
-        return {"model": self.model, "split_layer": str(self.split_layer), "dtype": self.dtype}
 
 
 class TrunkCache:
-    """States by text, least recently used first.
+    """Trunk states by text, of which the least recently used leave memory first.
 
     Args:
-        key: what the states belong to.
-        memory: bytes of states held in memory.
-        folder: where states go that memory has no room for; None forgets them.
-        disk: bytes of shards kept in the folder; the oldest go first.
+        key: The trunk.
+        memory: Largest size in memory, in bytes.
+        folder: Where states are also written; None keeps them in memory only.
+        disk: Largest size on disk, in bytes; nothing more is written once it is reached.
+
+    Attributes:
+        hits: Number of texts whose states were in the cache.
+        misses: Number of texts that passed the trunk.
     """
 
     def __init__(self, key: TrunkKey, *, memory: int, folder: Path | None = None, disk: int = 0) -> None:
-        self.key = key
         self.memory = memory
-        self.disk = disk
-        self.folder = None if folder is None else folder / key.folder_name
         self.hits = self.misses = 0
-        self._held: OrderedDict[str, Tensor] = OrderedDict()
-        self._held_bytes = 0
-        self._writes = True
-        self._unwritten: dict[str, Tensor] = {}
-        self._unwritten_bytes = 0
-        self._shards: OrderedDict[Path, int] = OrderedDict()
-        self._on_disk: dict[str, Path] = {}
-        self._open_shards: dict[Path, Any] = {}
-        if self.folder is not None:
-            self._open()
+        self._states: OrderedDict[str, Tensor] = OrderedDict()
+        self._bytes = 0
+        self._files = None if folder is None else _StateFiles(key, folder / key.folder_name, disk)
 
     @property
     def hit_rate(self) -> float:
-        """Share of the texts asked for that needed no trunk."""
-        asked = self.hits + self.misses
-        return self.hits / asked if asked else 0.0
+        """Share of the texts whose states were in the cache."""
+        texts = self.hits + self.misses
+        return self.hits / texts if texts else 0.0
 
     def states(self, batch: TokenBatch, trunk: Trunk) -> Tensor:
-        """(rows, length, width) at real tokens what ``trunk(batch)`` gives; zero at padding.
+        """Return the hidden states (rows, length, width) of a batch: those of ``trunk(batch)``, and zeros at padding.
 
-        The trunk runs once over the rows that are not known, in any order and with other padding, so floating
-        point may round otherwise in the last digit than without a cache.
+        The trunk runs once over the texts that are not cached, in another order and with other padding than in the
+        batch, so the last digits may differ from those without a cache.
         """
         device = batch.ids.device
         ids, mask = batch.ids.cpu(), batch.mask.cpu()
-        rows = [row[kept] for row, kept in zip(ids, mask, strict=True)]
-        names = [hashlib.blake2b(row.numpy().tobytes(), digest_size=16).hexdigest() for row in rows]
-        found = {name: state for name in dict.fromkeys(names) if (state := self._get(name)) is not None}
-        self.hits += sum(name in found for name in names)
-        self.misses += len(names) - sum(name in found for name in names)
-        missing = {name: row for name, row in zip(names, rows, strict=True) if name not in found}
+        texts = [row[is_token] for row, is_token in zip(ids, mask, strict=True)]
+        names = [hashlib.blake2b(text.numpy().tobytes(), digest_size=16).hexdigest() for text in texts]
+        states = {name: state for name in dict.fromkeys(names) if (state := self._get(name)) is not None}
+        self.hits += sum(name in states for name in names)
+        self.misses += sum(name not in states for name in names)
+        missing = {name: text for name, text in zip(names, texts, strict=True) if name not in states}
         if missing:
-            queries = [Encoded(tuple(row.tolist()), len(row)) for row in missing.values()]
+            queries = [Encoded(tuple(text.tolist()), len(text)) for text in missing.values()]
             computed = trunk(pad(queries, 0).to(device))
-            if self.folder is not None:  # what goes to disk, and comes from there, passes the host's memory
+            if self._files is not None:  # states from disk and from the trunk meet in the host's memory
                 computed = computed.cpu()
-            for name, query, state in zip(missing, queries, computed, strict=True):
-                found[name] = state[: len(query.ids)].clone()
-                self._put(name, found[name])
-        first = found[names[0]]
+            for name, query, row in zip(missing, queries, computed, strict=True):
+                states[name] = row[: len(query.ids)].clone()
+                self._keep(name, states[name])
+                if self._files is not None:
+                    self._files.write(name, states[name])
+        first = states[names[0]]
         hidden = first.new_zeros(*mask.shape, first.shape[-1])
-        hidden[mask.to(first.device)] = torch.cat([found[name] for name in names])
+        hidden[mask.to(first.device)] = torch.cat([states[name] for name in names])
         return hidden.to(device)
 
     def clear(self) -> None:
-        """Forget what is in memory."""
-        self._held.clear()
-        self._held_bytes = 0
-
-    def flush(self) -> None:
-        """Write to disk what is only in memory."""
-        if self.folder is not None and self._unwritten:
-            self._write_shard()
+        """Empty the memory; states on disk stay."""
+        self._states.clear()
+        self._bytes = 0
 
     def _get(self, name: str) -> Tensor | None:
-        if name in self._held:
-            self._held.move_to_end(name)
-            return self._held[name]
-        path = self._on_disk.get(name)
-        shard = None if path is None else self._shard(path)
-        if path is None or shard is None:
-            return None
-        self._shards.move_to_end(path)
-        try:
-            state: Tensor = shard.get_tensor(name)
-        except _UNREADABLE:
-            self._refuse(path, "is damaged")
-            return None
-        self._hold(name, state)
+        if name in self._states:
+            self._states.move_to_end(name)
+            return self._states[name]
+        state = None if self._files is None else self._files.read(name)
+        if state is not None:
+            self._keep(name, state)
         return state
 
-    def _put(self, name: str, state: Tensor) -> None:
-        self._hold(name, state)
-        if self.folder is not None and self._writes:
-            self._unwritten[name] = state
-            self._unwritten_bytes += state.nbytes
-            if self._unwritten_bytes >= min(SHARD_BYTES, max(self.disk, 1)):
-                self._write_shard()
+    def _keep(self, name: str, state: Tensor) -> None:
+        self._states[name] = state
+        self._bytes += state.nbytes
+        while self._bytes > self.memory and self._states:
+            _, oldest = self._states.popitem(last=False)
+            self._bytes -= oldest.nbytes
 
-    def _hold(self, name: str, state: Tensor) -> None:
-        self._held[name] = state
-        self._held_bytes += state.nbytes
-        while self._held_bytes > self.memory and self._held:
-            _, oldest = self._held.popitem(last=False)
-            self._held_bytes -= oldest.nbytes
 
-    def _write_shard(self) -> None:
-        assert self.folder is not None
-        path = self.folder / f"{uuid.uuid4().hex}.safetensors"
-        metadata = {**self.key.metadata(), "checksum": _checksum(self._unwritten.items())}
+class _StateFiles:
+    """States on disk, one file per text.
+
+    Args:
+        key: The trunk, which each file names.
+        folder: Of the files.
+        max_bytes: Nothing more is written once the files are that large together.
+    """
+
+    def __init__(self, key: TrunkKey, folder: Path, max_bytes: int) -> None:
+        self._header = {"format": FORMAT, "trunk": key.folder_name}
+        self._folder = folder
+        self._free = max_bytes - sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+    def read(self, name: str) -> Tensor | None:
+        """Return the states of a text or None; a file that is damaged or of another trunk is deleted."""
+        path = self._path(name)
+        if not path.is_file():
+            return None
         try:
-            write_atomically(path, save(self._unwritten, metadata))
-        except DataError as error:  # a full disk, mostly: states can be computed again, so the work goes on
-            logger.warning("%s: no more trunk states are written, what was written is still read", error)
-            self._unwritten, self._unwritten_bytes, self._writes = {}, 0, False
+            header, tensors = unpack(path, FORMAT, "trunk states", DataError)
+            if header.get("trunk") != self._header["trunk"] or tensors.keys() != {"state"}:
+                raise DataError("belongs to another trunk", file=path)
+        except DataError as error:
+            logger.warning("%s: it is deleted, and its states are computed again", error)
+            with suppress(OSError):
+                path.unlink()
+            return None
+        return tensors["state"]
+
+    def write(self, name: str, state: Tensor) -> None:
+        """Write the states of a text, unless that takes more than the free bytes."""
+        content = pack({"state": state}, self._header)
+        if len(content) > self._free:
             return
-        self._shards[path] = path.stat().st_size
-        self._on_disk.update(dict.fromkeys(self._unwritten, path))
-        self._unwritten, self._unwritten_bytes = {}, 0
-        while sum(self._shards.values()) > self.disk and self._shards:
-            self._discard(next(iter(self._shards)))
+        try:
+            write_atomically(self._path(name), content)
+        except DataError as error:  # usually a full disk; states can be computed again, so the work continues
+            logger.warning("%s: no more trunk states are written; those on disk are still read", error)
+            self._free = 0
+            return
+        self._free -= len(content)
 
-    def _discard(self, path: Path) -> None:
-        self._shards.pop(path, None)
-        self._open_shards.pop(path, None)
-        self._on_disk = {name: place for name, place in self._on_disk.items() if place != path}
-        with suppress(OSError):  # a folder of that name, or one that may not be written
-            path.unlink(missing_ok=True)
-
-    def _open(self) -> None:
-        """Take over the folder's shards; refuse what is not a shard of this trunk."""
-        assert self.folder is not None
-        for path in sorted(self.folder.glob("*.safetensors"), key=_written_at):
-            try:
-                with safe_open(str(path), framework="pt") as shard:
-                    names, metadata = list(shard.keys()), dict(shard.metadata() or {})
-            except _UNREADABLE as error:
-                self._refuse(path, f"cannot be read ({error})")
-                continue
-            metadata.pop("checksum", None)
-            if metadata != self.key.metadata():
-                self._refuse(path, "belongs to another trunk")
-                continue
-            with suppress(OSError):  # another process may have discarded it just now
-                self._shards[path] = path.stat().st_size
-                self._on_disk.update(dict.fromkeys(names, path))
-
-    def _shard(self, path: Path) -> Any | None:
-        """The shard, memory-mapped once; its checksum is compared when it is first read, a damaged one discarded."""
-        if path not in self._open_shards:
-            try:
-                shard: Any = safe_open(str(path), framework="pt")
-                expected = dict(shard.metadata() or {}).get("checksum")
-                sound = expected == _checksum((name, shard.get_tensor(name)) for name in shard.keys())  # noqa: SIM118
-            except _UNREADABLE:
-                sound = False
-            if not sound:
-                self._refuse(path, "is damaged")
-                return None
-            self._open_shards[path] = shard
-        return self._open_shards[path]
-
-    def _refuse(self, path: Path, problem: str) -> None:
-        logger.warning("%s %s: it is discarded, and its states are computed again", path, problem)
-        self._discard(path)
-
-
-def _written_at(path: Path) -> float:
-    """When a shard was written; 0 if it is gone."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
-def _checksum(states: Iterable[tuple[str, Tensor]]) -> str:
-    """Independent of order: the sum of the CRC-32 of every name and state."""
-    total = 0
-    for name, state in states:
-        content = state.contiguous().view(torch.uint8).numpy().tobytes()
-        total += zlib.crc32(content, zlib.crc32(name.encode()))
-    return str(total)
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.safetensors"

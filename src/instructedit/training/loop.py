@@ -12,7 +12,6 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from instructedit.data.locations import find_data
 from instructedit.editors.gradient import GradientEditor, create_editor
 from instructedit.editors.instructedit import InstructEdit
 from instructedit.editors.saving import digest_of, load_editor, save_editor
-from instructedit.errors import CheckpointError, DataError, EditorError
+from instructedit.errors import DataError, EditorError
 from instructedit.models.language_model import DTYPES, LanguageModel
 from instructedit.models.trunk_cache import TrunkCache
 from instructedit.storage.checkpoints import load_checkpoint, save_checkpoint
@@ -42,6 +41,7 @@ from instructedit.training.processes import (
     make_accelerator,
     mean_over_processes,
 )
+from instructedit.training.progress import Progress, Report
 from instructedit.training.recipe import Optimisation, Recipe
 from instructedit.training.schedule import learning_rate_factor
 from instructedit.training.validation import validate
@@ -51,36 +51,6 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
 EDITOR = EDITOR_WEIGHTS
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a progress display is given after a step or a validation.
-
-    Attributes:
-        phase: ``encoder``, ``train`` or ``validation``.
-        step: Number of steps done.
-        steps: Number of steps of the phase.
-        values: The log's entry.
-    """
-
-    phase: str
-    step: int
-    steps: int
-    values: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Number of steps done, and the best validation until then."""
-
-    step: int = 0
-    best_loss: float = math.inf
-    best_step: int = 0
-
-    def exhausts_patience(self, opt: Optimisation) -> bool:
-        """Return whether too many validations have passed without a better loss."""
-        return opt.patience is not None and self.step - self.best_step >= opt.patience * opt.validate_every
 
 
 def train(
@@ -262,9 +232,7 @@ class Trainer:
     def save_checkpoint(self) -> None:
         """Write all that resuming needs."""
         if self.accelerator.is_main_process:
-            best_loss = None if math.isinf(self.progress.best_loss) else self.progress.best_loss  # JSON has no infinity
-            progress = {"step": self.progress.step, "best_loss": best_loss, "best_step": self.progress.best_step}
-            save_checkpoint(self.checkpoint, self.editor, [self.optimizer], progress, self.settings)
+            save_checkpoint(self.checkpoint, self.editor, [self.optimizer], self.progress.as_dict(), self.settings)
 
     def _resume(self) -> Progress:
         """Restore editor, optimiser, log and clock from the checkpoint.
@@ -273,16 +241,10 @@ class Trainer:
             CheckpointError: The checkpoint is damaged or of another recipe, or the log is missing or damaged.
         """
         raw = load_checkpoint(self.checkpoint, self.editor, [self.optimizer], self.settings)
-        step, loss, best = raw.get("step"), raw.get("best_loss"), raw.get("best_step")
-        if (
-            raw.keys() != {"step", "best_loss", "best_step"}
-            or not (isinstance(step, int) and isinstance(best, int))
-            or not (loss is None or isinstance(loss, (int, float)))
-        ):
-            raise CheckpointError(f"file {self.checkpoint}: its progress is damaged; give another --out")
-        self.began -= self.log.rewind(step)
-        logger.info("resuming %s at step %d", self.checkpoint.parent, step)
-        return Progress(step, math.inf if loss is None else loss, best)
+        progress = Progress.from_dict(raw, self.checkpoint)
+        self.began -= self.log.rewind(progress.step)
+        logger.info("resuming %s at step %d", self.checkpoint.parent, progress.step)
+        return progress
 
     def _warm_up_encoder(self, *, skip: bool) -> None:
         warmup = self.recipe.encoder_warmup

@@ -1,8 +1,8 @@
-"""How much memory a training run will take, told before it starts.
+"""Prediction of the memory that a training run takes, before it starts.
 
-Weights and Adam's moments are counted. What autograd keeps for the backward pass depends on the
-family's own code, so it is weighed: one step is run with two edits and one with four, every tensor that an operation
-makes is counted while it lives, and the peak is carried on in a straight line to the recipe's batch.
+Weights and Adam's moments are counted. Activations depend on the model family's own code, so they are measured: one
+step is run with two edits and one with four, every tensor that an operation creates is counted while it is alive, and
+the peak is extrapolated linearly to the recipe's batch.
 """
 
 from __future__ import annotations
@@ -28,13 +28,19 @@ from instructedit.training.mixture import Example, WeightedTarget
 from instructedit.training.objective import loss_and_backward
 from instructedit.training.recipe import Recipe
 
-#: What the C library keeps beyond the tensors that live; 1.0 to 1.25 of them were measured.
+#: Memory that the C library holds, relative to the live tensors; 1.0 to 1.25 was measured.
 CPU_SLACK = 1.15
 
 
 @dataclass(frozen=True)
 class TextLengths:
-    """Tokens of a typical edit (prompt and target), of its target, and of a locality prompt with its answer."""
+    """Numbers of tokens in typical data.
+
+    Attributes:
+        edit: Prompt and target of an edit.
+        target: The target alone.
+        locality: A locality prompt with its answer.
+    """
 
     edit: int = 32
     target: int = 4
@@ -43,12 +49,12 @@ class TextLengths:
 
 @dataclass(frozen=True)
 class Memory:
-    """Predicted bytes.
+    """Predicted bytes of a training run.
 
     Attributes:
-        base: the base model's weights as loaded.
-        editor: the editor's weights and Adam's two moments.
-        activations: what a step holds besides at its peak, gradients included.
+        base: Weights of the base model as loaded.
+        editor: Weights of the editor and Adam's two moments.
+        activations: Everything else at the peak of a step, gradients included.
     """
 
     base: int
@@ -57,14 +63,21 @@ class Memory:
 
     @property
     def total(self) -> int:
+        """Sum of all parts."""
         return self.base + self.editor + self.activations
 
 
-def predict(language_model: LanguageModel, recipe: Recipe, lengths: TextLengths) -> Memory:
-    """Peak memory of training ``recipe`` on a loaded base model."""
+def predict_memory(language_model: LanguageModel, recipe: Recipe, lengths: TextLengths) -> Memory:
+    """Predict the peak memory of training.
+
+    Args:
+        language_model: The base model, on the device of the training.
+        recipe: Settings of the stage.
+        lengths: Typical lengths of its data.
+    """
     editor = create_editor(recipe.editor, language_model).to(language_model.device).train()
     parameters = [p for p in editor.parameters() if p.requires_grad]
-    two, four = (_peak_of_step(editor, language_model, recipe, lengths, edits) for edits in (2, 4))
+    two, four = (_measure_step(editor, language_model, recipe, lengths, edits) for edits in (2, 4))
     activations = two + (recipe.optimisation.batch - 2) * max(0, four - two) / 2
     slack = CPU_SLACK if language_model.device.type == "cpu" else 1.0
     return Memory(
@@ -74,24 +87,24 @@ def predict(language_model: LanguageModel, recipe: Recipe, lengths: TextLengths)
     )
 
 
-def _peak_of_step(
+def _measure_step(
     editor: GradientEditor, language_model: LanguageModel, recipe: Recipe, lengths: TextLengths, edits: int
 ) -> int:
-    """Bytes that live at the peak of a step, beyond weights."""
+    """Return the bytes of live tensors at the peak of a step, without weights."""
     examples = typical_examples(language_model, recipe, lengths, edits)
     editor.zero_grad(set_to_none=True)
-    with _Meter() as meter:
+    with _LiveTensors() as live_tensors:
         deltas = editor(language_model, [e.request for e in examples], [e.instruction for e in examples])
         loss_and_backward(editor, language_model, deltas, examples, recipe.objective)
     editor.zero_grad(set_to_none=True)
-    return int(meter.peak)
+    return int(live_tensors.peak)
 
 
 def typical_examples(language_model: LanguageModel, recipe: Recipe, lengths: TextLengths, edits: int) -> list[Example]:
-    """Edits of the recipe's numbers of prompts and of about these lengths."""
+    """Return ``edits`` examples with as many prompts as the recipe's, of about these lengths."""
 
     def text(tokens: int) -> str:
-        """About so many tokens of the base model's."""
+        """Return a text of at least so many tokens."""
         words = ["the"]
         while len(language_model.text.encode_prompt(" ".join(words)).ids) < tokens:
             words.append("the")
@@ -107,18 +120,23 @@ def typical_examples(language_model: LanguageModel, recipe: Recipe, lengths: Tex
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held so far."""
+    """Return the peak memory of this process until now."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-class _Meter(TorchDispatchMode):
-    """Counts the bytes of every tensor that an operation makes, while its storage lives."""
+class _LiveTensors(TorchDispatchMode):
+    """Bytes of all tensors that operations create inside the ``with``, while their storage is alive.
+
+    Attributes:
+        current: Bytes alive now.
+        peak: Most bytes that were alive at a time.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
-        self._known: Any = WeakIdKeyDictionary()
+        self.current = self.peak = 0
+        self._sizes: Any = WeakIdKeyDictionary()
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -130,13 +148,13 @@ class _Meter(TorchDispatchMode):
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._known:
+        if storage in self._sizes:
             return
         size = storage.nbytes()
-        self._known[storage] = size
-        self.now += size
-        self.peak = max(self.peak, self.now)
+        self._sizes[storage] = size
+        self.current += size
+        self.peak = max(self.peak, self.current)
         weakref.finalize(storage, self._release, size)
 
     def _release(self, size: int) -> None:
-        self.now -= size
+        self.current -= size

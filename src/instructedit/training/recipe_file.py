@@ -134,7 +134,7 @@ def merged(settings: Any, overrides: Any) -> Any:
 
 
 def _by_name(tasks: list[Any]) -> Any:
-    """Return a list of tasks as a mapping; unchanged if they cannot be told apart, which is a mistake found later."""
+    """Return a list of tasks as a mapping; unchanged if two have one name, which is reported later."""
     named = {entry["task"]: entry for entry in tasks if isinstance(entry, dict) and isinstance(entry.get("task"), str)}
     if len(named) < len(tasks):
         return tasks

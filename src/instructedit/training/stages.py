@@ -10,8 +10,9 @@ from instructedit.models.language_model import LanguageModel
 from instructedit.storage.reading import read_bytes
 from instructedit.storage.writing import make_folder, write_atomically
 from instructedit.training.log import LOG
-from instructedit.training.loop import EDITOR, Report, train
+from instructedit.training.loop import EDITOR, train
 from instructedit.training.processes import is_first_process, locked_by_first_process
+from instructedit.training.progress import Report
 from instructedit.training.recipe import Recipe
 
 
