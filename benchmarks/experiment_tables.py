@@ -142,20 +142,28 @@ def separability_table() -> str:
 
 
 def sensitivity_table() -> str:
-    """The core editor under six kinds of instruction."""
+    """The core editor under ten kinds of instruction; one row per kind, one column per task."""
     rows = read("sensitivity")["rows"]
     kinds = (
-        ("", "unseen"),
-        (", seen", "seen"),
-        (", swapped-scope", "opposite scope"),
-        (", other-task", "another task's"),
+        ("", "own name, held-out description"),
+        (", seen", "own name, training description"),
+        (", text-alone", "neutral name, own description"),
+        (", test templates", "neutral name, hand-written test templates"),
+        (", text-swapped", "own name, opposite description"),
+        (", name-swapped", "opposite name, own description"),
+        (", swapped-scope", "opposite name and description"),
+        (", other-task", "another task's name and description"),
+        (", unrelated", "a text about something else"),
         (", none", "none"),
     )
-    lines = []
-    for task, metric in (("counterfact", L), ("recent", L), ("convsent", R), ("zsre", R), ("rename", "following")):
-        cells = [cell(find(rows, test=task + suffix, editor="InstructEdit (core)"), metric) for suffix, _ in kinds]
-        lines.append([f"`{task}` {HEADS[metric]}", *cells, cell(find(rows, test=task, editor=MEND), metric)])
-    return markdown(["", *(label for _, label in kinds), "MEND"], lines)
+    columns = (("counterfact", L), ("recent", L), ("convsent", R), ("zsre", R), ("rename", "following"))
+    lines = [
+        [label, *(cell(find(rows, test=task + suffix, editor="InstructEdit (core)"), metric) for task, metric in columns)]
+        for suffix, label in kinds
+    ]
+    lines.append([MEND, *(cell(find(rows, test=task, editor=MEND), metric) for task, metric in columns)])
+    heads = ["instruction", *(f"`{task}` {HEADS[metric]}" for task, metric in columns)]
+    return markdown(heads, lines)
 
 
 def optimised_table() -> str:
