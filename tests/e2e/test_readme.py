@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from picture import answer, draw
 
+from instructedit.evaluation.metrics import registry
 from instructedit.models.language_model import BUNDLED_FOLDER
 
 pytestmark = pytest.mark.xdist_group("bundled")
@@ -66,10 +67,12 @@ def test_the_readme_shows_one_edit_with_its_output() -> None:
 def test_python_example_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my-model").symlink_to(BUNDLED_FOLDER)
+    monkeypatch.setattr(registry, "_REGISTERED", {})  # an example may register a metric of its own
     names: dict[str, object] = {}
     exec(code, names)  # the documentation's own code
-    assert {"editor", "delta"} <= names.keys()
-    assert (tmp_path / "hendrix.safetensors").is_file()
+    if "save_delta(" in code:
+        assert {"editor", "delta"} <= names.keys()
+        assert (tmp_path / "hendrix.safetensors").is_file()
 
 
 @pytest.mark.parametrize(("command", "options"), options_by_command().items())
