@@ -82,7 +82,7 @@ def recipe(steps: int = 2) -> Recipe:
 
 
 def write_experiment(folder: Path, base: Path, steps: int = 2) -> Path:
-    (folder / "mend.yaml").write_text(yaml.safe_dump(recipe(steps).model_dump(mode="json", exclude_defaults=True)))
+    (folder / "mend.yaml").write_text(yaml.safe_dump(recipe(steps).model_dump(mode="json")))
     content = {
         "title": "Tiny",
         "base": str(base),
