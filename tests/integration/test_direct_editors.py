@@ -186,7 +186,7 @@ def test_rome_finds_the_subject(gpt2: LanguageModel) -> None:
     place = subject_token(gpt2, request.prompt, request)
     ids = gpt2.text.encode_prompt(request.prompt).ids
     assert gpt2.tokenizer.decode(ids[: place + 1]).endswith("Maravel")
-    with pytest.raises(EditorError, match="subject inside the prompt"):
+    with pytest.raises(EditorError, match="subject that occurs in the prompt"):
         subject_token(gpt2, "It lies", request)
 
 

@@ -130,7 +130,7 @@ def test_a_method_and_every_field_of_its_config_are_described(name: str) -> None
     ("entry_point", "problem"),
     [
         ("other = shrink:Shrink", "has the `name` 'shrink'; make it that of the entry point"),
-        ("other = shrink:ShrinkConfig", "is no subclass of"),
+        ("other = shrink:ShrinkConfig", "is not a subclass of"),
         ("other = shrink:Missing", "cannot be imported"),
         ("other = nowhere:Shrink", "cannot be imported: No module named 'nowhere'"),
     ],

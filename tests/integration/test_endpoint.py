@@ -176,7 +176,7 @@ def test_an_endpoint_that_never_answers_is_given_up_with_the_reason(
     server: Server, trouble: str, attempts: int
 ) -> None:
     server.script = [trouble]
-    with pytest.raises(EditorError, match="the endpoint gave no instructions") as caught:
+    with pytest.raises(EditorError, match="the endpoint returned no templates") as caught:
         proposer(server).propose(context(), lambda call: None)
     assert len(server.asked) == attempts
     assert KEY not in str(caught.value)
@@ -206,11 +206,11 @@ def test_what_drops_a_placeholder_or_breaks_the_line_is_not_taken(server: Server
     server.script = ["mixed"]
     found = [text for text, _ in proposer(server).propose(context("convsent"), lambda call: None)]
     assert [validation_error(text, TALK) for text in found] == [
-        "drops [LABEL] and [TOPIC]",
-        "drops [LABEL] and [TOPIC]",
-        "drops [LABEL] and [TOPIC]",
+        "lacks [LABEL] and [TOPIC]",
+        "lacks [LABEL] and [TOPIC]",
+        "lacks [LABEL] and [TOPIC]",
         "contains a line break",
-        "is not a text",
+        "is not a string",
     ]
 
 
@@ -222,13 +222,13 @@ def test_a_key_in_place_of_its_variables_name_is_not_said_back(server: Server) -
 
 def test_no_key_is_told_before_anything_is_asked(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OWN_KEY", " ")
-    with pytest.raises(EditorError, match="OWN_KEY holds no key"):
+    with pytest.raises(EditorError, match="OWN_KEY contains no API key"):
         proposer(server)
     monkeypatch.delenv("OWN_KEY")
-    with pytest.raises(EditorError, match="there is none of the name that was given"):
+    with pytest.raises(EditorError, match="--key-env names is not set"):
         proposer(server)
     monkeypatch.setenv("OWN_KEY", "sk-ü")
-    with pytest.raises(EditorError, match="characters that no key has") as caught:
+    with pytest.raises(EditorError, match="characters that an API key cannot have") as caught:
         proposer(server)
     assert "sk-ü" not in str(caught.value)
     assert server.asked == []

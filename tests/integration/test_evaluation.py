@@ -331,7 +331,7 @@ def test_held_out_templates_stand_behind_a_neutral_name_one_after_another() -> N
 
 
 def test_swapping_what_has_no_opposite_is_refused() -> None:
-    with pytest.raises(DataError, match="convsent has no opposite scope"):
+    with pytest.raises(DataError, match="convsent has no opposite task"):
         chosen("convsent", Control.SWAPPED_SCOPE)
 
 

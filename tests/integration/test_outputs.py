@@ -242,7 +242,7 @@ def test_statistics_that_cannot_be_kept_cost_nothing(
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("INSTRUCTEDIT_CACHE", str(tmp_path / "file" / "below"))
     assert second_moment(gpt2, MATRIX).shape == (80, 80)
-    assert "statistics are not kept" in caplog.text
+    assert "statistics are not cached" in caplog.text
     assert measured == [MATRIX]
 
 
@@ -286,4 +286,4 @@ def test_trunk_states_are_computed_though_the_disk_is_full(
     for _ in range(3):
         assert cache.states(pad([Encoded((5, 6), 2)], 0), trunk)[0, :, 0].tolist() == [5.0, 6.0]
         cache.flush()
-    assert caplog.text.count("no more trunk states are written") == 1
+    assert caplog.text.count("trunk states are no longer written") == 1

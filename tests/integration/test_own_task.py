@@ -128,7 +128,7 @@ def test_it_has_a_row_in_the_generated_table(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"name": "zsre"}, "has the name of a task of the package"),
+        ({"name": "zsre"}, "has the name of a shipped task"),
         ({"files": {}}, "routing needs files.bundled"),
         ({"routing": None, "files": {}}, "headline_metrics need files.test or files.bundled"),
         ({"scope_metric": "kept"}, "scope_metric has to be one of headline_metrics"),

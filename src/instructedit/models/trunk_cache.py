@@ -170,7 +170,7 @@ class TrunkCache:
         try:
             write_atomically(path, save(self._unwritten, metadata))
         except DataError as error:  # a full disk, mostly: states can be computed again, so the work goes on
-            logger.warning("%s: no more trunk states are written, what was written is still read", error)
+            logger.warning("%s: trunk states are no longer written to disk; existing ones are still used", error)
             self._unwritten, self._unwritten_bytes, self._writes = {}, 0, False
             return
         self._shards[path] = path.stat().st_size
