@@ -208,7 +208,7 @@ def test_too_few_edits_are_told(tmp_path: Path) -> None:
 def test_a_file_that_is_no_trace_is_left_as_it_is(tmp_path: Path, content: str) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text(content)
-    with pytest.raises(DataError, match=r"t\.jsonl: is not the trace of a search"):
+    with pytest.raises(DataError, match=r"t\.jsonl: is not the trace of a template search"):
         SearchTrace(path, SETTINGS)
     assert path.read_text() == content
 

@@ -81,7 +81,7 @@ def evaluate_command(
 ) -> None:
     """Evaluate an editor on a file of edits, each applied separately to the unedited base model.
 
-    `instructedit metrics` lists the metrics.
+    Run `instructedit metrics` for a list of the metrics.
     """
     quiet_libraries()
     from instructedit.editors.lookup import find_editor

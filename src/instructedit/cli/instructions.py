@@ -23,8 +23,8 @@ from instructedit.errors import DataError
 
 app = typer.Typer(
     help="Show, generate, score and optimize the instruction templates of a task.\n\n"
-    "`score` evaluates templates on validation edits. `optimize` proposes templates, scores them, and proposes again "
-    "from the scores. Test edits are never used.",
+    "Use `score` to evaluate templates on validation edits, and `optimize` to search for better ones. Test edits are "
+    "never used.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )

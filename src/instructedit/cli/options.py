@@ -89,7 +89,7 @@ DeviceMap = Annotated[
         parser=_parse_device_map,
         metavar="auto|JSON",
         help="Distribute the model over several devices instead of --device: `auto`, or a device for each module, "
-        '`{"transformer.h.0": "cpu", …}`. Modules on `disk` are read each time they run.',
+        '`{"transformer.h.0": "cpu", …}`. Modules on `disk` are loaded for every forward pass.',
     ),
 ]
 DataFolder = Annotated[

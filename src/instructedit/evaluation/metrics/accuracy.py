@@ -118,8 +118,8 @@ ACCURACY_METRICS = (
         name="following",
         definition="Accuracy on the probes whose expected answers differ between the task and its opposite",
         formula="mean over these probes, scored as in `reached/<kind>` or `changed` where the answer must change, and "
-        "as in `locality/<kind>` where it must not; for `forget` also the edit prompt and its paraphrases; `--opposite` "
-        "sets the opposite task",
+        "as in `locality/<kind>` where it must not; for `forget` also the edit prompt and its paraphrases; set "
+        "the opposite task by `--opposite`",
         queries=lambda record: record.deciding,
         reduce=_mean_score,
         group=MetricGroup.CORE,
