@@ -171,13 +171,13 @@ def test_a_subject_beyond_the_attention_window_is_refused(
     path = tmp_path / "far.yaml"
     path.write_text(f"name: {method}\nblock: 2\nsentences: 60\nprefixes: ['']\n" + "blocks: 2\n" * (method == "memit"))
     editor = find_editor(path, windowed)
-    with pytest.raises(EditorError, match=r"'Maravel' in block 2 does not reach .*request 2 of 2.*Choose a lower"):
+    with pytest.raises(EditorError, match=r"request 2 of 2: a change at .*'Maravel' in block 2 does not affect .*Choose a lower"):
         editor.edit(windowed, [NEAR[0], FAR], [None, None])
 
 
 def test_an_edit_in_the_last_block_before_the_answer_is_refused(any_model: LanguageModel) -> None:
     editor = Rome.create(RomeConfig(block=3, sentences=60), any_model)
-    with pytest.raises(EditorError, match=r"'Maravel' in block 3 does not reach"):
+    with pytest.raises(EditorError, match=r"'Maravel' in block 3 does not affect"):
         editor.edit(any_model, [FAR], [None])
 
 

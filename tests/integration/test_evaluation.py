@@ -337,7 +337,7 @@ def test_swapping_what_has_no_opposite_is_refused() -> None:
 
 def test_templates_that_do_not_exist_are_refused() -> None:
     with pytest.raises(
-        DataError, match=r"no test templates for task convsent \(scope tone\); they exist for the scopes "
+        DataError, match=r"no test templates for the scope tone of task convsent; the scopes with such templates"
     ):
         chosen("convsent", Control.UNSEEN, templates="test")
 

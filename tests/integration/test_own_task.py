@@ -105,7 +105,7 @@ def test_the_command_line_lists_and_shows_it(folder: Path) -> None:
 
 def test_it_has_a_row_in_the_demo(folder: Path, gpt2: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [task.name for task in demo_tasks()][-1] == "capitals"
-    from instructedit.editors.saving import find_editor
+    from instructedit.editors.lookup import find_editor
 
     monkeypatch.setattr("instructedit.evaluation.demonstration.listed_tasks", lambda: [known_tasks()["capitals"]])
     editor = find_editor("ft", gpt2)
@@ -131,7 +131,7 @@ def test_it_has_a_row_in_the_generated_table(folder: Path) -> None:
         ({"name": "zsre"}, "has the name of a shipped task"),
         ({"files": {}}, "routing needs files.bundled"),
         ({"routing": None, "files": {}}, "headline_metrics need files.test or files.bundled"),
-        ({"scope_metric": "kept"}, "scope_metric has to be one of headline_metrics"),
+        ({"scope_metric": "kept"}, "scope_metric must be one of headline_metrics"),
     ],
 )
 def test_what_does_not_go_together_is_refused(folder: Path, change: dict[str, object], problem: str) -> None:

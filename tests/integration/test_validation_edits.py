@@ -76,7 +76,7 @@ def test_without_data_the_edits_that_ship_are_taken(tmp_path: Path, monkeypatch:
     found, source = validation_edits(load_task("recent"), "bundled", 5, 0)
     assert (len(found), source) == (5, "bundled/recent.jsonl, because the data sets were not found")
     with pytest.raises(
-        DataError, match="no validation edits are known for task implications, as the data sets are not"
+        DataError, match="no validation edits for task implications, because the data sets were not"
     ):
         validation_edits(load_task("implications"), "bundled", 5, 0)
 

@@ -357,7 +357,7 @@ def test_delta_that_does_not_fit_the_model_is_refused(
     gpt2: LanguageModel, change: Callable[[LowRank], dict[str, LowRank]]
 ) -> None:
     delta = delta_for(gpt2)
-    with pytest.raises(DeltaError, match=r"does not fit the model: transformer\.h\."):
+    with pytest.raises(DeltaError, match=r"does not fit the model.* transformer\.h\."):
         Delta(change(delta.factors["transformer.h.3.mlp.c_fc"]), delta.metadata).check(gpt2)
 
 

@@ -151,7 +151,7 @@ def test_a_dense_factor_is_saved_and_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensors", "problem"),
     [
-        ({"up.a": (3, 2)}, "'up' has the factors a and not a and b, or change"),
+        ({"up.a": (3, 2)}, "'up' has the factors a, expected a and b, or change"),
         ({"up.a": (3, 2), "up.b": (2, 4), "up.change": (3, 4)}, "has the factors a, b, change"),
         ({"up.a": (3, 2), "up.b": (3, 4)}, "cannot be multiplied"),
         ({"up.change": (3,)}, "expected matrices"),

@@ -174,7 +174,7 @@ def test_a_recipe_extends_another(tmp_path: Path) -> None:
     [recipe] = load_stages(tmp_path / "other.yaml")
     assert (recipe.seed, recipe.editor.rank, recipe.editor.blocks) == (3, 9, 2)
     (tmp_path / "whole.yaml").write_text("extends: other.yaml\n")
-    with pytest.raises(RecipeError, match=r"circle \(other\.yaml -> whole\.yaml -> other\.yaml\)"):
+    with pytest.raises(RecipeError, match=r"extend each other \(other\.yaml -> whole\.yaml -> other\.yaml\)"):
         load_stages(tmp_path / "other.yaml")
     (tmp_path / "other.yaml").write_text("extends: nowhere.yaml\n")
     with pytest.raises(DataError, match=r"nowhere\.yaml"):

@@ -72,7 +72,7 @@ def make_edit(
 def _checked(requests: object) -> Sequence[EditRequest]:
     """Return the requests, or raise an EditorError where they are no list of EditRequest."""
     if isinstance(requests, (EditRequest, Mapping, str)) or not isinstance(requests, Sequence):
-        raise EditorError(f"requests must be a list of EditRequest, not a {type(requests).__name__}; use [request]")
+        raise EditorError(f"requests must be a list of EditRequest, not {type(requests).__name__}; use [request]")
     if not requests:
         raise EditorError("requests is empty; give at least one EditRequest")
     for index, request in enumerate(requests):
