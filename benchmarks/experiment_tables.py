@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rendering import HEADS, Column, G, L, P, R, cell, find, grid, interval, markdown, read
 
-MEND = "MEND (bundled)"
+CORE, MEND = "InstructEdit (core)", "MEND (bundled)"
 
 
 def matched_paper_table() -> str:
@@ -158,7 +158,7 @@ def sensitivity_table() -> str:
     )
     columns = (("counterfact", L), ("recent", L), ("convsent", R), ("zsre", R), ("rename", "following"))
     lines = [
-        [label, *(cell(find(rows, test=task + suffix, editor="InstructEdit (core)"), metric) for task, metric in columns)]
+        [label, *(cell(find(rows, test=task + suffix, editor=CORE), metric) for task, metric in columns)]
         for suffix, label in kinds
     ]
     lines.append([MEND, *(cell(find(rows, test=task, editor=MEND), metric) for task, metric in columns)])

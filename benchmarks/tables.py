@@ -250,7 +250,7 @@ def tasks_table() -> str:
         ]
         for task in listed_tasks()
     ]
-    return markdown(["task", "what it is", "in scope", "out of scope", "held out from training"], lines)
+    return markdown(["task", "summary", "in scope", "out of scope", "held out from training"], lines)
 
 
 TABLES: dict[str, Callable[[], str]] = {

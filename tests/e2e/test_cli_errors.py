@@ -321,8 +321,8 @@ SECRET = "sk_live_0123456789"
     [
         (["--key-env", SECRET], "--key-env takes the NAME"),
         (["--key-env", "sk-live.0"], "--key-env takes the NAME"),
-        (["--key-env", "KEY", "--base-url", f"user:{SECRET}@host"], "--base-url takes an address"),
-        (["--key-env", "KEY", "--base-url", f"http://[{SECRET}"], "--base-url takes an address"),
+        (["--key-env", "KEY", "--base-url", f"user:{SECRET}@host"], "--base-url takes a URL"),
+        (["--key-env", "KEY", "--base-url", f"http://[{SECRET}"], "--base-url takes a URL"),
     ],
 )
 def test_secrets_are_not_said_back(

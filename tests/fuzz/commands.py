@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import types
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -243,6 +244,7 @@ def use(path: Path) -> Ran:
     environment |= {"HOME": str(home), "XDG_CACHE_HOME": str(home), "COLUMNS": "100"}
     with patch.dict(os.environ, environment, clear=True):
         ran = command(*(known.get(argument, argument) for argument in arguments))
-    # What the option is for: an edit that did not take is told, and ends with 1.
-    refused = "--require-success" in arguments and ran.code == 1 and "did not take" in " ".join(ran.err.split())
+    # What the option is for: a failed edit is reported, and the exit code is 1.
+    failed = re.search(r"edits?\s+failed", ran.err) is not None
+    refused = "--require-success" in arguments and ran.code == 1 and failed
     return replace(ran, code=2) if refused else ran

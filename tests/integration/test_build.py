@@ -162,7 +162,7 @@ def test_building_on_keeps_the_tokenizer_and_the_card_of_what_was_before(
     one, two = (load_language_model(tmp_path / name) for name in ("one", "two"))
     assert one.tokenizer.get_vocab() == two.tokenizer.get_vocab()
     assert one.fingerprint != two.fingerprint
-    with pytest.raises(RecipeError, match="another shape"):
+    with pytest.raises(RecipeError, match="the model has the shape"):
         build_base(load(build(1, start_from=str(tmp_path / "one"), model={"width": 64})), tmp_path, tmp_path / "x")
 
 

@@ -171,13 +171,14 @@ def test_a_subject_beyond_the_attention_window_is_refused(
     path = tmp_path / "far.yaml"
     path.write_text(f"name: {method}\nblock: 2\nsentences: 60\nprefixes: ['']\n" + "blocks: 2\n" * (method == "memit"))
     editor = find_editor(path, windowed)
-    with pytest.raises(EditorError, match=r"'Maravel' in block 2 does not reach .*request 2 of 2.*Choose a lower"):
+    message = r"request 2 of 2: a change at .*'Maravel' in block 2 does not affect .*Choose a lower"
+    with pytest.raises(EditorError, match=message):
         editor.edit(windowed, [NEAR[0], FAR], [None, None])
 
 
 def test_an_edit_in_the_last_block_before_the_answer_is_refused(any_model: LanguageModel) -> None:
     editor = Rome.create(RomeConfig(block=3, sentences=60), any_model)
-    with pytest.raises(EditorError, match=r"'Maravel' in block 3 does not reach"):
+    with pytest.raises(EditorError, match=r"'Maravel' in block 3 does not affect"):
         editor.edit(any_model, [FAR], [None])
 
 
@@ -186,7 +187,7 @@ def test_rome_finds_the_subject(gpt2: LanguageModel) -> None:
     place = subject_token(gpt2, request.prompt, request)
     ids = gpt2.text.encode_prompt(request.prompt).ids
     assert gpt2.tokenizer.decode(ids[: place + 1]).endswith("Maravel")
-    with pytest.raises(EditorError, match="subject inside the prompt"):
+    with pytest.raises(EditorError, match="subject that occurs in the prompt"):
         subject_token(gpt2, "It lies", request)
 
 

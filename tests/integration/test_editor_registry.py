@@ -129,8 +129,8 @@ def test_a_method_and_every_field_of_its_config_are_described(name: str) -> None
 @pytest.mark.parametrize(
     ("entry_point", "problem"),
     [
-        ("other = shrink:Shrink", "has the `name` 'shrink'; make it that of the entry point"),
-        ("other = shrink:ShrinkConfig", "is no subclass of"),
+        ("other = shrink:Shrink", "has the `name` 'shrink'; it must equal the name of the entry point"),
+        ("other = shrink:ShrinkConfig", "is not a subclass of"),
         ("other = shrink:Missing", "cannot be imported"),
         ("other = nowhere:Shrink", "cannot be imported: No module named 'nowhere'"),
     ],
@@ -172,7 +172,7 @@ def test_a_trained_method_is_no_editor_by_its_name_alone(name: str, gpt2: Langua
     with pytest.raises(EditorError, match=f"{name} has to be trained: give a file"):
         find_editor(name, gpt2)
     (tmp_path / "own.yaml").write_text(f"name: {name}\n")
-    with pytest.raises(EditorError, match=r"own\.yaml: \w+ has to be trained: give it as `editor:`"):
+    with pytest.raises(EditorError, match=r"own\.yaml: \w+ has to be trained: set it as `editor:`"):
         find_editor(tmp_path / "own.yaml", gpt2)
 
 

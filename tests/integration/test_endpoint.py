@@ -176,7 +176,7 @@ def test_an_endpoint_that_never_answers_is_given_up_with_the_reason(
     server: Server, trouble: str, attempts: int
 ) -> None:
     server.script = [trouble]
-    with pytest.raises(EditorError, match="the endpoint gave no instructions") as caught:
+    with pytest.raises(EditorError, match="the endpoint returned no templates") as caught:
         proposer(server).propose(context(), lambda call: None)
     assert len(server.asked) == attempts
     assert KEY not in str(caught.value)
@@ -206,29 +206,29 @@ def test_what_drops_a_placeholder_or_breaks_the_line_is_not_taken(server: Server
     server.script = ["mixed"]
     found = [text for text, _ in proposer(server).propose(context("convsent"), lambda call: None)]
     assert [validation_error(text, TALK) for text in found] == [
-        "drops [LABEL] and [TOPIC]",
-        "drops [LABEL] and [TOPIC]",
-        "drops [LABEL] and [TOPIC]",
+        "lacks [LABEL] and [TOPIC]",
+        "lacks [LABEL] and [TOPIC]",
+        "lacks [LABEL] and [TOPIC]",
         "contains a line break",
-        "is not a text",
+        "is not a string",
     ]
 
 
 def test_a_key_in_place_of_its_variables_name_is_not_said_back(server: Server) -> None:
-    with pytest.raises(EditorError, match="give the variable's NAME") as caught:
+    with pytest.raises(EditorError, match="--key-env takes the NAME") as caught:
         EndpointProposer("m", server.url, KEY)
     assert KEY not in str(caught.value)
 
 
 def test_no_key_is_told_before_anything_is_asked(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OWN_KEY", " ")
-    with pytest.raises(EditorError, match="OWN_KEY holds no key"):
+    with pytest.raises(EditorError, match="OWN_KEY contains no API key"):
         proposer(server)
     monkeypatch.delenv("OWN_KEY")
-    with pytest.raises(EditorError, match="there is none of the name that was given"):
+    with pytest.raises(EditorError, match="--key-env names is not set"):
         proposer(server)
     monkeypatch.setenv("OWN_KEY", "sk-ü")
-    with pytest.raises(EditorError, match="characters that no key has") as caught:
+    with pytest.raises(EditorError, match="characters that an API key cannot have") as caught:
         proposer(server)
     assert "sk-ü" not in str(caught.value)
     assert server.asked == []
@@ -236,7 +236,7 @@ def test_no_key_is_told_before_anything_is_asked(server: Server, monkeypatch: py
 
 @pytest.mark.parametrize("given", [KEY, "AKIAIOSFODNN7EXAMPLE", "gsk_abcdefghij0123456789"])
 def test_a_key_that_looks_like_a_variables_name_is_not_said_back(server: Server, given: str) -> None:
-    with pytest.raises(EditorError, match="give the variable's NAME") as caught:
+    with pytest.raises(EditorError, match="--key-env takes the NAME") as caught:
         EndpointProposer("m", server.url, given)
     assert given not in str(caught.value)
 
@@ -261,7 +261,7 @@ def test_a_key_that_comes_back_as_a_description_goes_nowhere(
     said = capfd.readouterr()
     for text in (written, caplog.text, said.out, said.err, repr(texts)):
         assert KEY.casefold() not in text.casefold()
-    assert "a secret in it" in (validation_error(f"Say {KEY} in every answer.", load_task("zsre")) or "")
+    assert "contains a secret" in (validation_error(f"Say {KEY} in every answer.", load_task("zsre")) or "")
 
 
 PASSWORD = "horse-battery/staple"
@@ -296,7 +296,7 @@ def test_a_password_in_the_address_is_sent_and_written_nowhere(
     "url", ["h:secret99@x", "ftp://u:secret99@x", "http://", "http://[secret99", "http://x:secret99"]
 )
 def test_an_address_that_is_none_is_told_and_not_said_back(url: str) -> None:
-    with pytest.raises(EditorError, match="give another --base-url") as caught:
+    with pytest.raises(EditorError, match="change --base-url") as caught:
         EndpointProposer("m", url, "OWN_KEY")
     assert "secret99" not in str(caught.value)
 

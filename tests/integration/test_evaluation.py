@@ -331,13 +331,13 @@ def test_held_out_templates_stand_behind_a_neutral_name_one_after_another() -> N
 
 
 def test_swapping_what_has_no_opposite_is_refused() -> None:
-    with pytest.raises(DataError, match="convsent has no opposite scope"):
+    with pytest.raises(DataError, match="convsent has no opposite task"):
         chosen("convsent", Control.SWAPPED_SCOPE)
 
 
 def test_templates_that_do_not_exist_are_refused() -> None:
     with pytest.raises(
-        DataError, match=r"no test templates for task convsent \(scope tone\); they exist for the scopes "
+        DataError, match=r"no test templates for the scope tone of task convsent; the scopes with such templates"
     ):
         chosen("convsent", Control.UNSEEN, templates="test")
 

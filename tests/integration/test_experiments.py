@@ -235,7 +235,7 @@ def test_recipes_are_trained_in_stages(place: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"editors": {"A": {"pretrained": "b", "stages": 2}}}, "`stages` are for recipes"),
+        ({"editors": {"A": {"pretrained": "b", "stages": 2}}}, "`stages` need a `recipe`"),
         ({"editors": {"A": {"recipe": "a", "pretrained": "b"}}}, "give either"),
         ({"compare": [["MEND", "Nobody"]]}, "Nobody"),
         ({"tests": [{"task": "zsre", "file": "a"}] * 2}, "same name: zsre"),

@@ -49,7 +49,7 @@ def test_an_instruction_that_does_not_fit_is_cut_with_a_warning(
     fits = "&" * (limit // one)
     assert editor.edit(gpt2, [REQUEST], [fits]).factors
     assert editor.edit(gpt2, [REQUEST], [fits + "&" * 5]).factors
-    assert f"of which this editor reads the first {limit}" in caplog.text
+    assert f"this editor uses only the first {limit}" in caplog.text
 
 
 def slots_longest(text: str, grammar: Grammar, length: Callable[[str], int]) -> str:

@@ -242,7 +242,7 @@ def test_statistics_that_cannot_be_kept_cost_nothing(
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("INSTRUCTEDIT_CACHE", str(tmp_path / "file" / "below"))
     assert second_moment(gpt2, MATRIX).shape == (80, 80)
-    assert "statistics are not kept" in caplog.text
+    assert "statistics are not cached" in caplog.text
     assert measured == [MATRIX]
 
 

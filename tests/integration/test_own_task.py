@@ -128,10 +128,10 @@ def test_it_has_a_row_in_the_generated_table(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"name": "zsre"}, "has the name of a task of the package"),
+        ({"name": "zsre"}, "has the name of a shipped task"),
         ({"files": {}}, "routing needs files.bundled"),
         ({"routing": None, "files": {}}, "headline_metrics need files.test or files.bundled"),
-        ({"scope_metric": "kept"}, "scope_metric has to be one of headline_metrics"),
+        ({"scope_metric": "kept"}, "scope_metric must be one of headline_metrics"),
     ],
 )
 def test_what_does_not_go_together_is_refused(folder: Path, change: dict[str, object], problem: str) -> None:

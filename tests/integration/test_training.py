@@ -322,7 +322,7 @@ def test_file_too_small_to_validate_on_is_told(
     write_jsonl: Callable[[Path, list[EditRecord]], Path],
 ) -> None:
     write_jsonl(data / FILE, records[:1])
-    with pytest.raises(DataError, match="one subject only"):
+    with pytest.raises(DataError, match="only one subject"):
         train(recipe(1, PLAIN), gpt2, data / "out", data)
 
 

@@ -74,10 +74,8 @@ def test_without_data_the_edits_that_ship_are_taken(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("INSTRUCTEDIT_DATA", str(tmp_path / "nowhere"))
     monkeypatch.setattr("instructedit.instructions.validation_edits.data_folder", lambda: None)
     found, source = validation_edits(load_task("recent"), "bundled", 5, 0)
-    assert (len(found), source) == (5, "bundled/recent.jsonl, as the data sets are not at hand")
-    with pytest.raises(
-        DataError, match="no validation edits are known for task implications, as the data sets are not"
-    ):
+    assert (len(found), source) == (5, "bundled/recent.jsonl, because the data sets were not found")
+    with pytest.raises(DataError, match="no validation edits for task implications, because the data sets were not"):
         validation_edits(load_task("implications"), "bundled", 5, 0)
 
 
@@ -91,5 +89,5 @@ def test_validation_files_share_no_edit_with_the_tests(task: Task, public_data: 
 
 
 def test_records_that_do_not_fit_are_left_out(trained: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"own\.jsonl: no record has what task aliases needs"):
+    with pytest.raises(DataError, match=r"own\.jsonl: no record has the fields that task aliases needs"):
         validation_edits(load_task("aliases"), "mend", 5, 0, tmp_path / "own.jsonl")

@@ -191,9 +191,9 @@ def test_numbers_that_are_not_finite_are_refused(own_gpt2: LanguageModel, number
     delta.factors[name].b[0, 0] = number
     before = logits(own_gpt2)
     for use in (delta.check, delta.merge_into, lambda model: delta.attached(model).__enter__()):
-        with pytest.raises(DeltaError, match=f"{name} holds NaN or infinity"):
+        with pytest.raises(DeltaError, match=f"{name} contains? NaN or infinity"):
             use(own_gpt2)
-    with pytest.raises(DeltaError, match=f"{name} holds NaN or infinity"):
+    with pytest.raises(DeltaError, match=f"{name} contains? NaN or infinity"):
         delta.compress(1)
     assert torch.equal(logits(own_gpt2), before)
 
@@ -357,7 +357,7 @@ def test_delta_that_does_not_fit_the_model_is_refused(
     gpt2: LanguageModel, change: Callable[[LowRank], dict[str, LowRank]]
 ) -> None:
     delta = delta_for(gpt2)
-    with pytest.raises(DeltaError, match=r"does not fit the model: transformer\.h\."):
+    with pytest.raises(DeltaError, match=r"does not fit the model.* transformer\.h\."):
         Delta(change(delta.factors["transformer.h.3.mlp.c_fc"]), delta.metadata).check(gpt2)
 
 
@@ -479,5 +479,5 @@ def test_fingerprints_of_families_differ(tiny: Callable[[str], LanguageModel]) -
 def test_a_file_without_factors_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "empty.safetensors"
     save_delta(Delta({}, DeltaMetadata(base="x")), path)
-    with pytest.raises(DeltaError, match="holds no factors"):
+    with pytest.raises(DeltaError, match="contains no factors"):
         load_delta(path)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from instructedit.cli.instructions import seconds_of
+from instructedit.cli.optimize import seconds_of
 from instructedit.errors import DataError
 from instructedit.instructions.candidates import Candidate, validation_error
 from instructedit.instructions.grammar import scope_grammar
@@ -33,15 +33,15 @@ EDITS = 36
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (None, "is not a text"),
-        (["a list"], "is not a text"),
+        (None, "is not a string"),
+        (["a list"], "is not a string"),
         ("  ", "is blank"),
         ("Change the fact\nand nothing else.", "contains a line break"),
         ("Change the fact\u2028and nothing else.", "contains a line break"),
         ("Change \ud800 and nothing else.", "is not valid Unicode"),
         ("Change it.", "has 2 words"),
         ("word " * 81, "has 81 words"),
-        ("Change what is said about [TOPIC] now.", "has [TOPIC], which the task"),
+        ("Change what is said about [TOPIC] now.", "contains [TOPIC], which the task"),
         ("w" * 999 + " o r d s", "has more than 1,000 characters"),
         ("Change *** and nothing else.", "*** in place of one"),
     ],
@@ -53,8 +53,8 @@ def test_what_cannot_be_an_instruction_is_told(text: object, reason: str) -> Non
 def test_placeholders_of_a_task_may_not_be_dropped() -> None:
     talk = load_task("convsent")
     assert validation_error("Make it [LABEL] about [TOPIC] from now on.", talk) is None
-    assert validation_error("Make it [LABEL] from now on.", talk) == "drops [TOPIC]"
-    assert validation_error("Make it nice from now on.", talk) == "drops [LABEL] and [TOPIC]"
+    assert validation_error("Make it [LABEL] from now on.", talk) == "lacks [TOPIC]"
+    assert validation_error("Make it nice from now on.", talk) == "lacks [LABEL] and [TOPIC]"
 
 
 @pytest.mark.parametrize("name", [name for name, task in shipped_tasks().items() if task.instructions.scope])
@@ -194,13 +194,13 @@ def test_finished_rounds_cost_no_time(tmp_path: Path) -> None:
     again = optimise(
         ZSRE, PretendedTrial(), OfflineProposer(0), SearchTrace(path, SETTINGS), Budget(seconds=0, rounds=9)
     )
-    assert (again.rounds, again.stopped) == (2, "the time is spent")
+    assert (again.rounds, again.stopped) == (2, "the time limit is reached")
 
 
 def test_too_few_edits_are_told(tmp_path: Path) -> None:
     trial = PretendedTrial()
     object.__setattr__(trial, "records", trial.records[:2])
-    with pytest.raises(DataError, match="on 3 edits at least; 2 fit"):
+    with pytest.raises(DataError, match="needs 3 or more validation edits, found 2"):
         optimise(ZSRE, trial, OfflineProposer(0), SearchTrace(tmp_path / "t.jsonl", SETTINGS), BUDGET)
 
 
@@ -208,7 +208,7 @@ def test_too_few_edits_are_told(tmp_path: Path) -> None:
 def test_a_file_that_is_no_trace_is_left_as_it_is(tmp_path: Path, content: str) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text(content)
-    with pytest.raises(DataError, match=r"t\.jsonl: is not the trace of a search"):
+    with pytest.raises(DataError, match=r"t\.jsonl: is not the trace of a template search"):
         SearchTrace(path, SETTINGS)
     assert path.read_text() == content
 
@@ -310,7 +310,7 @@ def test_a_line_that_nothing_can_read_is_told(tmp_path: Path, line: bytes) -> No
 
 def test_scores_that_two_processes_wrote_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path, CANDIDATE, SCORE, SCORE)
-    with pytest.raises(DataError, match="do not follow one another"):
+    with pytest.raises(DataError, match="are inconsistent"):
         optimise(ZSRE, PretendedTrial(), OfflineProposer(0), SearchTrace(path, SETTINGS), BUDGET)
 
 
@@ -381,7 +381,7 @@ def test_unusable_proposals_are_rejected_with_a_reason(tmp_path: Path) -> None:
     outcome = optimise(ZSRE, PretendedTrial(), Writes(*bad), trace, Budget(rounds=1))
     reasons = {str(event["text"]): event["reason"] for event in trace.of("rejected")}
     assert reasons.keys() == set(map(str, bad))
-    assert reasons[bad[-1]] == "was there before"  # type: ignore[index]
+    assert reasons[bad[-1]] == "is a duplicate"  # type: ignore[index]
     assert not outcome.improved
 
 

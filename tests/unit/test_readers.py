@@ -336,7 +336,7 @@ def test_mixed_schemas_are_refused(write: Write) -> None:
         (b'{"prompt": "a"}\n{"prom', "line 2 is not valid JSON"),
         (b"", "is empty"),
         (b" \n ", "is empty"),
-        (b"[]", "holds no records"),
+        (b"[]", "contains no records"),
         (b"[1]", "record 0: expected an object, found int"),
         (b'["\xff"]', "is not UTF-8 text"),
         (b"hello", "line 1 is not valid JSON"),

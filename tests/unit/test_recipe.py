@@ -174,7 +174,7 @@ def test_a_recipe_extends_another(tmp_path: Path) -> None:
     [recipe] = load_stages(tmp_path / "other.yaml")
     assert (recipe.seed, recipe.editor.rank, recipe.editor.blocks) == (3, 9, 2)
     (tmp_path / "whole.yaml").write_text("extends: other.yaml\n")
-    with pytest.raises(RecipeError, match=r"circle \(other\.yaml -> whole\.yaml -> other\.yaml\)"):
+    with pytest.raises(RecipeError, match=r"extend each other \(other\.yaml -> whole\.yaml -> other\.yaml\)"):
         load_stages(tmp_path / "other.yaml")
     (tmp_path / "other.yaml").write_text("extends: nowhere.yaml\n")
     with pytest.raises(DataError, match=r"nowhere\.yaml"):
@@ -264,8 +264,8 @@ def test_tasks_by_name_are_the_same_as_a_list_and_a_list_replaces_them() -> None
         ([], "stages: expected a list"),
         ("twice", "stages: expected a list"),
         ([{}, None], "stages: expected a list"),
-        ([{}, {"editor": {"rank": 3}}], "editor: is that of the first stage"),
-        ([{}, {"start_from": "x"}], "start_from: is that of the first stage"),
+        ([{}, {"editor": {"rank": 3}}], "editor: must be the same in all stages"),
+        ([{}, {"start_from": "x"}], "start_from: must be the same in all stages"),
         ([{}, {"optimisation": {"steps": 0}}], "optimisation.steps: "),
     ],
     ids=str,

@@ -269,7 +269,7 @@ def test_a_record_fits_what_it_can_judge() -> None:
     assert not load_task("forget").fits(record_with(old=None))
     assert fitting_records(load_task("aliases"), [record_with(), named], "x.json") == [named]
     with pytest.raises(
-        DataError, match=r"x\.json: no record has what task implications needs \(reasoning, subject_alias"
+        DataError, match=r"x\.json: no record has the fields that task implications needs \(reasoning, subject_alias"
     ):
         fitting_records(load_task("implications"), [named], "x.json")
 

@@ -56,7 +56,7 @@ def directions(
     for start in range(0, len(requests), batch):
         deltas = editor.edit(language_model, requests[start : start + batch], instructions[start : start + batch])
         if not isinstance(deltas, DeltaBatch):
-            raise EditorError(f"{editor.name} does not change weights, so it has no editing directions")
+            raise EditorError(f"{editor.name} does not change weights, so it has no gradient directions")
         for name, factor in deltas.factors.items():
             for side, sums in _weighted_sums(factor).items():
                 unit = torch.nn.functional.normalize(sums, dim=-1).cpu().double().numpy()

@@ -97,7 +97,7 @@ def build_base(
         ModelError: The loss is not finite.
     """
     if data is None and (recipe.records or recipe.replies or recipe.trex):
-        raise DataError("this recipe reads the data sets; set INSTRUCTEDIT_DATA or give --data")
+        raise DataError("this recipe needs the data sets; set INSTRUCTEDIT_DATA or give --data")
     with locked(make_folder(out)):
         settings = recipe.model_dump(mode="json") | {"start_from": _digest(recipe.start_from)}
         finished = _finished_card(out)
@@ -192,12 +192,12 @@ def _load_start(source: str, recipe: BuildRecipe) -> tuple[GPT2LMHeadModel, PreT
     loaded = load_language_model(source)
     model, tokenizer = loaded.model, loaded.tokenizer
     if not isinstance(model, GPT2LMHeadModel) or not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise RecipeError(source, ["start_from: is not a model that build-base makes"])
+        raise RecipeError(source, ["start_from: not a model that `instructedit build-base` wrote"])
     config, settings = model.config, recipe.model
     expected = (settings.vocabulary, settings.blocks, settings.width, settings.heads, settings.positions)
     actual = (config.vocab_size, config.n_layer, config.n_embd, config.n_head, config.n_positions)
     if expected != actual:
-        raise RecipeError(source, [f"start_from: has another shape, {actual} instead of {expected}"])
+        raise RecipeError(source, [f"start_from: the model has the shape {actual}, the recipe {expected}"])
     return model, tokenizer
 
 

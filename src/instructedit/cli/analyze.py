@@ -1,4 +1,4 @@
-"""``instructedit analyze``: what an instruction changes inside an editor."""
+"""``instructedit analyze``: analyse an editor's gradient directions."""
 
 from __future__ import annotations
 
@@ -16,50 +16,57 @@ from instructedit.storage.reading import read_json_file
 if TYPE_CHECKING:
     from instructedit.analysis.report import Directions, TaskEdits
 
-app = typer.Typer(
-    help="Measure what an instruction changes inside an editor.", no_args_is_help=True, rich_markup_mode="markdown"
-)
+app = typer.Typer(help="Analyse the gradient directions of editors.", no_args_is_help=True, rich_markup_mode="markdown")
 
 
 @app.callback()
 def analyze() -> None:
-    """Measure what an instruction changes inside an editor."""
+    """Analyse the gradient directions of editors."""
 
 
 @app.command("directions")
 def directions_command(
     editor: Annotated[
         list[str],
-        typer.Option(help="label=file, repeatable; label=task:file,task:file sets single-task editors side by side."),
+        typer.Option(
+            help="Editor with its label in the table, as `label=file`; repeatable. `label=task:file,task:file` uses a "
+            "different editor for each task."
+        ),
     ],
-    out_folder: Annotated[Path, typer.Option("--out", help="Folder for directions.json, .md and a figure per side.")],
+    out_folder: Annotated[
+        Path, typer.Option("--out", help="Output folder for `directions.json`, `directions.md` and the figures.")
+    ],
     task: Annotated[
         list[str] | None,
-        typer.Option(help="Whose edits; repeatable. Default: the tasks that requests without a task are routed to."),
+        typer.Option(help="Task of the edits; repeatable, at least two. Default: all tasks with a `routing` field."),
     ] = None,
-    limit: Annotated[int, typer.Option(min=10, help="Test edits per task.")] = 100,
+    limit: Annotated[int, typer.Option(min=10, help="Number of test edits per task.")] = 100,
     results: Annotated[
         list[Path] | None,
-        typer.Option(help="result.json of `reproduce`: relate separability to its editors' Reliability; repeatable."),
+        typer.Option(
+            help="`result.json` of `instructedit reproduce`; repeatable. Adds the correlation of separability "
+            "with the Reliability of the editors."
+        ),
     ] = None,
-    held_out: Annotated[str, typer.Option(help="The test in those results that counts.")] = "zsre",
+    held_out: Annotated[str, typer.Option(help="Name of the test in --results whose Reliability is used.")] = "zsre",
     model: Model = "bundled",
     dtype: Dtype = "float32",
     device: Device = None,
-    seed: Annotated[int, typer.Option(help="Seed of the drawn edits and the projections.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed for the edits and the projections.")] = 0,
 ) -> None:
-    """Compare the editing directions of several editors: do tasks separate, and does the instruction change them?
+    """Measure how separable the tasks are in an editor's gradient directions, and how much the instruction explains.
 
-    For every edited matrix and both sides of the pseudo-gradient: silhouette, a linear probe and the angles between
-    tasks, the share of the variance that the instruction explains when the same edits get every task's instruction,
-    and a figure (PCA and t-SNE). An editor that does not read its instruction has a share of zero.
+    For every edited matrix and both factors of the pseudo-gradient (u and delta): silhouette score, accuracy of a
+    linear probe, angles between the tasks' subspaces, the share of the variance explained by the instruction when the
+    same edits are made under every task's instruction, and a figure (PCA and t-SNE). This share is zero for an editor
+    that ignores its instruction.
     """
     quiet_libraries()
     try:
         from instructedit.analysis.report import LabelledEditor, TaskEdits, analyse
     except ImportError as error:
         raise EditorError(
-            f"the analysis needs more packages ({error.name}): pip install 'instructedit[analysis]'"
+            f"the analysis needs the package {error.name}: pip install 'instructedit[analysis]'"
         ) from None
     from instructedit.data.locations import data_folder
     from instructedit.models.language_model import load_language_model
@@ -75,7 +82,7 @@ def directions_command(
     tasks = [load_task(name) for name in names]
     edits = [TaskEdits(each, sample_test_edits(each, data_folder(), limit, seed)[0]) for each in tasks]
     if len(edits) < 2:
-        raise DataError("directions are compared between tasks; give two with --task")
+        raise DataError("the analysis compares tasks; give at least two with --task")
     with progress() as bar:
         job = bar.add_task("editors", total=len(editors), note="")
         rows, vectors = analyse(
@@ -118,7 +125,7 @@ def _write_report(
 
 
 def _reliability(files: list[Path], test: str) -> dict[str, float]:
-    """Return each editor's Reliability on a test, from results of `reproduce`.
+    """Return each editor's Reliability on a test, from results of `instructedit reproduce`.
 
     Raises:
         DataError: a file is not such a result.

@@ -30,8 +30,8 @@ from instructedit.cli.failures import INTERRUPTED, ClickException, failure_of
 app = typer.Typer(
     name="instructedit",
     help="Edit facts in a language model by instruction.\n\n"
-    "Start with `instructedit demo`, which edits the bundled model. Every command that takes a model accepts "
-    "`bundled`, a folder with a Hugging Face checkpoint, or a hub id.",
+    "Start with `instructedit demo`, which edits the bundled model. --model accepts `bundled`, a folder with a Hugging "
+    "Face checkpoint, or a hub id.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,  # it would interpret markup in untrusted text

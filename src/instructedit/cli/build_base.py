@@ -1,4 +1,4 @@
-"""``instructedit build-base``: make the bundled base model, or one like it."""
+"""``instructedit build-base``: pretrain the bundled base model, or a similar one."""
 
 from __future__ import annotations
 
@@ -9,19 +9,23 @@ from typing import Annotated
 import typer
 
 from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries
-from instructedit.cli.options import JsonFile
+from instructedit.cli.options import DataFolder, JsonFile
 
 
 def build_base_command(
-    recipe: Annotated[str, typer.Argument(help="A YAML build recipe, or `bundled` for that of the bundled model.")],
-    out_folder: Annotated[Path, typer.Option("--out", help="Folder for the model, tokenizer, facts and card.")],
-    data: Annotated[Path | None, typer.Option(help="Folder with the data sets; default INSTRUCTEDIT_DATA.")] = None,
+    recipe: Annotated[
+        str, typer.Argument(help="Build recipe (YAML), or `bundled` for the recipe of the bundled model.")
+    ],
+    out_folder: Annotated[
+        Path, typer.Option("--out", help="Output folder for the model, tokenizer, facts and model card.")
+    ],
+    data: DataFolder = None,
     json_: JsonFile = None,
 ) -> None:
     """Pretrain a small base model from scratch on real facts and measure its recall.
 
-    The bundled model is built in five stages; the first takes about 45 minutes on two CPU cores. A build that was
-    stopped resumes after its last epoch.
+    The bundled model is built in five stages; the first takes about 45 minutes on two CPU cores. An interrupted build
+    resumes after its last complete epoch.
     """
     quiet_libraries()
     logging.getLogger("instructedit").setLevel(logging.WARNING)
@@ -40,10 +44,8 @@ def build_base_command(
             out_folder,
             lambda step, steps, loss: bar.update(job, completed=step + 1, total=steps, note=f"loss {loss:.3f}"),
         )
-    if json_ is not None:
-        emit_json(card, json_)
-        if str(json_) == "-":
-            return
+    if emit_json(card, json_):
+        return
     err.print(f"written to {out_folder}")
     for name, share in card["recall"].items():
         out.print(f"recall, {name.replace('_', ' ')}: {share:.1%} of {card['recall_sample']}")

@@ -1,4 +1,4 @@
-"""``instructedit demo``: see an edit happen."""
+"""``instructedit demo``: edit the bundled model and measure the effect."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Tables = Mapping[str, Mapping[str, Any]]
 
 
 def demo(
-    edits: Annotated[int, typer.Option(min=1, help="Test edits per task in the table.")] = 100,
-    seed: Annotated[int, typer.Option(help="Seed of the drawn test edits.")] = 0,
+    edits: Annotated[int, typer.Option(min=1, help="Number of test edits per task.")] = 100,
+    seed: Annotated[int, typer.Option(help="Random seed for the test edits.")] = 0,
     model: Model = "bundled",
     editor: TrainedEditor = "bundled",
     json_: JsonFile = None,
 ) -> None:
-    """Edit the bundled model and see what changes: a few answers, then metrics on several tasks.
+    """Edit the bundled model: show answers before and after a few edits, then metrics on several tasks.
 
-    With the public data sets at hand (INSTRUCTEDIT_DATA) the table is measured on their test files, otherwise on
-    edits that ship with the package. Every edit is made by itself on the same base model; queries carry no
-    instruction (protocol `plain`), and the edits get instruction templates held out from training. The bundled editor
-    is compared with multi-task MEND, which reads no instruction.
+    Metrics are computed on the test files of the public data sets if INSTRUCTEDIT_DATA is set to their folder,
+    otherwise on edits that ship with the package. Every edit is applied separately to the unedited base model. Edits
+    use held-out instruction templates, queries contain no instruction (protocol `plain`). Baseline: multi-task MEND,
+    which ignores instructions.
     """
     quiet_libraries()
     from instructedit.editors.saving import BUNDLED_MEND, load_editor
@@ -45,34 +45,30 @@ def demo(
     mend = load_editor(BUNDLED_MEND, language_model) if model == editor == BUNDLED else None
     tables, mend_tables, files = _measure(trained, mend, language_model, edits, seed)
     seconds = round(time.monotonic() - began, 1)
-    if json_ is not None:
-        emit_json(
-            {
-                "model": model,
-                "base": language_model.fingerprint,
-                "editor": editor,
-                "protocol": "plain",
-                "instruction": "unseen",
-                "seed": seed,
-                "edits_a_task": edits,
-                "interval": "95%, bootstrap over edits",
-                "seconds": seconds,
-                "edits": [_as_dict(example) for example in single],
-                "scope": [_as_dict(example) for example in scopes],
-                "files": files,
-                "tasks": tables,
-                "mend": mend_tables,
-            },
-            json_,
-        )
-        if str(json_) == "-":
-            return
+    content = {
+        "model": model,
+        "base": language_model.fingerprint,
+        "editor": editor,
+        "protocol": "plain",
+        "instruction": "unseen",
+        "seed": seed,
+        "edits_per_task": edits,
+        "interval": "95%, bootstrap over edits",
+        "seconds": seconds,
+        "edits": [_as_dict(example) for example in single],
+        "scope": [_as_dict(example) for example in scopes],
+        "files": files,
+        "tasks": tables,
+        "mend": mend_tables,
+    }
+    if emit_json(content, json_):
+        return
     _print_examples(single, scopes)
     _print_table(trained.name, tables, mend_tables, edits)
-    out.print("Edits from: " + ", ".join(f"{name} ({file})" for name, file in files.items()), style="dim")
+    out.print("Edit files: " + ", ".join(f"{name} ({file})" for name, file in files.items()), style="dim")
     for line in _remarks(single, tables, mend_tables, files):
         out.print(line)
-    out.print(f"{seconds} s on this machine.", style="dim")
+    out.print(f"Time: {seconds} s.", style="dim")
 
 
 def _measure(
@@ -105,7 +101,7 @@ def _as_dict(example: EditExample) -> dict[str, Any]:
         "target": example.request.target,
         "instruction": example.instruction,
         "answers": [
-            {"asked": answer.prompt, "why": answer.kind, "before": answer.before, "after": answer.after}
+            {"prompt": answer.prompt, "kind": answer.kind, "before": answer.before, "after": answer.after}
             for answer in example.answers
         ],
     }
@@ -120,7 +116,7 @@ def _print_examples(single: Sequence[EditExample], scopes: Sequence[EditExample]
 
 
 def _answers(example: EditExample, title: Any) -> Any:
-    rows = table("prompt", "", "before", "after", title=title, title_justify="left")
+    rows = table("prompt", "kind", "before", "after", title=title, title_justify="left")
     for answer in example.answers:
         rows.add_row(answer.prompt, answer.kind, answer.before, answer.after)
     return rows
@@ -128,7 +124,7 @@ def _answers(example: EditExample, title: Any) -> Any:
 
 def _print_table(editor: str, tables: Tables, mend_tables: Tables, edits: int) -> None:
     heads = ["task", "metric", editor] + (["mend"] if mend_tables else [])
-    rows = table(*heads, title=f"{edits} test edits per task, protocol plain; means with 95% intervals")
+    rows = table(*heads, title=f"{edits} test edits per task, protocol plain; mean (95% interval)")
     for name, row in tables.items():
         for number, (metric, value) in enumerate(row.items()):
             cells = [_cell(value)] + ([_cell(mend_tables[name].get(metric))] if mend_tables else [])
@@ -142,7 +138,7 @@ def _cell(value: Mapping[str, float] | None) -> str:
 
 
 def _remarks(single: Sequence[EditExample], tables: Tables, mend_tables: Tables, files: Mapping[str, str]) -> list[str]:
-    """Return what a reader should know of the figures, derived from the figures themselves."""
+    """Return remarks on the results: failed paraphrases, the data, and where MEND is better."""
     from instructedit.data.locations import BUNDLED_PREFIX
     from instructedit.evaluation.generation import matches
 
@@ -156,13 +152,13 @@ def _remarks(single: Sequence[EditExample], tables: Tables, mend_tables: Tables,
         ]
     if any(file.startswith(BUNDLED_PREFIX) for file in files.values()):
         remarks.append(
-            "The bundled edits use our own templates, whose neighbours are asked in the edit's own sentence: locality "
-            "is lower than on the public files, on which the README's figures are measured (INSTRUCTEDIT_DATA)."
+            "In the bundled edits, neighbours have the same prompt template as the edit. So locality is lower than on "
+            "the public test files, which the README's results use (INSTRUCTEDIT_DATA)."
         )
     remarks.append(
-        "Every instruction uses a template held out from training, behind the task's name, which training uses: the "
-        "name alone decides most of the scope (README). The base model was trained on the true answers of these edits; "
-        "ZsRE is held out from the editor only."
+        "An instruction is the task's name, which occurs in training, and a held-out template. The name alone "
+        "determines most of the scope (docs/limits.md). The base model was trained on the true answers of these edits; "
+        "ZsRE is held out only from the training of the editor."
     )
     ahead = [
         f"{task} {metric.replace('_', ' ')}"
@@ -171,5 +167,5 @@ def _remarks(single: Sequence[EditExample], tables: Tables, mend_tables: Tables,
         if metric in mend_tables.get(task, {}) and mend_tables[task][metric]["mean"] > value["mean"]
     ]
     if ahead:
-        remarks.append(f"MEND, which ignores instructions, has the higher mean in: {', '.join(ahead)}.")
+        remarks.append(f"MEND, which ignores instructions, has a higher mean for: {', '.join(ahead)}.")
     return remarks

@@ -71,14 +71,10 @@ DeltaOut = Annotated[
 ]
 Rank = Annotated[
     int | None,
-    typer.Option(
-        min=1, help="Compress the delta to this rank. The relative error is shown. Not compressed by default."
-    ),
+    typer.Option(min=1, help="Compress the delta to this rank and print the relative error. Default: no compression."),
 ]
-RequireSuccess = Annotated[
-    bool, typer.Option("--require-success", help="Exit with code 1 if any edit did not succeed.")
-]
-NewTokens = Annotated[int, typer.Option(min=1, help="Length of the generated answers, in tokens.")]
+RequireSuccess = Annotated[bool, typer.Option("--require-success", help="Exit with code 1 if any edit fails.")]
+NewTokens = Annotated[int, typer.Option(min=1, help="Maximum length of the generated answers, in tokens.")]
 
 
 def edit(
@@ -260,7 +256,7 @@ def _tasks_of(
 
     if task is not None or template_file is not None:
         if task is None:
-            raise DataError("--template-file also needs --task, the task that its instruction templates are for")
+            raise DataError("--template-file also needs --task")
         return [load_task_with_templates(task, template_file)] * len(requests), []
     unnamed = [request for request in requests if request.task is None and request.instruction is None]
     routes = iter(Router(language_model)(unnamed) if unnamed else [])
@@ -336,25 +332,25 @@ def _result(
 def _print_report(report: EditReport, extra_answers: Sequence[tuple[str, str, str]], delta: Delta) -> None:
     """Print the answers of the edits, other changed answers, the instruction and warnings."""
     title = f"{len(report.requests)} edit(s) by {delta.metadata.editor}"
-    rows = table("prompt", "before", "after", "took", "P(target)", "P(old answer)", title=title)
+    rows = table("prompt", "before", "after", "success", "P(target)", "P(old answer)", title=title)
     for request_report in report.requests:
         answer = request_report.answer
-        took = "yes" if answer.took else "NO"
+        success = "yes" if answer.success else "NO"
         probabilities = [f"{before:.3f} → {after:.3f}" for before, after in (request_report.target, request_report.old)]
-        rows.add_row(answer.prompt, answer.before, answer.after, took, *probabilities)
+        rows.add_row(answer.prompt, answer.before, answer.after, success, *probabilities)
         for paraphrase in request_report.paraphrases:
-            took = "yes" if paraphrase.took else "no"
-            rows.add_row(f"  {paraphrase.prompt}", paraphrase.before, paraphrase.after, took, "", "")
+            success = "yes" if paraphrase.success else "no"
+            rows.add_row(f"  {paraphrase.prompt}", paraphrase.before, paraphrase.after, success, "", "")
     for prompt, before, after in extra_answers:
         rows.add_row(prompt, before, after, "", "", "")
     out.print(rows)
-    out.print(f"{len(report.moved)} of {report.unrelated} unrelated answers changed.")
-    for moved in report.moved[:5]:
-        out.print(f"  {moved.prompt} {moved.before!r} → {moved.after!r}")
+    out.print(f"{len(report.changed)} of {report.unrelated} unrelated answers changed.")
+    for changed in report.changed[:5]:
+        out.print(f"  {changed.prompt} {changed.before!r} → {changed.after!r}")
     if delta.metadata.instruction:
         out.print(delta.metadata.instruction, style="dim")
     about_requests = [text for request_report in report.requests for text in request_report.warnings]
     for warning in (*about_requests[:MAX_WARNINGS], *report.warnings):
         err.print(f"warning: {warning}")
     if len(about_requests) > MAX_WARNINGS:
-        err.print(f"{len(about_requests) - MAX_WARNINGS} more warnings; --json FILE writes all of them")
+        err.print(f"{len(about_requests) - MAX_WARNINGS} more warnings; use --json FILE to write all of them")

@@ -1,4 +1,4 @@
-"""``instructedit editors``: the editing methods that are installed."""
+"""``instructedit editors``: list the editing methods."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from instructedit.cli.options import JsonFile
 
 
 def editors(json_: JsonFile = None) -> None:
-    """List the editing methods, those of other installed packages included.
+    """List the editing methods, including those of other installed packages.
 
-    A direct method is used by its name: `--editor rome`. A trained one needs an editor file: `bundled`, `bundled-core`
-    and `bundled-mend` ship with the bundled model, `instructedit train` makes others.
+    A direct method needs no training and is selected by its name: `--editor rome`. A trained method needs an editor
+    file: `bundled`, `bundled-core` and `bundled-mend` ship with the bundled model, and `instructedit train` writes new
+    ones.
     """
     quiet_libraries()
     from instructedit.editors.registry import registered_editors
 
     methods = registered_editors()
-    if json_ is not None:
-        emit_json({name: asdict(summary) for name, summary in methods.items()}, json_)
+    if emit_json({name: asdict(summary) for name, summary in methods.items()}, json_):
         return
-    rows = table("method", "kind", "reads instruction", "what it does", "source")
+    rows = table("method", "kind", "uses the instruction", "summary", "source")
     for name, method in methods.items():
         kind = "trained" if method.needs_training else "direct"
         rows.add_row(name, kind, "yes" if method.reads_instruction else "no", method.summary, method.paper)

@@ -1,4 +1,4 @@
-"""``instructedit evaluate``: measure an editor on a file of edits."""
+"""``instructedit evaluate``: evaluate an editor on a file of edits."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
 
 def evaluate_command(
-    task: Annotated[str, typer.Option(help="Name of a task (see `instructedit tasks`), or its YAML file.")],
+    task: Annotated[
+        str, typer.Option(help="Task of the edits: a name from `instructedit tasks`, or a task's YAML file.")
+    ],
     data: Annotated[
         Path,
         typer.Option(
-            help="The edits: a JSON or JSON Lines file in any known format; `bundled/…` is a file of the package."
+            help="File of edits, JSON or JSON Lines, in a format that `instructedit tasks` lists. `bundled/NAME.jsonl` "
+            "is a file of the package."
         ),
     ],
     model: Model = "bundled",
@@ -32,44 +35,54 @@ def evaluate_command(
     protocol: Annotated[
         Protocol,
         typer.Option(
-            help="plain: no instruction before the queries, teacher forcing. generation: the same queries, free "
-            "generation and exact match, with the metrics of generated text. paper: the instruction before the "
-            "queries, teacher forcing."
+            help="`plain`: queries without an instruction, teacher forcing. `generation`: queries without an "
+            "instruction, free generation and exact match; adds the metrics of the group `text`. `paper`: queries "
+            "after the instruction, teacher forcing."
         ),
     ] = Protocol.PLAIN,
     instruction: Annotated[
         Control,
         typer.Option(
-            help="Instruction of the edits. Of the task itself: unseen (description held out from training) or seen. "
-            "Swapped-instruction controls, with the opposite task: text-swapped, name-swapped, swapped-scope (both). "
-            "Other controls: text-alone (neutral name), unrelated, other-task, none."
+            help="Instruction control. The task's own instruction: `unseen` (held-out template) or `seen` (training "
+            "template). Parts of the opposite task's instruction: `text-swapped`, `name-swapped`, `swapped-scope` "
+            "(both). Others: `text-alone` (neutral task name), `unrelated` (unrelated text), `other-task`, `none`."
         ),
     ] = Control.UNSEEN,
     templates: Annotated[
         str | None,
         typer.Option(
-            help="validation or test: hand-written held-out templates of the task's scope, under a neutral task name."
+            help="Use the hand-written held-out templates of the task's scope, split `validation` or `test`, with a "
+            "neutral task name."
         ),
     ] = None,
     opposite: Annotated[
         str | None,
-        typer.Option(help="The opposite task, for the swapped-instruction controls and for what must differ."),
+        typer.Option(
+            help="Opposite task for the swapped instructions and for the metric `following`. Default: the task's "
+            "`opposite` field."
+        ),
     ] = None,
     template_file: TemplateFile = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Number of edits, drawn at random with --seed.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the drawn edits, instructions and intervals.")] = 0,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Use this many edits, drawn at random. Default: all.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed for the edits, instructions and intervals.")] = 0,
     text_metrics: Annotated[
-        bool, typer.Option("--text-metrics", help="Also measure the metrics of the group `text`, which generate text.")
+        bool,
+        typer.Option("--text-metrics", help="Also compute the metrics of the group `text`, which need generated text."),
     ] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Edits at a time.")] = 32,
-    records: Annotated[bool, typer.Option(help="Include the scores of every edit in the JSON.")] = False,
-    skip_incomplete: Annotated[bool, typer.Option(help="Leave out records that lack a field.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size in edits.")] = 32,
+    records: Annotated[bool, typer.Option(help="Include the scores of every edit in the JSON result.")] = False,
+    skip_incomplete: Annotated[bool, typer.Option(help="Skip records that lack a field, instead of failing.")] = False,
     dtype: Dtype = "float32",
     device: Device = None,
     device_map: DeviceMap = None,
     json_: JsonFile = None,
 ) -> None:
-    """Measure an editor on a file of edits, each made by itself; `instructedit metrics` lists what is measured."""
+    """Evaluate an editor on a file of edits, each applied separately to the unedited base model.
+
+    Run `instructedit metrics` for a list of the metrics.
+    """
     quiet_libraries()
     from instructedit.editors.lookup import find_editor
     from instructedit.evaluation.metrics import MetricGroup, registered_metrics
@@ -82,7 +95,7 @@ def evaluate_command(
 
     keep_freed_memory()
     if templates not in (None, "validation", "test"):
-        raise DataError(f"--templates takes validation or test, not {templates!r}")
+        raise DataError(f"--templates must be validation or test, not {templates!r}")
     chosen_task = load_task_with_templates(task, template_file)
     edits = read_edits(chosen_task, data, skip_incomplete=skip_incomplete)
     if limit is not None and limit < len(edits):
@@ -114,10 +127,9 @@ def evaluate_command(
         "seed": seed,
         **result.as_dict(with_records=records),
     }
+    if emit_json(content, json_):
+        return
     if json_ is not None:
-        emit_json(content, json_)
-        if str(json_) == "-":
-            return
         err.print(f"written to {json_}")
     _print_table(result, content["met"])
 
@@ -134,4 +146,4 @@ def _print_table(result: Evaluation, met: Mapping[str, str]) -> None:
         figures.add_row(name, f"{figure.mean:.3f}", f"{figure.low:.3f} to {figure.high:.3f}", str(figure.count))
     out.print(figures)
     out.print(f"Base model: {met['base']}. Editor: {met['editor']}.")
-    out.print("Intervals: percentile bootstrap over edits. `instructedit metrics` explains the metrics.")
+    out.print("Intervals: percentile bootstrap over edits. `instructedit metrics` defines the metrics.")

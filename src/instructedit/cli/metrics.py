@@ -1,4 +1,4 @@
-"""``instructedit metrics``: what an evaluation measures."""
+"""``instructedit metrics``: list the metrics."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from instructedit.cli.options import JsonFile
 
 
 def metrics(
-    markdown: Annotated[bool, typer.Option(help="Print the Markdown table of docs/metrics.md.")] = False,
+    markdown: Annotated[bool, typer.Option(help="Print the full table in Markdown, as in docs/metrics.md.")] = False,
     json_: JsonFile = None,
 ) -> None:
-    """List the metrics: what each measures, its unit, which values are better, and when it is measured.
+    """List the metrics with their definition, unit, direction and group.
 
-    Groups: `core` metrics are always measured, `extended` ones by default, `text` ones with `--text-metrics`.
+    `instructedit evaluate` computes the groups `core` and `extended`, and with `--text-metrics` or `--protocol
+    generation` also `text`.
     """
     from instructedit.evaluation.metrics.listing import metric_families, metrics_as_markdown
 
@@ -24,11 +25,9 @@ def metrics(
         out.print(metrics_as_markdown(), soft_wrap=True)
         return
     families = metric_families()
-    if json_ is not None:
-        fields = ("definition", "formula", "unit", "direction", "group", "caveat")
-        emit_json(
-            {name: {key: str(getattr(metric, key)) for key in fields} for name, metric in families.items()}, json_
-        )
+    fields = ("definition", "formula", "unit", "direction", "group", "caveat")
+    content = {name: {key: str(getattr(metric, key)) for key in fields} for name, metric in families.items()}
+    if emit_json(content, json_):
         return
     rows = table("metric", "definition", "unit", "better", "group")
     for name, metric in families.items():

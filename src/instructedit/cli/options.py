@@ -56,7 +56,7 @@ def _parse_device_map(text: Any) -> Any:
 Model = Annotated[
     str,
     typer.Option(
-        "--model", callback=known_model, help="Base model: `bundled`, a folder with a checkpoint, or a hub id."
+        "--model", callback=known_model, help="Base model: `bundled`, a checkpoint folder, or a Hugging Face hub id."
     ),
 ]
 EditorFile = Annotated[
@@ -77,13 +77,11 @@ TrainedEditor = Annotated[
     ),
 ]
 Dtype = Annotated[
-    str, typer.Option(help="Type of the model's weights: float32, bfloat16, float16, or auto (as stored).")
+    str, typer.Option(help="Data type of the weights: float32, bfloat16, float16, or auto (as in the checkpoint).")
 ]
 Device = Annotated[
     str | None,
-    typer.Option(
-        help="Device of the model: cpu, cuda, cuda:1, …, or auto (a GPU if there is one). Without it the CPU is used."
-    ),
+    typer.Option(help="Device of the model: cpu, cuda, cuda:1, …, or auto (a GPU if one is available). Default: cpu."),
 ]
 DeviceMap = Annotated[
     Any,
@@ -91,8 +89,12 @@ DeviceMap = Annotated[
         parser=_parse_device_map,
         metavar="auto|JSON",
         help="Distribute the model over several devices instead of --device: `auto`, or a device for each module, "
-        '`{"transformer.h.0": "cpu", …}`. Modules on `disk` are read each time they run.',
+        '`{"transformer.h.0": "cpu", …}`. Modules on `disk` are loaded for every forward pass.',
     ),
+]
+DataFolder = Annotated[
+    Path | None,
+    typer.Option("--data", help="Folder of the data sets. Default: the environment variable INSTRUCTEDIT_DATA."),
 ]
 TemplateFile = Annotated[
     Path | None,

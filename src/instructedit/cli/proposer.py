@@ -1,4 +1,4 @@
-"""The options that choose a proposer of instruction templates."""
+"""Options that select the proposer of instruction templates."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ if TYPE_CHECKING:
     from instructedit.instructions.proposals import Proposer
 
 ProposerName = Annotated[
-    str, typer.Option(help="offline (a grammar, no network) or endpoint (OpenAI-compatible chat completions).")
+    str,
+    typer.Option(
+        help="Proposer: `offline` (a grammar, no network) or `endpoint` (OpenAI-compatible chat completions)."
+    ),
 ]
-BaseUrl = Annotated[str, typer.Option(help="Endpoint: its address.")]
-LanguageModelName = Annotated[str | None, typer.Option("--proposer-model", help="Endpoint: the model's name there.")]
-KeyVariable = Annotated[str, typer.Option("--key-env", help="Endpoint: environment variable that holds the key.")]
+BaseUrl = Annotated[str, typer.Option(help="Base URL of the endpoint.")]
+LanguageModelName = Annotated[str | None, typer.Option("--proposer-model", help="Name of the model at the endpoint.")]
+KeyVariable = Annotated[
+    str, typer.Option("--key-env", help="Environment variable that contains the endpoint's API key.")
+]
 OPENAI = "https://api.openai.com/v1"
 _EXPLORATION_RATE = 0.4
 
@@ -42,25 +47,27 @@ def make_proposer(
     if name == "offline":
         return OfflineProposer(seed, exploration_rate)
     if name != "endpoint":
-        raise DataError(f"--proposer takes offline or endpoint, not {name!r}")
+        raise DataError(f"--proposer must be offline or endpoint, not {name!r}")
     if model is None:
-        raise DataError("the endpoint proposer needs --proposer-model")
+        raise DataError("--proposer endpoint also needs --proposer-model")
     if not os.environ.get(key_variable, "").strip():  # the value may be the key itself, so it is not repeated
-        raise DataError("--key-env takes the NAME of an environment variable that holds the key; this one is not set")
+        raise DataError(
+            "--key-env takes the NAME of an environment variable that contains the API key; this one is not set"
+        )
     public_address(base_url)
     return EndpointProposer(model, base_url, key_variable)
 
 
 def public_address(url: str) -> str:
-    """Return the endpoint's address without what may be secret in it: user, password and query.
+    """Return the endpoint's URL without its parts that may be secret: user, password and query.
 
     Raises:
-        DataError: it is not an address.
+        DataError: it is not a URL.
     """
     try:
         parts = urlsplit(url)
     except ValueError:
         parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise DataError("--base-url takes an address such as https://api.openai.com/v1")
+        raise DataError("--base-url takes a URL such as https://api.openai.com/v1")
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()

@@ -1,4 +1,4 @@
-"""``instructedit reproduce``: train and evaluate the editors of an experiment; write JSON, a page and a picture."""
+"""``instructedit reproduce``: train and evaluate the editors of an experiment, and write a report."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries
-from instructedit.cli.options import JsonFile
+from instructedit.cli.options import DataFolder, JsonFile
 from instructedit.errors import DataError
 
 FOLDER = Path("recipes/experiments")
-#: Their place in a checkout, whatever the working folder; an installed package has none.
+#: The experiments of a checkout, for commands that run in another folder; an installed package has none.
 CHECKOUT = Path(__file__).parents[3] / FOLDER
 
 
@@ -20,22 +20,26 @@ def reproduce(
     name: Annotated[
         str,
         typer.Argument(
-            help="table1, table3, fig2, fig3, paper, scope, sensitivity or larger, from recipes/experiments/; "
+            help="Experiment: table1, table3, fig2, fig3, paper, scope, sensitivity or larger (recipes/experiments/), "
             "or a YAML file."
         ),
     ],
-    out_folder: Annotated[Path | None, typer.Option("--out", help="Folder for everything; default runs/NAME.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder with the data sets; default INSTRUCTEDIT_DATA.")] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Only that many of the experiment's seeds.")] = None,
-    edits: Annotated[int | None, typer.Option(min=1, help="Another number of test edits.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes at a time; they share the cores.")] = 1,
-    report_only: Annotated[bool, typer.Option("--report-only", help="Only report what has been run so far.")] = False,
+    out_folder: Annotated[Path | None, typer.Option("--out", help="Output folder. Default: runs/NAME.")] = None,
+    data: DataFolder = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Use the first N seeds of the experiment.")] = None,
+    edits: Annotated[
+        int | None, typer.Option(min=1, help="Number of test edits. Default: that of the experiment.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of parallel processes; they share the CPU cores.")] = 1,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Write the report of the finished runs, without starting others.")
+    ] = False,
     json_: JsonFile = None,
 ) -> None:
     """Train and evaluate all editors of an experiment, and write `result.json`, `result.md` and `result.png`.
 
-    Scores are saved one by one, and training resumes from its checkpoint: after an interruption, start the same command
-    again. The picture needs matplotlib (`pip install 'instructedit[plots]'`).
+    Scores are stored as they are computed; run the command again to resume. The figure `result.png` needs matplotlib
+    (`pip install 'instructedit[plots]'`).
     """
     quiet_libraries()
     from instructedit.data.locations import find_data
@@ -58,23 +62,21 @@ def reproduce(
             )
     result = summarise(experiment, folder)
     if not result["rows"]:
-        raise DataError("nothing has been run yet", file=folder)
+        raise DataError("has no finished runs; use the command without --report-only first", file=folder)
     page = as_markdown(experiment, result)
     write_atomically(folder / "result.md", page.encode())
     emit_json(result, folder / "result.json")
     try:
         draw(experiment, result, folder / "result.png")
     except ImportError:
-        err.print("no picture: matplotlib is not installed")
-    if json_ is not None:
-        emit_json(result, json_)
-    if str(json_) != "-":
+        err.print("result.png is not written: matplotlib is missing (pip install 'instructedit[plots]')")
+    if not emit_json(result, json_):
         out.print(page)
     err.print(f"written to {folder}")
 
 
 def _experiment_file(name: str) -> Path:
-    """Return the file of an experiment: a YAML file, or a name in the working folder's or the checkout's experiments.
+    """Return the file of an experiment: a YAML file, or a name in the working folder's or checkout's experiments.
 
     Raises:
         DataError: There is none.
@@ -89,8 +91,8 @@ def _experiment_file(name: str) -> Path:
             return folder / f"{name}.yaml"
     if not folders:
         raise DataError(
-            f"there is no experiment {name!r}: {FOLDER} is part of the repository, not of the installed package. "
-            "Clone the repository and start the command in it, or give a YAML file"
+            f"no experiment {name!r}: {FOLDER} is part of the repository, not of the installed package. Clone the "
+            "repository and run the command in it, or give a YAML file"
         )
     known = ", ".join(sorted({file.stem for folder in folders for file in folder.glob("*.yaml")}))
-    raise DataError(f"there is no experiment {name!r} in {folders[0]}. Known: {known}; or give a YAML file")
+    raise DataError(f"no experiment {name!r} in {folders[0]}. Known: {known}; or give a YAML file")

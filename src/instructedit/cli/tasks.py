@@ -1,4 +1,4 @@
-"""``instructedit tasks``: what kinds of edits there are."""
+"""``instructedit tasks``: list the tasks, or show one."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ from instructedit.tasks.task import Task
 
 
 def tasks(
-    name: Annotated[str | None, typer.Argument(help="A task's name or YAML file; default: list all tasks.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Name or YAML file of the task to show. Default: list all tasks.")
+    ] = None,
     json_: JsonFile = None,
 ) -> None:
     """List the tasks, or show one with its instruction templates.
 
-    Tasks in the folder that INSTRUCTEDIT_TASKS names are listed beside those of the package.
+    The environment variable INSTRUCTEDIT_TASKS adds the tasks of a folder.
     """
     if name is not None:
         task = load_task(name)
-        if json_ is not None:
-            emit_json(task.model_dump(mode="json"), json_)
-        else:
+        if not emit_json(task.model_dump(mode="json"), json_):
             _print_task(task)
         return
-    if json_ is not None:
-        emit_json({key: task.model_dump(mode="json") for key, task in known_tasks().items()}, json_)
+    if emit_json({key: task.model_dump(mode="json") for key, task in known_tasks().items()}, json_):
         return
-    rows = table("task", "what it is", "in scope", "out of scope", "held out")
+    rows = table("task", "summary", "in scope", "out of scope", "held out")
     for task in listed_tasks():
         rows.add_row(
             task.name,
@@ -41,14 +40,14 @@ def tasks(
             "yes" if task.held_out else "no",
         )
     out.print(rows)
-    out.print(f"Record schemas of data files: {', '.join(schema.name for schema in SCHEMAS)}; or columns of your own.")
-    out.print(f"Your own tasks: give a YAML file's path, or set {TASKS_VARIABLE} to their folder (docs/tasks.md).")
+    out.print(f"Known formats of data files: {', '.join(schema.name for schema in SCHEMAS)}.")
+    out.print(f"To add a task, give its YAML file, or set {TASKS_VARIABLE} to a folder of YAML files (docs/tasks.md).")
 
 
 def _print_task(task: Task) -> None:
     out.print(styled((task.name, "bold"), f": {task.summary}"))
-    out.print(f"in scope, must change: {', '.join(task.in_scope)}")
-    out.print(f"out of scope, must stay: {', '.join(task.out_of_scope)}")
+    out.print(f"in scope (must change): {', '.join(task.in_scope)}")
+    out.print(f"out of scope (must not change): {', '.join(task.out_of_scope)}")
     for kind, value in task.files:
         names = (value,) if isinstance(value, str) else value or ()
         if names:

@@ -1,4 +1,4 @@
-"""``instructedit train``: meta-train an editor from a recipe."""
+"""``instructedit train``: meta-train an editor with a recipe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from instructedit.cli.console import Progress, emit_json, err, out, progress, quiet_libraries
 from instructedit.cli.hub import offline_if_unreachable
-from instructedit.cli.options import Device, DeviceMap, JsonFile, known_model
+from instructedit.cli.options import DataFolder, Device, DeviceMap, JsonFile, known_model
 
 if TYPE_CHECKING:
     from instructedit.training.progress import Report
@@ -19,27 +19,29 @@ if TYPE_CHECKING:
 
 def train_command(
     recipe: Annotated[
-        str, typer.Argument(help="A YAML recipe, or a shipped editor's name for the recipe it was trained with.")
+        str, typer.Argument(help="Training recipe (YAML), or the name of a shipped editor to train with its recipe.")
     ],
     out_folder: Annotated[
-        Path | None, typer.Option("--out", help="Folder for log, checkpoint and editor; default runs/RECIPE.")
+        Path | None, typer.Option("--out", help="Output folder for log, checkpoint and editor. Default: runs/RECIPE.")
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder with the data sets; default INSTRUCTEDIT_DATA.")] = None,
+    data: DataFolder = None,
     base: Annotated[
-        str | None, typer.Option(callback=known_model, help="Train for this model instead of the recipe's.")
+        str | None, typer.Option(callback=known_model, help="Base model. Default: that of the recipe.")
     ] = None,
     device: Device = None,
     device_map: DeviceMap = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Train every stage for this many steps instead.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Another seed than the recipe's.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Number of steps of every stage. Default: that of the recipe.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed. Default: that of the recipe.")] = None,
     json_: JsonFile = None,
 ) -> None:
-    """Meta-train an editor. A run that was stopped resumes from its checkpoint when started again.
+    """Meta-train an editor. Run the command again to resume an interrupted run from its checkpoint.
 
-    The folder gets `log.jsonl` (an entry per step) and `editor.safetensors`, the editor with the best validation loss
-    of the last stage. A recipe of several stages keeps each in a folder `stage-N`, with its log, editor and
-    `checkpoint.safetensors`. Several processes share the work:
-    `accelerate launch -m instructedit.cli.app train …` (docs/scale.md).
+    The output folder contains `log.jsonl` (one line per step) and `editor.safetensors` (the editor with the best
+    validation loss in the last stage). With several stages, each has a subfolder `stage-N` with its log, editor and
+    `checkpoint.safetensors`. To train with several processes, use
+    `accelerate launch -m instructedit.cli.app train …` (docs/training.md).
     """
     quiet_libraries()
     from instructedit.models.allocator import keep_freed_memory
@@ -58,11 +60,9 @@ def train_command(
     with progress() as bar:
         train_stages(stages, language_model, folder, data, _display(bar))
     summary = {"editor": str(folder / EDITOR), "log": str(folder / LOG), "base": language_model.fingerprint}
-    if json_ is not None:
-        emit_json(summary, json_)
-        if str(json_) == "-":
-            return
-    err.print("trained")
+    if emit_json(summary, json_):
+        return
+    err.print("training finished")
     out.print(f"editor: {summary['editor']}\nlog:    {summary['log']}")
 
 

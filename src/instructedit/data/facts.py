@@ -95,7 +95,7 @@ def read_facts(path: Path = FACTS_FILE) -> list[Fact]:
         for row in table:
             if len(row) != len(COLUMNS) or not all(row):
                 raise DataError(
-                    f"line {table.line_num}: expected {len(COLUMNS)} columns with texts, found {short_repr(row)}",
+                    f"line {table.line_num}: expected {len(COLUMNS)} columns of strings, found {short_repr(row)}",
                     file=path,
                 )
             facts.append(Fact(*row))
@@ -133,7 +133,7 @@ def read_trex(folder: Path) -> list[Fact]:
             row = as_mapping(parse_json(line, file=file, place=place), file)
             labels = [row.get(name) for name in ("sub_label", "obj_label")]
             if not all(isinstance(label, str) for label in labels):
-                raise DataError(f"{place}: expected texts as `sub_label` and `obj_label`", file=file)
+                raise DataError(f"{place}: expected strings in `sub_label` and `obj_label`", file=file)
             subject, answer = (str(label).strip() for label in labels)
             objects[subject].add(answer)
         facts += [

@@ -42,5 +42,7 @@ def find_data() -> Path:
     """
     folder = data_folder()
     if folder is None or not folder.is_dir():
-        raise DataError(f"the data sets were not found; set {DATA_VARIABLE} to the folder that holds them", file=folder)
+        raise DataError(
+            f"the data sets were not found; set {DATA_VARIABLE} to the folder that contains them", file=folder
+        )
     return folder

@@ -37,7 +37,7 @@ class Row:
         """
         value = self.optional_text(field)
         if value is None:
-            raise self.error(field, "missing or blank; it has to be a text")
+            raise self.error(field, "missing or blank; expected a non-empty string")
         return value
 
     def optional_text(self, field: str) -> str | None:
@@ -52,7 +52,7 @@ class Row:
         if is_number(value):
             return str(value)
         if not isinstance(value, str):
-            raise self.error(field, f"expected a text, found {type(value).__name__}")
+            raise self.error(field, f"expected a string, found {type(value).__name__}")
         return value if value.strip() else None
 
     def texts(self, field: str) -> tuple[str, ...]:
@@ -64,7 +64,7 @@ class Row:
         value = self.fields.get(field) or ()
         values = [value] if isinstance(value, str) else value
         if not isinstance(values, (list, tuple)) or not all(isinstance(text, str) for text in values):
-            raise self.error(field, "expected a text or a list of texts")
+            raise self.error(field, "expected a string or a list of strings")
         return tuple(text for text in values if text.strip())
 
     def mapping(self, field: str) -> dict[str, Any]:
@@ -107,5 +107,5 @@ def read_rows(path: Path) -> list[Row]:
         if not isinstance(value, dict):
             raise DataError(f"expected an object, found {type(value).__name__}", file=path, record=index)
     if not values:
-        raise DataError("holds no records", file=path)
+        raise DataError("contains no records", file=path)
     return [Row(value, path, index) for index, value in enumerate(values)]

@@ -135,7 +135,7 @@ class Delta:
         """Raise a DeltaError if a number is NaN or infinite."""
         broken = [name for name, factor in self.factors.items() if not factor.finite()]
         if broken:
-            raise DeltaError(f"the delta of {broken[0]} holds NaN or infinity; make the edit anew")
+            raise DeltaError(f"the delta of {broken[0]} contains NaN or infinity; make the edit again")
 
     def check(self, language_model: LanguageModel) -> None:
         """Check that the delta was made for this base model and is intact.
@@ -150,16 +150,18 @@ class Delta:
             raise DeltaError(
                 f"this delta was made for the base model {self.metadata.base or '?'} "
                 f"({self.metadata.source or 'source unknown'}), not for {language_model.fingerprint} "
-                f"({language_model.source}). Load the model that it was made for, or make the edit anew."
+                f"({language_model.source}). Load that model, or make the edit again for this one."
             )
         modules = dict(language_model.model.named_modules())
         for name, factor in self.factors.items():
             module = modules.get(name)
             shape = linear_shape(module) if module is not None else None
             if shape is None:
-                raise DeltaError(f"the delta does not fit the model: {name} is no linear layer of it")
+                raise DeltaError(f"the delta does not fit the model, which has no linear layer {name}")
             if shape != factor.shape:
-                raise DeltaError(f"the delta does not fit the model: {name} is {shape}, the delta's {factor.shape}")
+                raise DeltaError(
+                    f"the delta does not fit the model: {name} has shape {shape}, its delta {factor.shape}"
+                )
         self._check_finite()
 
     @contextmanager
@@ -197,15 +199,13 @@ class Delta:
         with language_model.lock:
             self.check(language_model)
             if language_model.attached:
-                raise DeltaError("a delta is attached; leave the `with` before one is merged")
+                raise DeltaError("a delta is attached; leave its `with` block before merging one")
             weights: dict[str, Tensor] = {}
             for name in self.factors:
                 weight = language_model.model.get_submodule(name).weight
                 assert isinstance(weight, Tensor)
                 if weight.is_meta:
-                    raise DeltaError(
-                        f"{name} is offloaded, so nothing can be written into it; load the model in memory"
-                    )
+                    raise DeltaError(f"{name} is offloaded and cannot be changed; load the whole model into memory")
                 weights[name] = weight
             language_model.merged = True
             for name, factor in self.factors.items():

@@ -46,11 +46,11 @@ def load_delta(path: str | Path) -> Delta:
     try:
         metadata = DeltaMetadata.model_validate(parse_json(header["metadata"]))
     except KeyError:
-        raise DeltaError(f"file {path}: its header holds no metadata") from None
+        raise DeltaError(f"file {path}: its header contains no metadata") from None
     except ValidationError as error:
-        raise DeltaError(f"file {path}: its metadata are damaged: {'; '.join(validation_messages(error))}") from None
+        raise DeltaError(f"file {path}: its metadata is damaged: {'; '.join(validation_messages(error))}") from None
     except DataError as error:
-        raise DeltaError(f"file {path}: its metadata are damaged: {error}") from None
+        raise DeltaError(f"file {path}: its metadata is damaged: {error}") from None
     return Delta(_factors(path, tensors), metadata)
 
 
@@ -61,12 +61,12 @@ def _factors(path: str | Path, tensors: Mapping[str, Tensor]) -> dict[str, Facto
         DeltaError: there are none, a factor lacks a tensor, or a factor's tensors do not fit together.
     """
     if not tensors:
-        raise DeltaError(f"file {path}: holds no factors, so it changes nothing")
+        raise DeltaError(f"file {path}: contains no factors; make the edit again")
     parts: dict[str, dict[str, Tensor]] = {}
     for tensor_name, tensor in tensors.items():
         module, _, part = tensor_name.rpartition(".")
         if part not in LOW_RANK | DENSE:
-            raise DeltaError(f"file {path}: holds a tensor that is no factor: {tensor_name[:200]}")
+            raise DeltaError(f"file {path}: contains a tensor that is not a factor: {tensor_name[:200]}")
         parts.setdefault(module, {})[part] = tensor
     return {module: _factor(path, module, parts[module]) for module in sorted(parts)}
 
@@ -85,18 +85,20 @@ def _factor(path: str | Path, module: str, parts: Mapping[str, Tensor]) -> Facto
     if parts.keys() not in (LOW_RANK, DENSE) or not module:
         given = ", ".join(sorted(parts))
         raise DeltaError(
-            f"file {path}: module {module!r} has the factors {given} and not a and b, or change; the file is incomplete"
+            f"file {path}: module {module!r} has the factors {given}, expected a and b, or change; the file is damaged"
         )
     shapes = " and ".join(str(tuple(tensor.shape)) for tensor in parts.values())
     if not all(tensor.ndim == 2 and tensor.numel() for tensor in parts.values()):
-        raise DeltaError(f"file {path}: the factors of {module} have shapes {shapes}, which are no matrices")
+        raise DeltaError(f"file {path}: the factors of {module} have shapes {shapes}; expected matrices")
     if parts.keys() == LOW_RANK and parts["a"].shape[1] != parts["b"].shape[0]:
         raise DeltaError(f"file {path}: the factors of {module} have shapes {shapes}, which cannot be multiplied")
     dtypes = {tensor.dtype for tensor in parts.values()}
     if len(dtypes) > 1 or not all(dtype.is_floating_point for dtype in dtypes):
         kinds = " and ".join(sorted(str(dtype) for dtype in dtypes))
-        raise DeltaError(f"file {path}: the factors of {module} are {kinds}, not of one float type")
+        raise DeltaError(
+            f"file {path}: the factors of {module} have the types {kinds}; expected one floating-point type"
+        )
     factor = Dense(**parts) if parts.keys() == DENSE else LowRank(**parts)
     if not factor.finite():
-        raise DeltaError(f"file {path}: the factors of {module} hold NaN or infinity; make the edit anew")
+        raise DeltaError(f"file {path}: the factors of {module} contain NaN or infinity; make the edit again")
     return factor

@@ -82,7 +82,7 @@ class Slots(Edits):
 
 
 class CaliNet(DirectEditor[CaliNetConfig]):
-    """Learns memory slots beside one MLP.
+    """Adds trained memory slots to one MLP; the original weights do not change.
 
     Args:
         config: its hyperparameters.

@@ -36,7 +36,7 @@ def last_mlp_matrix(language_model: LanguageModel, block: int) -> Matrix:
     structure = language_model.structure
     if block >= len(structure.blocks):
         raise EditorError(
-            f"the editor's config says block {block}, the model has {len(structure.blocks)} blocks, counted from 0"
+            f"the editor's config sets block {block}, but the model has the blocks 0 to {len(structure.blocks) - 1}"
         )
     return [matrix for matrix in structure.mlps[block] if matrix.outputs == structure.hidden][-1]
 

@@ -47,7 +47,7 @@ def make_edit(
     texts = [instruction_of(request, task) for request, task in zip(requests, each, strict=True)]
     batch = editor.edit(language_model, requests, texts)
     if not isinstance(batch, DeltaBatch):
-        raise EditorError(f"{editor.name} does not change weights, so its edits cannot be kept as a delta")
+        raise EditorError(f"{editor.name} does not change weights, so its edits cannot be stored as a delta")
     versions = {name: version(name) for name in ("instructedit", "torch", "transformers")}
     deltas = [
         batch.select(
@@ -72,16 +72,14 @@ def make_edit(
 def _checked(requests: object) -> Sequence[EditRequest]:
     """Return the requests, or raise an EditorError where they are no list of EditRequest."""
     if isinstance(requests, (EditRequest, Mapping, str)) or not isinstance(requests, Sequence):
-        raise EditorError(
-            f"requests have to be a list of EditRequest, not one {type(requests).__name__}: give [request]"
-        )
+        raise EditorError(f"requests must be a list of EditRequest, not {type(requests).__name__}; use [request]")
     if not requests:
-        raise EditorError("there are no requests to make an edit of; give at least one EditRequest")
+        raise EditorError("requests is empty; give at least one EditRequest")
     for index, request in enumerate(requests):
         if not isinstance(request, EditRequest):
             raise EditorError(
-                f"request {index + 1} of {len(requests)} is a {type(request).__name__}, not an EditRequest; make one "
-                "of its fields, EditRequest(prompt=…, target=…)"
+                f"request {index + 1} of {len(requests)} is a {type(request).__name__}, not an EditRequest; use "
+                "EditRequest(prompt=…, target=…)"
             )
     return requests
 
@@ -93,9 +91,11 @@ def _tasks_of(requests: Sequence[EditRequest], tasks: object) -> list[Task | Non
     if tasks is None or isinstance(tasks, Task):
         return [tasks] * len(requests)
     if not isinstance(tasks, Sequence) or not all(task is None or isinstance(task, Task) for task in tasks):
-        raise EditorError(f"tasks have to be one Task or its name, or a list of Task, not {type(tasks).__name__}")
+        raise EditorError(f"tasks must be a Task, the name of one, or a list of Task, not {type(tasks).__name__}")
     if len(tasks) != len(requests):
-        raise EditorError(f"there are {len(tasks)} tasks for {len(requests)} requests; give one for all, or one each")
+        raise EditorError(
+            f"there are {len(tasks)} tasks for {len(requests)} requests; give one task, or one per request"
+        )
     return list(tasks)
 
 

@@ -32,7 +32,7 @@ class FtConfig(AdamConfig):
 
 
 class ConstrainedFineTuning(FineTuning[FtConfig]):
-    """Fine-tunes one MLP matrix on the edit, with a bound on every entry of the change."""
+    """Fine-tunes one MLP matrix on the edit, with an L-infinity bound on the change."""
 
     name = "ft"
     paper = "Zhu et al. 2020; Meng et al. 2022"

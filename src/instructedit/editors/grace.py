@@ -80,7 +80,7 @@ class Codebooks(Edits):
 
 
 class Grace(DirectEditor[GraceConfig]):
-    """Replaces a layer's output near the edit's key by a learned value.
+    """Replaces a layer's output by a learned value where its input is near the edit's key.
 
     Args:
         config: its hyperparameters.

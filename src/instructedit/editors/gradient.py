@@ -132,7 +132,9 @@ class GradientEditor(Editor, Generic[ConfigT]):
         deltas: DeltaBatch = self(language_model, requests, instructions)
         for name, factor in deltas.factors.items():
             if not factor.finite():
-                raise EditorError(f"the delta of {name} is not finite; the editor is damaged or diverged in training")
+                raise EditorError(
+                    f"the delta of {name} is not finite; the editor file is damaged, or its training diverged"
+                )
         return deltas
 
 
@@ -183,7 +185,7 @@ def chosen_matrices(language_model: LanguageModel, config: GradientEditorConfig)
     for name in config.matrices:
         shape = linear_shape(modules[name]) if name in modules else None
         if shape is None:
-            raise ModelError(f"{name} is not a linear layer of this model; `instructedit doctor` lists what there is")
+            raise ModelError(f"{name} is not a linear layer of this model; `instructedit doctor` lists the matrices")
         matrices.append(Matrix(name, *shape))
     return tuple(matrices)
 

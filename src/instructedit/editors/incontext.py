@@ -46,7 +46,7 @@ class PromptEdits:
 
 
 class InContext(DirectEditor[InContextConfig]):
-    """States the new fact before the question; no weight changes."""
+    """Prepends the new fact to the prompt; the weights do not change."""
 
     name = "in-context"
     paper = "after Zheng et al. 2023"

@@ -41,7 +41,7 @@ class InstructEditConfig(HypernetworkConfig):
     @model_validator(mode="after")
     def _sentence_encoder_is_named(self) -> Self:
         if (self.encoder == "sentence") != (self.sentence_encoder is not None):
-            raise ValueError("encoder: sentence and sentence_encoder belong together")
+            raise ValueError("`encoder: sentence` and `sentence_encoder` must be set together")
         return self
 
     @property
@@ -61,7 +61,7 @@ def with_instruction(prompt: str, instruction: str | None) -> str:
 
 
 class InstructEdit(HypernetworkEditor[InstructEditConfig]):
-    """Turns the gradient into a low-rank delta by a trained hypernetwork, guided by an instruction.
+    """Maps the gradient to a low-rank delta by a trained hypernetwork, conditioned on an instruction.
 
     Args:
         config: its hyperparameters.

@@ -31,7 +31,7 @@ def warn_of_long(text: str, tokens: int, limit: int) -> None:
     """
     if tokens > limit and not torch.is_grad_enabled():
         logger.warning(
-            "the instruction has %d tokens, of which this editor reads the first %d: shorten %r",
+            "the instruction has %d tokens, but this editor uses only the first %d; shorten %r",
             tokens,
             limit,
             text[:60] + "…",

@@ -71,7 +71,7 @@ class Gate(nn.Module):
 
 
 class KnowledgeEditor(GradientEditor[KnowledgeEditorConfig]):
-    """Gates the gradient by an embedding of the edit's own words."""
+    """Gates the gradient by an embedding of the edit request; ignores instructions."""
 
     name = "ke"
     paper = "De Cao et al. 2021"

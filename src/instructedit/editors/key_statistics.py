@@ -59,7 +59,7 @@ def second_moment(language_model: LanguageModel, matrix: str, sentences: int = 3
         try:
             write_atomically(path, save({"moment": moment.cpu().contiguous()}))
         except DataError as error:
-            logger.warning("%s; statistics are not kept. INSTRUCTEDIT_CACHE names another folder for them", error)
+            logger.warning("%s; the key statistics are not cached. Set INSTRUCTEDIT_CACHE to another folder", error)
     return moment.to(language_model.device)
 
 

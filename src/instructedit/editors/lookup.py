@@ -40,8 +40,8 @@ def find_editor(name_or_path: str | Path, language_model: LanguageModel) -> Edit
             return _create(name, {}, language_model, "")
         if not path.is_file():
             raise EditorError(
-                f"{name} has to be trained: give a file that `instructedit train` wrote, or one of the editors that "
-                f"ship: {', '.join(sorted(SHIPPED))}"
+                f"{name} has to be trained: give a file that `instructedit train` wrote, or a shipped editor: "
+                f"{', '.join(sorted(SHIPPED))}"
             )
     if name not in SHIPPED and not path.suffix and not path.exists():
         raise EditorError(unknown_editor(name, {*SHIPPED, *editor_names()}))
@@ -64,7 +64,7 @@ def _create(name: str, fields: Mapping[str, Any], language_model: LanguageModel,
         raise EditorError(where + unknown_editor(name, editor_names()))
     editor = editor_class(name)
     if not issubclass(editor, DirectEditor):
-        raise EditorError(f"{where}{name} has to be trained: give it as `editor:` in a recipe of `instructedit train`")
+        raise EditorError(f"{where}{name} has to be trained: set it as `editor:` in a recipe of `instructedit train`")
     try:
         config = editor.Config.model_validate(fields)
     except ValidationError as error:

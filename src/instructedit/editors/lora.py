@@ -30,7 +30,7 @@ class LoraConfig(AdamConfig):
 
 
 class Lora(FineTuning[LoraConfig]):
-    """Fine-tunes the MLPs of the last blocks on the edit, with low-rank changes."""
+    """Fine-tunes low-rank adapters of the MLPs in the last blocks on the edit."""
 
     name = "lora"
     paper = "Hu et al. 2022"

@@ -70,8 +70,8 @@ class Memit(DirectEditor[MemitConfig]):
         top = max(config.blocks - 1, len(structure.blocks) // 6) if config.block is None else config.block
         if not config.blocks - 1 <= top < len(structure.blocks):
             raise EditorError(
-                f"memit's config says {config.blocks} blocks up to block {top}, the model has {len(structure.blocks)}, "
-                "counted from 0"
+                f"memit's config sets {config.blocks} blocks up to block {top}, but the model has the blocks 0 to "
+                f"{len(structure.blocks) - 1}"
             )
         chosen = range(top - config.blocks + 1, top + 1)
         return cls(config, [last_mlp_matrix(language_model, block) for block in chosen], chosen[0])

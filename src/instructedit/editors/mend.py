@@ -121,7 +121,7 @@ class HypernetworkEditor(GradientEditor[HypernetworkConfigT]):
 
 
 class Mend(HypernetworkEditor[MendConfig]):
-    """Turns the gradient into a low-rank delta by a trained hypernetwork."""
+    """Maps the gradient to a low-rank delta by a trained hypernetwork; ignores instructions."""
 
     name = "mend"
     paper = "Mitchell et al. 2022"

@@ -124,7 +124,7 @@ def _entry_points() -> dict[str, EntryPoint]:
     points: dict[str, EntryPoint] = {}
     for point in entry_points(group=GROUP):
         if point.name in BUILT_IN or points.get(point.name, point) != point:
-            logger.warning("the entry point %s = %s is ignored: its name is taken", point.name, point.value)
+            logger.warning("the entry point %s = %s is ignored: an editor of this name exists", point.name, point.value)
         else:
             points[point.name] = point
     return points
@@ -142,7 +142,9 @@ def _load(point: EntryPoint) -> type[Editor]:
     except (ImportError, AttributeError) as error:
         raise EditorError(f"{where} cannot be imported: {error}. Fix or uninstall the package that adds it") from error
     if not (isinstance(loaded, type) and issubclass(loaded, Editor)):
-        raise EditorError(f"{where} is no subclass of instructedit.editors.base.Editor")
+        raise EditorError(f"{where} is not a subclass of instructedit.editors.base.Editor")
     if getattr(loaded, "name", None) != point.name:
-        raise EditorError(f"{where} has the `name` {getattr(loaded, 'name', None)!r}; make it that of the entry point")
+        raise EditorError(
+            f"{where} has the `name` {getattr(loaded, 'name', None)!r}; it must equal the name of the entry point"
+        )
     return loaded

@@ -110,7 +110,7 @@ def _config_of(header: Mapping[str, str], path: str | Path) -> GradientEditorCon
         problem = "; ".join(validation_messages(error))
     except (DataError, EditorError) as error:
         problem = str(error)
-    raise EditorError(f"file {path}: its header holds no config of an editor: {problem}")
+    raise EditorError(f"file {path}: its header contains no editor config: {problem}")
 
 
 def load_editor(path: str | Path, language_model: LanguageModel, *, to_train: bool = False) -> GradientEditor:
@@ -127,7 +127,7 @@ def load_editor(path: str | Path, language_model: LanguageModel, *, to_train: bo
     """
     file = SHIPPED.get(str(path), Path(path))
     if not file.is_file():
-        raise EditorError(f"file {path}: there is no such editor; those that ship are {', '.join(sorted(SHIPPED))}")
+        raise EditorError(f"file {path}: no such file; the shipped editors are {', '.join(sorted(SHIPPED))}")
     header, tensors = unpack(file, FORMAT, "an editor", EditorError)
     if header.get("base") != language_model.fingerprint:
         raise EditorError(
@@ -142,7 +142,7 @@ def load_editor(path: str | Path, language_model: LanguageModel, *, to_train: bo
     editor.usual_norms = _usual_norms(header)
     broken = next((name for name, tensor in tensors.items() if not finite(tensor)), None)
     if broken is not None:
-        raise EditorError(f"file {path}: {broken} holds NaN or infinity; train the editor again")
+        raise EditorError(f"file {path}: {broken} contains NaN or infinity; train the editor again")
     if language_model.model.dtype is torch.bfloat16 and not to_train:
         editor.round_in_place(torch.bfloat16)
     return editor.to(language_model.device).eval()

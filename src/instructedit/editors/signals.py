@@ -94,7 +94,7 @@ def read_signals(
         logits = language_model.split(split_layer).top(state)
         missing = [matrix.name for matrix in matrices if matrix.name not in outputs]
         if missing:
-            raise EditorError(f"not reached by the forward pass: {', '.join(missing)}. Edit matrices that are used.")
+            raise EditorError(f"the forward pass does not use {', '.join(missing)}; choose other matrices to edit")
         loss = edit_loss(logits, state.batch, average).sum()
         half = any(output.dtype is torch.float16 for output in outputs.values())
         gradients = torch.autograd.grad(
@@ -103,7 +103,9 @@ def read_signals(
     signals = {}
     for matrix, gradient in zip(matrices, gradients, strict=True):
         if gradient is None:
-            raise EditorError(f"no gradient reaches {matrix.name}; its output does not enter the loss")
+            raise EditorError(
+                f"no gradient reaches {matrix.name}; the loss does not depend on it, so choose other matrices to edit"
+            )
         # Some families flatten rows and positions before their MLP.
         u, delta = (t.reshape(*state.batch.mask.shape, -1) for t in (inputs[matrix.name], gradient))
         if half:
@@ -123,8 +125,8 @@ def _tokens_with_gradient(name: str, u: Tensor, delta: Tensor, batch: TokenBatch
     without = (~used.any(1)).nonzero().flatten().tolist()
     if without:
         raise EditorError(
-            f"the gradient at {name} is exactly zero for the edits {without[:10]} of the batch: the loss is already "
-            "zero there, or the model does not use this matrix for them"
+            f"the gradient at {name} is exactly zero for edits {without[:10]} of the batch: their loss is "
+            "already zero, or their prompts do not use this matrix. Choose another target or another matrix"
         )
     signal = Signal(u[used], delta[used], used.nonzero()[:, 0])
     if not (finite(signal.delta) and finite(signal.u)):

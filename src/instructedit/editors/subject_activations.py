@@ -149,10 +149,10 @@ class SubjectActivations:
             block = self.language_model.structure.block_of(matrix)
             request = self.requests[without[0]]
             raise EditorError(
-                f"what is written at the subject {request.subject!r} in block {block} does not reach the answer of "
-                f"{request.prompt!r} (request {without[0] + 1} of {self.count}): no attention above that block looks "
-                "from the answer back to the subject, or the answer is certain already. Choose a lower `block`, or a "
-                "prompt that is shorter than the model's attention window"
+                f"request {without[0] + 1} of {self.count}: a change at the subject {request.subject!r} in "
+                f"block {block} does not affect the answer to {request.prompt!r}, because no attention layer above the "
+                "block connects them, or because the loss is already zero. Choose a lower `block`, or a prompt that is "
+                "shorter than the model's attention window"
             )
 
     @torch.no_grad()
@@ -192,6 +192,7 @@ def subject_token(language_model: LanguageModel, prompt: str, request: EditReque
     start = prompt.rfind(subject) if subject else -1
     if not subject or start < 0:
         raise EditorError(
-            f"rome and memit need the subject inside the prompt; it is {subject!r}, the prompt {request.prompt!r}"
+            f"rome and memit need a subject that occurs in the prompt; the subject is {subject!r}, the prompt "
+            f"{request.prompt!r}"
         )
     return len(language_model.text.encode_prompt(prompt[: start + len(subject)]).ids) - 1

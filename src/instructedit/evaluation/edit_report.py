@@ -1,10 +1,10 @@
 """A report on the effect of an edit: success, probabilities, paraphrases, and unrelated answers that changed.
 
-    took          free generation after the edit prompt gives exactly the target (as in WILD)
+    success       free generation after the edit prompt gives exactly the target (as in WILD)
     probability   of the whole answer after the prompt, exp(sum of log p(token)), before and after the edit
 
 Paraphrases are made from the shipped relation templates where one fits the prompt. A fixed set of unrelated prompts is
-continued before and after the edit; an answer has moved if it differs.
+continued before and after the edit, and the answers that changed are listed.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Answer:
         prompt: text before the answer.
         before: answer of the unedited model.
         after: answer of the edited model.
-        took: whether the answer after the edit is the target; None for unrelated prompts.
+        success: whether the answer after the edit is the target; None for unrelated prompts.
     """
 
     prompt: str
     before: str
     after: str
-    took: bool | None = None
+    success: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,14 @@ class EditReport:
 
     Attributes:
         requests: one report per request.
-        moved: the unrelated prompts whose answers changed.
+        changed: the unrelated prompts whose answers changed.
         unrelated: number of unrelated prompts.
         norm: Frobenius norm of the whole delta.
         warnings: about the delta as a whole.
     """
 
     requests: tuple[RequestReport, ...]
-    moved: tuple[Answer, ...]
+    changed: tuple[Answer, ...]
     unrelated: int
     norm: float
     warnings: tuple[str, ...]
@@ -93,7 +93,7 @@ class EditReport:
     @property
     def succeeded(self) -> bool:
         """Whether the edited model gives the target of every request."""
-        return all(report.answer.took for report in self.requests)
+        return all(report.answer.success for report in self.requests)
 
     def as_dict(self) -> dict[str, Any]:
         """Return a dictionary for JSON, with probabilities rounded to six places."""
@@ -110,7 +110,7 @@ class EditReport:
                 }
                 for report in self.requests
             ],
-            "unrelated": {"asked": self.unrelated, "moved": [asdict(answer) for answer in self.moved]},
+            "unrelated": {"prompts": self.unrelated, "changed": [asdict(answer) for answer in self.changed]},
             "norm": round(self.norm, 6),
             "warnings": list(self.warnings),
         }
@@ -160,10 +160,14 @@ def report_edit(
         own = tuple(next(others) for _ in prompts_of)
         warnings = (*_about_request(language_model, request), *_about_answer(answer, request, target))
         reports.append(RequestReport(request, answer, target, past, own, warnings))
-    moved = tuple(answer for answer in unrelated_answers if normalised(answer.before) != normalised(answer.after))
+    changed = tuple(answer for answer in unrelated_answers if normalised(answer.before) != normalised(answer.after))
     norm = delta.norm()
     return EditReport(
-        tuple(reports), moved, len(unrelated), norm, tuple(_about_delta(norm, reports, moved, len(unrelated), editor))
+        tuple(reports),
+        changed,
+        len(unrelated),
+        norm,
+        tuple(_about_delta(norm, reports, changed, len(unrelated), editor)),
     )
 
 
@@ -216,8 +220,8 @@ def _about_request(language_model: LanguageModel, request: EditRequest) -> list[
     odd = unwritable(language_model, request.target)
     if odd:
         warnings.append(
-            f"the model can hardly write {odd!r} of the target {request.target!r}: its tokenizer has no token for it "
-            "and encodes it as bytes, so it was rare or absent in pretraining. Choose another spelling of the target"
+            f"the tokenizer has no token for {odd!r} in the target {request.target!r} and encodes it as bytes, so it "
+            "was rare or absent in pretraining. Choose another spelling of the target"
         )
     return warnings
 
@@ -238,37 +242,37 @@ def unwritable(language_model: LanguageModel, text: str) -> str:
 
 
 def _about_answer(answer: Answer, request: EditRequest, target: tuple[float, float]) -> list[str]:
-    if answer.took:
+    if answer.success:
         return []
     verb = "still gives" if normalised(answer.after) == normalised(answer.before) else "gives"
     return [
-        f"the edit did not take: after {request.prompt!r} the model {verb} {answer.after!r} instead of "
+        f"the edit failed: after {request.prompt!r} the model {verb} {answer.after!r} instead of "
         f"{request.target!r} (probability {target[0]:.3f} before, {target[1]:.3f} after). Rephrase the prompt, try "
         "another --editor, or make fewer edits at once"
     ]
 
 
 def _about_delta(
-    norm: float, reports: Sequence[RequestReport], moved: Sequence[Answer], unrelated: int, editor: Editor | None
+    norm: float, reports: Sequence[RequestReport], changed: Sequence[Answer], unrelated: int, editor: Editor | None
 ) -> list[str]:
     warnings = []
-    failed = sum(not report.answer.took for report in reports)
+    failed = sum(not report.answer.success for report in reports)
     if failed and len(reports) > 1:
         warnings.append(
-            f"{failed} of {len(reports)} edits did not take. Deltas that are added up interfere: the bundled model "
-            "begins to lose edits from about five on"
+            f"{failed} of {len(reports)} edits failed. Added deltas interfere: on the bundled model, edits begin to "
+            "fail from about five deltas on"
         )
-    if len(moved) > unrelated / 4:
+    if len(changed) > unrelated / 4:
         warnings.append(
-            f"{len(moved)} of {unrelated} unrelated answers changed: the model is damaged. Make fewer edits at "
-            "once, or smaller ones"
+            f"{len(changed)} of {unrelated} unrelated answers changed: the edit damages the model. Make fewer edits at "
+            "once, or scale the delta down"
         )
     usual = editor.usual_norms if isinstance(editor, GradientEditor) else None
     if usual is not None and not usual[0] / UNUSUAL_NORM_FACTOR <= norm <= usual[1] * UNUSUAL_NORM_FACTOR * math.sqrt(
         len(reports)
     ):
         warnings.append(
-            f"the delta has a norm of {norm:.3g}; the editor's own edits had {usual[0]:.3g} to {usual[1]:.3g} in "
-            "training. The request is unlike those that it was trained on; check the answers"
+            f"the delta has a norm of {norm:.3g}, outside of the range of the editor's training ({usual[0]:.3g} to "
+            f"{usual[1]:.3g}). The request differs from the training requests; check the answers"
         )
     return warnings

@@ -102,7 +102,9 @@ class InstructionChooser:
         opposite = opposite or task.opposite
         if control in SWAPS:
             if opposite is None:
-                raise DataError(f"task {task.name} has no opposite scope to swap with; choose another --instruction")
+                raise DataError(
+                    f"task {task.name} has no opposite task; set --opposite, or choose another --instruction"
+                )
             other = load_task(opposite)
             described = task if control is Control.NAME_SWAPPED else other
             named = task if control is Control.TEXT_SWAPPED else other
@@ -143,8 +145,8 @@ def _held_out_of(task: Task, split: Split) -> Sequence[str]:
     scope = task.instructions.scope
     if scope not in by_scope:
         raise DataError(
-            f"there are no {split} templates for task {task.name} (scope {scope}); they exist for the scopes "
-            f"{', '.join(by_scope)}"
+            f"there are no {split} templates for the scope {scope} of task {task.name}; the scopes with such templates "
+            f"are {', '.join(by_scope)}"
         )
     return by_scope[scope]
 

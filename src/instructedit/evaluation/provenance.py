@@ -58,14 +58,14 @@ def _relative(path: Path) -> str:
 def _met_by_base(language_model: LanguageModel, file: str) -> str:
     recipes = list(_recipes_of(language_model))
     if not recipes:
-        return "unknown: the base model has no card of what it was taught"
+        return "unknown: the base model has no model card"
     if any(file in recipe.get("records", ()) for recipe in recipes):
-        return "taught the true answers of the file's own requests, paraphrases and locality probes, in their words"
+        return "trained on the edit prompts, paraphrases and locality probes of this file with their true answers"
     if any(file in recipe.get("replies", ()) for recipe in recipes):
-        return "taught the file's replies"
+        return "trained on the replies of this file"
     if file.startswith(BUNDLED_PREFIX):
-        return "taught the facts that the file's edits and probes are made from"
-    return "not taught this file"
+        return "trained on the facts that the edits and probes of this file are made from"
+    return "not trained on this file"
 
 
 def _recipes_of(language_model: LanguageModel) -> Iterator[dict[str, Any]]:
@@ -85,7 +85,7 @@ def _met_by_editor(name: str | Path, editor: Editor, file: str) -> str:
         return "needs no training"
     recipe = training_of(name).get("recipe")
     if not isinstance(recipe, dict):
-        return "unknown: the editor's file does not say what it was trained on"
+        return "unknown: the editor file does not contain its training recipe"
     tasks = [mix["task"] for mix in recipe.get("tasks", ()) if file in mix.get("files", ())]
     if tasks:
         return f"trained on this file, as {', '.join(tasks)}"

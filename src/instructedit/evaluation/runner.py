@@ -157,7 +157,9 @@ def _check_records(task: Task, records: Sequence[EditRecord]) -> None:
         raise DataError(f"there are no records of task {task.name} to evaluate")
     for index, record in enumerate(records):
         if not task.fits(record):
-            raise DataError(f"has nothing of what task {task.name} is about", record=index)
+            raise DataError(
+                f"lacks the probes or the ground_truth that task {task.name} needs; remove the record", record=index
+            )
 
 
 def _reduce(needed: Mapping[Metric, Sequence[MetricQuery]], results: Mapping[MetricQuery, Result]) -> dict[str, float]:

@@ -93,10 +93,10 @@ class Entry(Settings):
     @model_validator(mode="after")
     def _check_kind(self) -> Entry:
         if (self.recipe is None) == (self.pretrained is None):
-            raise ValueError("give either `recipe` (it is trained) or `pretrained`")
+            raise ValueError("give either `recipe` (the editor is trained) or `pretrained`")
         if self.pretrained is not None and (self.overrides or self.stages):
             raise ValueError(
-                "`overrides` and `stages` are for recipes; give settings of a direct method in its YAML file"
+                "`overrides` and `stages` need a `recipe`; the settings of a direct method belong in its YAML file"
             )
         return self
 
@@ -132,7 +132,7 @@ class Experiment(Settings):
         labels = [test.label for test in self.tests]
         repeated = sorted({label for label in labels if labels.count(label) > 1})
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("seeds: one is listed twice")
+            raise ValueError("seeds: a seed is listed twice")
         if repeated:
             raise ValueError(f"tests have the same name: {', '.join(repeated)}; give each a `name`")
         unknown = sorted({label for pair in self.compare for label in pair} - self.editors.keys())

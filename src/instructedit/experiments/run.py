@@ -91,7 +91,9 @@ def _run_all(
         finally:
             children.end()  # some are left after Ctrl-C
     if failed:
-        raise EditorError("these failed, the rest is done; the same command tries them again:\n" + "\n".join(failed))
+        raise EditorError(
+            "some runs failed, all others are finished; run the command again to retry:\n" + "\n".join(failed)
+        )
 
 
 def run_one(experiment: Experiment, label: str, seed: int, out: Path, data: Path) -> None:

@@ -32,13 +32,13 @@ class Candidate:
 def validation_error(text: object, task: Task) -> str | None:
     """Return why a text cannot be an instruction template of the task, or None where it can."""
     if not isinstance(text, str) or not text.strip():
-        return "is not a text" if not isinstance(text, str) else "is blank"
+        return "is not a string" if not isinstance(text, str) else "is blank"
     if len(text.splitlines()) > 1:
         return "contains a line break"
     if any("\ud800" <= character <= "\udfff" for character in text):
         return "is not valid Unicode"
     if secrets.holds_secret(text) or secrets.MARK in text:
-        return f"has a secret in it, or {secrets.MARK} in place of one"
+        return f"contains a secret, or {secrets.MARK} in place of one"
     if len(text) > MOST_CHARACTERS:
         return f"has more than {MOST_CHARACTERS:,} characters"
     words = len(text.split())
@@ -47,6 +47,6 @@ def validation_error(text: object, task: Task) -> str | None:
     required = task.instructions.placeholders
     missing = [mark for mark in required if mark not in text]
     if missing:
-        return f"drops {' and '.join(missing)}"
+        return f"lacks {' and '.join(missing)}"
     unknown = sorted(set(re.findall(r"\[[A-Z_]+\]", text)) - set(required))
-    return f"has {' and '.join(unknown)}, which the task's own templates do not have" if unknown else None
+    return f"contains {' and '.join(unknown)}, which the task's templates do not use" if unknown else None

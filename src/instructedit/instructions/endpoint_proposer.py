@@ -77,10 +77,10 @@ class EndpointProposer:
         except ValueError:
             is_valid = False
         if not is_valid:  # it may hold a password, so the message does not repeat it
-            raise EditorError("the endpoint's address is not one of the kind https://host/v1; give another --base-url")
+            raise EditorError("the endpoint's URL is not of the form https://host/v1; change --base-url")
         self.address = secrets.address(base_url)
         if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
-            logger.warning("the key is sent to %s unencrypted and can be read on the way; use https", self.address)
+            logger.warning("the API key is sent to %s unencrypted; use https", self.address)
         for library in ("httpx", "httpx2", "openai._base_client"):
             logging.getLogger(library).addFilter(_REDACTING)
         user = None
@@ -129,12 +129,12 @@ class EndpointProposer:
                 )
                 content = answer.choices[0].message.content if answer.choices else None
                 texts = _sanitised(_descriptions(content), context)
-                reason = "" if texts else "no descriptions in the answer"
+                reason = "" if texts else "the response contains no descriptions"
             except OpenAIError as error:
                 texts, status = [], error.status_code if isinstance(error, APIStatusError) else None
                 reason = _shortened(f"{type(error).__name__}: {error}")
                 if status is not None and 300 <= status < 400:
-                    reason = f"it redirects (status {status}), which is not followed; give the address that it means"
+                    reason = f"it redirects (status {status}), which is not followed; give the new URL"
             except (DataError, ValueError, AttributeError, TypeError, RecursionError) as error:
                 texts, reason = [], _shortened(f"not the JSON that was requested: {error}")
             seconds = round(time.monotonic() - began, 3)
@@ -145,7 +145,7 @@ class EndpointProposer:
                 return [(text, None) for text in texts]
             if status in (400, 401, 403, 404) or (status is not None and 300 <= status < 400):
                 break  # another attempt would not help
-        raise EditorError(f"the endpoint gave no instructions: {reason}")
+        raise EditorError(f"the endpoint returned no templates: {reason}")
 
 
 def _key_in(variable: str) -> str:
@@ -157,14 +157,16 @@ def _key_in(variable: str) -> str:
     """
     if variable != _USUAL_VARIABLE and variable not in os.environ:
         raise EditorError(
-            "the key is read from an environment variable, and there is none of the name that was given with "
-            "--key-env; set it, and give the variable's NAME"
+            "the environment variable that --key-env names is not set; --key-env takes the NAME of a variable with "
+            "the API key"
         )
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise EditorError(f"the environment variable {variable} holds no key")
+        raise EditorError(f"the environment variable {variable} contains no API key")
     if not (key.isascii() and key.isprintable()):
-        raise EditorError(f"the environment variable {variable} holds characters that no key has; copy the key again")
+        raise EditorError(
+            f"the environment variable {variable} contains characters that an API key cannot have; copy the key again"
+        )
     secrets.register(key)
     return key
 

@@ -32,7 +32,7 @@ class Leaderboard:
         candidates: every template that was entered, by its text.
 
     Raises:
-        DataError: the scores in the trace do not follow one another.
+        DataError: the scores in the trace are inconsistent.
     """
 
     def __init__(self, trial: Trial, trace: SearchTrace) -> None:
@@ -44,8 +44,8 @@ class Leaderboard:
         for event in trace.of("score"):
             if event["start"] != self.edits(event["text"]):
                 raise DataError(
-                    f"holds scores of {short_repr(event['text'])} that do not follow one another: two processes wrote "
-                    "it, or it was changed; give another --out",
+                    f"the scores of {short_repr(event['text'])} are inconsistent: the file was edited, or written by "
+                    "two processes; give another --out",
                     file=trace.path,
                 )
             self._append(event["text"], event["values"])

@@ -98,7 +98,7 @@ def optimise(
     """
     if len(trial.records) < FEWEST_EDITS:
         raise DataError(
-            f"instructions are chosen and compared on {FEWEST_EDITS} edits at least; {len(trial.records)} fit"
+            f"the search needs {FEWEST_EDITS} or more validation edits, found {len(trial.records)}; give another --data"
         )
     choosing = 2 * len(trial.records) // 3
     board = Leaderboard(trial, trace)
@@ -108,10 +108,10 @@ def optimise(
         board.enter(Candidate(text, "task"))
     board.score(start, choosing)
     best = board.best(choosing, 0)
-    stale, rounds, stopped = 0, 0, "the rounds are used up"
+    stale, rounds, stopped = 0, 0, "the maximum number of rounds is reached"
     for number in range(1, budget.rounds + 1):
         if number > clock.rounds and clock.seconds() > budget.seconds:
-            stopped = "the time is spent"
+            stopped = "the time limit is reached"
             break
         if stale >= budget.patience:
             stopped = f"no metric improved in {stale} rounds"
@@ -139,7 +139,7 @@ def _propose(task: Task, proposer: Proposer, board: Leaderboard, number: int, co
         for text, parent in proposer.propose(context, lambda call: board.trace.add("call", **call)):
             reason = validation_error(text, task)
             if reason is None and not board.enter(Candidate(text, proposer.name, parent, number)):
-                reason = "was there before"
+                reason = "is a duplicate"
             if reason is not None:
                 board.trace.add("rejected", text=text, round=number, reason=reason)
         board.trace.add("proposed", round=number)

@@ -103,7 +103,7 @@ class SearchTrace:
             os.truncate(self.path, end)
 
     def _not_a_trace(self) -> DataError:
-        return DataError("is not the trace of a search for instructions; give another --out", file=self.path)
+        return DataError("is not the trace of a template search; give another --out", file=self.path)
 
     def _parsed(self, line: str, number: int) -> Any:
         # Rejected texts are kept as they came, with lone surrogates too.

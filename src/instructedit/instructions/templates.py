@@ -71,8 +71,8 @@ class InstructionTemplates(BaseModel):
                 value = getattr(request, field, None)
                 if value is None:
                     raise DataError(
-                        f"the instruction template of {self.name} has {placeholder}, but the request does not say what "
-                        "to put there; give its label and subject",
+                        f"the instruction template of {self.name} contains {placeholder}, but the request has no "
+                        "value for it; set its label and subject",
                         field="instruction",
                     )
                 template = template.replace(placeholder, value)

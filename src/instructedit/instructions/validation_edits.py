@@ -37,29 +37,31 @@ def _read(task: Task, editor: str, file: Path | None) -> tuple[list[EditRecord],
     validation, bundled = task.files.validation, task.files.bundled
     if validation is not None and (data is not None or is_at_hand(validation, data)):
         return read_edits(task, validation, data or Path(), skip_incomplete=True), validation
-    reason = "the data sets are not at hand"
+    reason = "the data sets were not found"
     if data is not None:
         records, reason = _held_out(task, editor, data)
         if records:
             source = "held out of the editor's training"
             return fitting_records(task, records, source), source
     if bundled is not None:
-        return read_edits(task, bundled, data or Path()), f"{bundled}, as {reason}"
-    raise DataError(f"no validation edits are known for task {task.name}, as {reason}; give a file with --data")
+        return read_edits(task, bundled, data or Path()), f"{bundled}, because {reason}"
+    raise DataError(f"there are no validation edits for task {task.name}, because {reason}; give a file with --data")
 
 
 def _held_out(task: Task, editor: str, data: Path) -> tuple[list[EditRecord], str]:
     """Return the records that the editor's training held out, or why there are none."""
     raw = training_of(editor).get("recipe")
     if raw is None:
-        return [], f"the editor {editor} does not say what it was trained on"
+        return [], f"the editor {editor} does not contain its training recipe"
     try:
         _, validation = read_sources(parse_recipe(raw), data)
     except RecipeError:
-        return [], f"the recipe of the editor {editor} is one that this version does not read"
+        return [], f"this version cannot read the recipe of the editor {editor}"
     records = next((source.pool.records for source in validation if source.task.name == task.name), None)
     if records is not None:
         return list(records), ""
     # Subjects are held out of all tasks at once, so training has seen none of what any task holds out.
     pooled = {record.model_dump_json(): record for source in validation for record in source.pool.records}
-    return [record for record in pooled.values() if task.fits(record)], "nothing of the task was held out"
+    return [
+        record for record in pooled.values() if task.fits(record)
+    ], "the training of the editor held out no edits of this task"

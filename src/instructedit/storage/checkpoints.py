@@ -78,7 +78,7 @@ def load_checkpoint(
     if differences:
         raise CheckpointError(
             f"file {path}: was written under another recipe ({'; '.join(differences[:MAX_DIFFERENCES])}); give another "
-            "--out, or delete the folder to start anew"
+            "--out, or delete the folder to start again"
         )
     if not isinstance(progress, dict):
         raise CheckpointError(f"file {path}: its header is damaged: the progress is not a mapping")

@@ -43,7 +43,7 @@ def fitting_records(task: Task, records: Sequence[EditRecord], file: object) -> 
     fitting = [record for record in records if task.fits(record)]
     if not fitting:
         needed = [str(kind) for kind in task.portability_in_scope] + ["ground_truth"] * task.forgets
-        raise DataError(f"no record has what task {task.name} needs ({', '.join(needed)})", file=file)
+        raise DataError(f"no record has the fields that task {task.name} needs ({', '.join(needed)})", file=file)
     return fitting
 
 
@@ -66,7 +66,9 @@ def sample_test_edits(task: Task, data: Path | None, count: int, seed: int) -> t
         if name is not None and is_at_hand(name, data):
             edits = read_edits(task, name, data or Path())
             return random.Random(seed).sample(edits, count) if count < len(edits) else edits, name
-    raise DataError(f"no test edits of task {task.name} are at hand; its YAML names none, or the data folder lacks it")
+    raise DataError(
+        f"there are no test edits of task {task.name}: its YAML names no test file, or the data folder lacks it"
+    )
 
 
 def is_at_hand(name: str, data: Path | None) -> bool:

@@ -51,7 +51,7 @@ def known_tasks() -> dict[str, Task]:
         raise DataError(f"{TASKS_VARIABLE} names a folder that does not exist", file=folder)
     for name, task in _tasks_in(Path(folder)).items():
         if name in tasks:
-            raise DataError(f"task {name} has the name of a task of the package; give it another", file=folder)
+            raise DataError(f"task {name} has the name of a shipped task; rename it", file=folder)
         tasks[name] = task
     return tasks
 

@@ -81,11 +81,11 @@ class Task(_Frozen):
     @model_validator(mode="after")
     def _check_files(self) -> Task:
         if self.routing is not None and self.files.bundled is None:
-            raise ValueError("routing needs files.bundled, the examples that requests are compared with")
+            raise ValueError("routing needs files.bundled, the examples for the comparison with requests")
         if self.headline_metrics and self.files.test is None and self.files.bundled is None:
-            raise ValueError("headline_metrics need files.test or files.bundled, the edits that they are measured on")
+            raise ValueError("headline_metrics need files.test or files.bundled, the edits for the evaluation")
         if self.scope_metric is not None and (self.scope_metric not in self.headline_metrics or self.opposite is None):
-            raise ValueError("scope_metric has to be one of headline_metrics, and needs an opposite")
+            raise ValueError("scope_metric must be one of headline_metrics, and needs an opposite")
         return self
 
     @property

@@ -60,7 +60,7 @@ def _read_records(recipe: Recipe, tasks: Mapping[str, Task], data: Path) -> dict
         by_task[mix.task] = fitting_records(tasks[mix.task], candidates, ", ".join(mix.files))
         if len({_subject(record) for record in by_task[mix.task]}) < 2:
             raise DataError(
-                f"task {tasks[mix.task].name} has one subject only; training needs another to validate on",
+                f"task {tasks[mix.task].name} has only one subject; training needs another one for validation",
                 field="tasks",
             )
     return by_task

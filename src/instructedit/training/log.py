@@ -60,7 +60,9 @@ class TrainingLog:
             logged_steps += entry["phase"] == "train"
             seconds = float(entry.get("seconds", seconds))
         if logged_steps < step:
-            raise self._cannot_resume(f"file {self.path}: holds {logged_steps} of the checkpoint's {step} steps")
+            raise self._cannot_resume(
+                f"file {self.path}: contains only {logged_steps} of the checkpoint's {step} steps"
+            )
         write_atomically(self.path, "".join(line + "\n" for line in lines).encode())
         return seconds
 
@@ -100,7 +102,7 @@ def training_cost(log: Path) -> tuple[float, int]:
     peaks = [entry.get("peak_bytes", 0) for entry in entries]
     numbers = [*(number for step in steps for number in step), *peaks]
     if not steps or not all(isinstance(number, (int, float)) for number in numbers):
-        raise DataError("is not the log of a training; delete its folder, and the editor is trained anew", file=log)
+        raise DataError("is not a training log; delete its folder to train the editor again", file=log)
     total = stage = 0.0
     for entry in (entry for entry in entries if entry.get("phase") == "train"):
         if entry["step"] == 0:  # a new stage, whose clock starts at zero

@@ -80,7 +80,7 @@ def train(
     """
     for mix in recipe.tasks:
         if load_task(mix.task).held_out:
-            raise DataError(f"task {mix.task} is held out: no editor is trained on it", field="tasks")
+            raise DataError(f"task {mix.task} is held out from training; remove it from `tasks`", field="tasks")
     make_folder(out)
     with locked_by_first_process(out), numerics(recipe.optimisation), lost_process_reported(out / CHECKPOINT):
         sources = read_sources(recipe, data or find_data())
@@ -275,7 +275,9 @@ def initial_editor(recipe: Recipe, language_model: LanguageModel) -> GradientEdi
         return create_editor(recipe.editor, language_model)
     editor = load_editor(recipe.start_from, language_model, to_train=True)
     if editor.config != recipe.editor:
-        raise EditorError(f"{recipe.start_from} has another shape than the recipe's editor; make `editor:` the same")
+        raise EditorError(
+            f"the config of {recipe.start_from} differs from `editor:` in the recipe; use the same settings"
+        )
     return editor
 
 

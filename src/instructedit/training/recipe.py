@@ -111,7 +111,7 @@ class Objective(Settings):
     @model_validator(mode="after")
     def _check_token_weights(self) -> Objective:
         if self.locality_first_token_weight != 1.0 and self.locality_average == "token":
-            raise ValueError("locality_first_token_weight applies within a prompt: it needs locality_average: prompt")
+            raise ValueError("locality_first_token_weight needs `locality_average: prompt`")
         return self
 
 

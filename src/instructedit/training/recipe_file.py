@@ -84,7 +84,12 @@ def resolve_stages(raw: dict[Any, Any], source: object, shared: Collection[str])
         place = source if len(stages) == 1 else f"{source}, stage {number}"
         if resolved and any(key in changes for key in shared):
             raise RecipeError(
-                place, [f"{key}: is that of the first stage in all stages" for key in shared if key in changes]
+                place,
+                [
+                    f"{key}: must be the same in all stages; set it in the first stage only"
+                    for key in shared
+                    if key in changes
+                ],
             )
         settings = merged(settings, changes)
         if resolved:
@@ -107,7 +112,7 @@ def read_recipe(name_or_path: str | Path, above: tuple[Path, ...] = ()) -> Any:
     path = recipe_file(name_or_path, shipped_editors())
     if path.resolve() in above:
         names = " -> ".join(file.name for file in (*above, path.resolve()))
-        raise RecipeError(path, [f"extends: recipes extend each other in a circle ({names})"])
+        raise RecipeError(path, [f"extends: the recipes extend each other ({names})"])
     raw = read_yaml_file(path)
     if not isinstance(raw, dict):
         return raw

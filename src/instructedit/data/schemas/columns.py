@@ -83,5 +83,5 @@ class Columns(BaseModel):
             value = row.fields.get(columns.answer)
             answers = row.texts(columns.answer) if isinstance(value, list) else (row.text(columns.answer),)
             if not answers:
-                raise row.error(columns.answer, "missing or blank; the probe needs an answer")
+                raise row.error(columns.answer, "missing or blank; every probe needs an answer")
             yield Probe(kind=columns.kind, prompt=prompt, answers=answers)

@@ -29,8 +29,8 @@ def _all_of(by_kind: dict[ProbeKind, list[MetricQuery]]) -> list[MetricQuery]:
 def _locality_of(kind: ProbeKind) -> Metric:
     return Metric(
         name=f"locality/{kind}",
-        definition="Locality on one kind of probe",
-        formula="as `locality`; measured for the kinds that the task says must stay",
+        definition="Locality on one probe kind",
+        formula="as `locality`, for each probe kind that is out of scope",
         queries=lambda record: record.out_of_scope.get(kind, []),
         reduce=_mean_score,
         group=MetricGroup.CORE,
@@ -40,19 +40,19 @@ def _locality_of(kind: ProbeKind) -> Metric:
 def _reached_of(kind: ProbeKind) -> Metric:
     return Metric(
         name=f"reached/{kind}",
-        definition="Do probes inside the scope of the edit give their own new answers?",
-        formula="accuracy of the probe's answer; measured for the kinds that the task says must change",
+        definition="Accuracy on in-scope probes of one kind, which have their own new answers",
+        formula="accuracy of the probe's answer, for each probe kind that is in scope",
         queries=lambda record: record.in_scope.get(kind, []),
         reduce=_mean_score,
         group=MetricGroup.CORE,
-        caveat="two-hop answers are partly right before the edit",
+        caveat="two-hop answers are partly correct before the edit",
     )
 
 
 def _portability_of(kind: ProbeKind) -> Metric:
     return Metric(
         name=f"portability/{kind}",
-        definition="Portability on one kind of probe",
+        definition="Portability on one probe kind",
         formula="as `portability`",
         queries=lambda record: record.portability[kind],
         reduce=_mean_score,
@@ -66,18 +66,18 @@ def _reliability_queries(record: RecordQueries) -> list[MetricQuery]:
 ACCURACY_METRICS = (
     Metric(
         name="reliability",
-        definition="Does the edited model give the target for the edit prompt?",
+        definition="Accuracy of the target on the edit prompt, after the edit",
         formula="accuracy of the target; for `forget`: 1 if greedy decoding gives neither the old answer nor the "
         "target",
         queries=_reliability_queries,
         reduce=_mean_score,
         group=MetricGroup.CORE,
         caveat="a model that gives the target for every prompt scores 1, and so does, for `forget`, a model that "
-        "writes nonsense: read it beside locality",
+        "writes nonsense: read it together with locality",
     ),
     Metric(
         name="reliability_before",
-        definition="Does the unedited model give the target for the edit prompt?",
+        definition="Accuracy of the target on the edit prompt, before the edit",
         formula="as `reliability`",
         queries=_reliability_queries,
         reduce=_mean_score_before,
@@ -87,7 +87,7 @@ ACCURACY_METRICS = (
     ),
     Metric(
         name="generalization",
-        definition="Does the edit hold for paraphrases of the edit prompt?",
+        definition="Accuracy of the target on paraphrases of the edit prompt",
         formula="as `reliability`, mean over paraphrases",
         queries=lambda record: record.rephrases,
         reduce=_mean_score,
@@ -97,18 +97,18 @@ ACCURACY_METRICS = (
     ),
     Metric(
         name="locality",
-        definition="Do answers that must not change stay the same?",
+        definition="Agreement of the answers to out-of-scope probes before and after the edit",
         formula="share of the answer's token positions with the same most likely token before and after the edit (or "
-        "the same generated answer), mean over the probes of all kinds that the task says must stay",
+        "the same generated answer), mean over all out-of-scope probes",
         queries=lambda record: _all_of(record.out_of_scope),
         reduce=_mean_score,
         group=MetricGroup.CORE,
-        caveat="the unedited answer need not be true",
+        caveat="the answer before the edit need not be correct",
     ),
     *(_locality_of(kind) for kind in ProbeKind),
     Metric(
         name="locality_prefixed",
-        definition="Do these answers stay the same when the instruction precedes the prompt?",
+        definition="Locality when the instruction precedes the prompt",
         formula="as `locality`, with the instruction before the prompt both before and after the edit",
         queries=lambda record: record.out_of_scope_prefixed,
         reduce=_mean_score,
@@ -116,10 +116,10 @@ ACCURACY_METRICS = (
     ),
     Metric(
         name="following",
-        definition="Does the edit do what this instruction says, and not what the opposite one says?",
-        formula="mean over the probes of which the task and its opposite (`--opposite`) want different answers: those "
-        "of `reached/<kind>` or `changed` where they must change, of `locality/<kind>` where they must stay, and for "
-        "`forget` the request and its paraphrases",
+        definition="Accuracy on the probes whose expected answers differ between the task and its opposite",
+        formula="mean over these probes, scored as in `reached/<kind>` or `changed` where the answer must change, and "
+        "as in `locality/<kind>` where it must not; for `forget` also the edit prompt and its paraphrases; set "
+        "the opposite task by `--opposite`",
         queries=lambda record: record.deciding,
         reduce=_mean_score,
         group=MetricGroup.CORE,
@@ -127,8 +127,8 @@ ACCURACY_METRICS = (
     ),
     Metric(
         name="kept",
-        definition="Do other subjects with the old object keep their answer?",
-        formula="as `locality`, on neighbours only, whether or not the task says that they must stay",
+        definition="Locality on neighbours (other subjects with the old object)",
+        formula="as `locality`, also for tasks that have neighbours in scope",
         queries=lambda record: record.neighbours_kept,
         reduce=_mean_score,
         direction=Direction.NEUTRAL,
@@ -137,18 +137,18 @@ ACCURACY_METRICS = (
     ),
     Metric(
         name="changed",
-        definition="Do other subjects with the old object get the target?",
+        definition="Accuracy of the target on neighbours (other subjects with the old object)",
         formula="accuracy of the target on neighbours",
         queries=lambda record: record.neighbours_changed,
         reduce=_mean_score,
         direction=Direction.NEUTRAL,
         group=MetricGroup.CORE,
-        caveat="wanted by the `rename` tasks, unwanted by all others",
+        caveat="should be high for the `rename` tasks and low for all others",
     ),
     *(_reached_of(kind) for kind in PORTABILITY_KINDS),
     Metric(
         name="portability",
-        definition="Do facts that follow from the new one hold as well?",
+        definition="Accuracy on facts that follow from the new fact",
         formula="accuracy of the answer on reasoning, alias and logical probes",
         queries=lambda record: _all_of(record.portability),
         reduce=_mean_score,

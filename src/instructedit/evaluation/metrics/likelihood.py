@@ -44,15 +44,15 @@ def _object_metrics(
     right, wrong = ("true", "new") if true_is_right else ("new", "true")
     score = Metric(
         name=f"{name}_score",
-        definition=f"Is the {right} object likelier than the {wrong} one {prompts}?",
-        formula="share of prompts, by mean token log likelihood (ROME, Meng et al. 2022)",
+        definition=f"Share of {prompts} for which the {right} object is likelier than the {wrong} one",
+        formula="comparison of mean token log likelihoods (ROME, Meng et al. 2022)",
         queries=queries,
         reduce=lambda results: mean([score for score, _ in scores(results)]),
-        caveat="satisfied as soon as one object is slightly likelier",
+        caveat="ignores the size of the difference",
     )
     magnitude = Metric(
         name=f"{name}_magnitude",
-        definition=f"By how much is the {right} object likelier than the {wrong} one {prompts}?",
+        definition=f"Probability of the {right} object minus that of the {wrong} one, on {prompts}",
         formula=f"P({right}) - P({wrong}), each the exponential of a mean token log likelihood (ROME, Meng et al. "
         "2022)",
         queries=queries,
@@ -65,17 +65,17 @@ def _object_metrics(
 LIKELIHOOD_METRICS = (
     Metric(
         name="sentiment_shift",
-        definition="ConvSent: have replies with the wanted sentiment become likelier than the others, without leaving "
-        "the topic?",
+        definition="ConvSent: likelihood of replies with the target sentiment relative to the other sentiment, reduced "
+        "if the edit lowers it",
         formula="sigmoid(l+ after - l- after) * min(1, exp(l+ after - l+ before)), l the mean token log likelihood of "
-        "up to 5 replies with the wanted (+) or the other (-) sentiment (SERAC, Mitchell et al. 2022)",
+        "up to 5 replies with the target (+) or the other (-) sentiment (SERAC, Mitchell et al. 2022)",
         queries=lambda record: [*record.wanted_replies, *record.unwanted_replies],
         reduce=_sentiment_shift,
         unit=Unit.PROBABILITY,
         group=MetricGroup.CORE,
         caveat="0.5 means no shift",
     ),
-    *_object_metrics("efficacy", "after the edit prompt", lambda record: record.request_objects),
-    *_object_metrics("paraphrase", "after paraphrases", lambda record: record.rephrase_objects),
-    *_object_metrics("neighbourhood", "for neighbours", lambda record: record.neighbour_objects, true_is_right=True),
+    *_object_metrics("efficacy", "edit prompts", lambda record: record.request_objects),
+    *_object_metrics("paraphrase", "paraphrases", lambda record: record.rephrase_objects),
+    *_object_metrics("neighbourhood", "neighbour prompts", lambda record: record.neighbour_objects, true_is_right=True),
 )

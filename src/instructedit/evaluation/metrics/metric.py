@@ -63,7 +63,7 @@ class Metric:
 
     Attributes:
         name: the key in results; ``family/kind`` where it is about one kind of probe.
-        definition: what is measured, in one sentence.
+        definition: what is measured, in one phrase.
         formula: how it is computed, with its source.
         queries: returns the queries that the metric needs about a record's edit, none where it does not apply; called
             once per edit.

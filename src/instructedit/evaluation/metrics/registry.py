@@ -75,10 +75,10 @@ def _of_packages() -> tuple[Metric, ...]:
         try:
             metric = point.load()
         except (ImportError, AttributeError) as error:
-            logger.warning("%s cannot be imported: %s; repair or uninstall the package that adds it", where, error)
+            logger.warning("%s cannot be imported: %s; fix or uninstall the package that adds it", where, error)
             continue
         if not isinstance(metric, Metric):
-            logger.warning("%s is ignored: it is no instructedit.evaluation.metrics.Metric", where)
+            logger.warning("%s is ignored: it is not an instructedit.evaluation.metrics.Metric", where)
         elif metric.name in metrics:
             logger.warning("%s is ignored: a metric named %r exists already", where, metric.name)
         else:

@@ -19,13 +19,13 @@ def _entropy(results: Sequence[Result]) -> float:
 TEXT_METRICS = (
     Metric(
         name="fluency",
-        definition="Is the text that the edited model writes varied?",
-        formula="entropy of the 2-grams (weight 2/3) and 3-grams (weight 4/3) of 60 generated tokens behind the edit "
+        definition="Diversity of the text that the edited model generates",
+        formula="entropy of the 2-grams (weight 2/3) and 3-grams (weight 4/3) of 60 generated tokens after the edit "
         "prompt, halved (ROME, Meng et al. 2022)",
         queries=lambda record: [record.continuation],
         reduce=_entropy,
         unit=Unit.BITS,
         group=MetricGroup.TEXT,
-        caveat="published tables show it times 100",
+        caveat="published tables multiply it by 100",
     ),
 )
