@@ -105,7 +105,7 @@ def test_the_command_line_lists_and_shows_it(folder: Path) -> None:
 
 def test_it_has_a_row_in_the_demo(folder: Path, gpt2: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [task.name for task in demo_tasks()][-1] == "capitals"
-    from instructedit.editors.saving import find_editor
+    from instructedit.editors.lookup import find_editor
 
     monkeypatch.setattr("instructedit.evaluation.demonstration.listed_tasks", lambda: [known_tasks()["capitals"]])
     editor = find_editor("ft", gpt2)
