@@ -39,7 +39,7 @@ def train_command(
     The folder gets `log.jsonl` (an entry per step) and `editor.safetensors`, the editor with the best validation loss
     of the last stage. A recipe of several stages keeps each in a folder `stage-N`, with its log, editor and
     `checkpoint.safetensors`. Several processes share the work:
-    `accelerate launch -m instructedit.cli.app train …` (docs/scale.md).
+    `accelerate launch -m instructedit.cli.app train …` (docs/training.md).
     """
     quiet_libraries()
     from instructedit.models.allocator import keep_freed_memory
