@@ -20,7 +20,7 @@ def reproduce(
     name: Annotated[
         str,
         typer.Argument(
-            help="table1, table3, fig2, fig3, paper, scope, sensitivity or larger, from recipes/experiments/; "
+            help="table1, table3, fig2, fig3, paper, scope, sensitivity, seeds or larger, from recipes/experiments/; "
             "or a YAML file."
         ),
     ],
@@ -39,7 +39,7 @@ def reproduce(
     """
     quiet_libraries()
     from instructedit.data.locations import find_data
-    from instructedit.experiments.plan import load_experiment
+    from instructedit.experiments.plan import load_experiment, needed_files
     from instructedit.experiments.report import as_markdown, draw, summarise
     from instructedit.experiments.run import run_all
     from instructedit.storage.writing import make_folder, write_atomically
@@ -51,11 +51,10 @@ def reproduce(
     folder = out_folder or Path("runs") / path.stem
     if not report_only:
         make_folder(folder)
+        data = data or find_data(needed_files(experiment))
         with progress() as bar:
             job = bar.add_task(path.stem, total=len(experiment.work()), note="")
-            run_all(
-                path, experiment, folder, data or find_data(), jobs, lambda what: bar.update(job, advance=1, note=what)
-            )
+            run_all(path, experiment, folder, data, jobs, lambda what: bar.update(job, advance=1, note=what))
     result = summarise(experiment, folder)
     if not result["rows"]:
         raise DataError("nothing has been run yet", file=folder)
