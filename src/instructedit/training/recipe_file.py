@@ -159,9 +159,7 @@ def _with_paths(raw: dict[Any, Any], folder: Path) -> dict[Any, Any]:
         settings["tasks"] = {task_path(name, folder): entry for name, entry in tasks.items()}
     elif isinstance(tasks, list):
         settings["tasks"] = [
-            entry | {"task": task_path(entry["task"], folder)}
-            if isinstance(entry, dict) and "task" in entry
-            else entry
+            entry | {"task": task_path(entry["task"], folder)} if isinstance(entry, dict) and "task" in entry else entry
             for entry in tasks
         ]
     if isinstance(settings.get("stages"), list):
