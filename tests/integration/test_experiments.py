@@ -18,7 +18,7 @@ from instructedit.errors import EditorError, RecipeError
 from instructedit.experiments import caching, run
 from instructedit.experiments.caching import CachingEditor
 from instructedit.experiments.cells import cell_file
-from instructedit.experiments.plan import Experiment, load_experiment, stages_of
+from instructedit.experiments.plan import Experiment, load_experiment, needed_files, stages_of
 from instructedit.experiments.report import as_markdown, draw, summarise
 from instructedit.experiments.run import run_all, run_one
 from instructedit.models.language_model import LanguageModel
@@ -198,7 +198,7 @@ def test_processes_do_the_same_and_a_failure_spares_the_others(place: Path) -> N
     (place / "tiny.yaml").write_text(yaml.safe_dump(raw))
     experiment = load_experiment(place / "tiny.yaml")
     done: list[str] = []
-    with pytest.raises(EditorError, match=r"(?s)tries them again.*broken, seed 0: .*nothing"):
+    with pytest.raises(EditorError, match=r"(?s)tries them again.*broken, seed 0: EditorError: .*nothing"):
         run_all(place / "tiny.yaml", experiment, place / "apart", place, 2, done.append)
     assert sorted(done) == ["Base, seed 0", "MEND, seed 0", "broken, seed 0"]
     run_one(experiment, "MEND", 0, place / "here", place)
@@ -206,6 +206,41 @@ def test_processes_do_the_same_and_a_failure_spares_the_others(place: Path) -> N
         json.loads(cell_file(place / name, "MEND", 0, experiment.tests[0]).read_text()) for name in ("here", "apart")
     )
     assert here["records"] == apart["records"]
+
+
+def test_a_task_of_ones_own_is_tested_by_its_columns(place: Path) -> None:
+    rows = [
+        {"sentence": f"{name} was born in", "town": "Oston", "question": f"The birthplace of {name} is"}
+        for name in ("Lena", "Tom", "Ida")
+    ]
+    (place / "towns.json").write_text(json.dumps(rows))
+    task = {
+        "name": "towns",
+        "summary": "a birthplace",
+        "columns": {"prompt": "sentence", "target": "town", "rephrases": ["question"]},
+        "in_scope": ["request", "rephrase"],
+        "out_of_scope": [],
+        "instructions": {"name": "Towns", "templates": ["One birthplace."], "held_out_templates": ["One town."]},
+    }
+    (place / "tasks").mkdir()
+    (place / "tasks" / "towns.yaml").write_text(yaml.safe_dump(task))
+    raw = yaml.safe_load((place / "tiny.yaml").read_text())
+    raw["tests"] = [{"task": "tasks/towns.yaml", "file": "towns.json", "metrics": ["generalization"]}]
+    raw |= {"seeds": [0], "editors": {"Base": {"pretrained": "plain.yaml"}}, "compare": [], "published": {}}
+    (place / "tiny.yaml").write_text(yaml.safe_dump(raw))
+    [row] = summarise(run_here(place), place / "out")["rows"]
+    assert row["test"] == "towns"
+    assert row["metrics"]["generalization"]["count"] == 3
+
+
+def test_the_files_that_an_experiment_reads_are_those_of_tests_and_recipes(place: Path) -> None:
+    raw = yaml.safe_load((place / "tiny.yaml").read_text())
+    raw["tests"] = [{"task": "counterfact", "file": "bundled/counterfact.jsonl"}]
+    (place / "tiny.yaml").write_text(yaml.safe_dump(raw))
+    assert needed_files(load_experiment(place / "tiny.yaml")) == {"bundled/counterfact.jsonl", "own.jsonl"}
+    del raw["editors"]["MEND"]
+    (place / "tiny.yaml").write_text(yaml.safe_dump(raw | {"compare": [], "published": {}}))
+    assert needed_files(load_experiment(place / "tiny.yaml")) == {"bundled/counterfact.jsonl"}
 
 
 def test_recipes_are_trained_in_stages(place: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import typer
@@ -93,6 +93,13 @@ def test_a_user_who_has_decided_is_not_overruled(asked: pytest.MonkeyPatch, vari
         asked.setenv(variable, "0")
     hub.offline_if_unreachable("some/model")
     assert os.environ.get("HF_HUB_OFFLINE") in (None, "0")
+
+
+def test_the_help_names_all_experiments() -> None:
+    [argument] = get_type_hints(reproduce.reproduce, include_extras=True)["name"].__metadata__
+    experiments = [file.stem for file in reproduce.CHECKOUT.glob("*.yaml")]
+    assert experiments
+    assert [name for name in experiments if name not in argument.help] == []
 
 
 def test_experiments_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,13 @@ def test_a_folder_beside_the_working_folder_is_not_taken(tmp_path: Path, monkeyp
         find_data()
 
 
+def test_bundled_files_and_whole_paths_need_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
+    assert find_data(["bundled/counterfact.jsonl", str(tmp_path / "own.json")]) == Path()
+    with pytest.raises(DataError, match=DATA_VARIABLE):
+        find_data(["bundled/counterfact.jsonl", "own.json"])
+
+
 def test_the_variable_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
     assert find_data() == data_folder() == tmp_path

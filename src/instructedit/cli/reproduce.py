@@ -20,7 +20,7 @@ def reproduce(
     name: Annotated[
         str,
         typer.Argument(
-            help="Experiment: table1, table3, fig2, fig3, paper, scope, sensitivity or larger (recipes/experiments/), "
+            help="Experiment: table1, table3, fig2, fig3, paper, scope, sensitivity, seeds or larger (recipes/experiments/), "
             "or a YAML file."
         ),
     ],
@@ -43,7 +43,7 @@ def reproduce(
     """
     quiet_libraries()
     from instructedit.data.locations import find_data
-    from instructedit.experiments.plan import load_experiment
+    from instructedit.experiments.plan import load_experiment, needed_files
     from instructedit.experiments.report import as_markdown, draw, summarise
     from instructedit.experiments.run import run_all
     from instructedit.storage.writing import make_folder, write_atomically
@@ -55,11 +55,10 @@ def reproduce(
     folder = out_folder or Path("runs") / path.stem
     if not report_only:
         make_folder(folder)
+        data = data or find_data(needed_files(experiment))
         with progress() as bar:
             job = bar.add_task(path.stem, total=len(experiment.work()), note="")
-            run_all(
-                path, experiment, folder, data or find_data(), jobs, lambda what: bar.update(job, advance=1, note=what)
-            )
+            run_all(path, experiment, folder, data, jobs, lambda what: bar.update(job, advance=1, note=what))
     result = summarise(experiment, folder)
     if not result["rows"]:
         raise DataError("has no finished runs; use the command without --report-only first", file=folder)

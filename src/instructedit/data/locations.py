@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from instructedit.assets import ASSETS
@@ -34,13 +35,18 @@ def data_file(name: str | Path, data: Path = Path()) -> Path:
     return data / name
 
 
-def find_data() -> Path:
+def find_data(names: Iterable[str] | None = None) -> Path:
     """Return the data folder.
+
+    Args:
+        names: of the files that are read; if all are bundled or have whole paths, no data folder is needed.
 
     Raises:
         DataError: ``INSTRUCTEDIT_DATA`` is not set, or names no folder.
     """
     folder = data_folder()
+    if names is not None and all(name.startswith(BUNDLED_PREFIX) or Path(name).is_absolute() for name in names):
+        return folder or Path()
     if folder is None or not folder.is_dir():
         raise DataError(
             f"the data sets were not found; set {DATA_VARIABLE} to the folder that contains them", file=folder

@@ -14,7 +14,7 @@ from instructedit.evaluation.protocols import Control, InstructionChooser, Proto
 from instructedit.storage.reading import as_mapping, read_yaml_file
 from instructedit.tasks.loading import load_task
 from instructedit.training.recipe import MAX_SEED, Recipe, Settings
-from instructedit.training.recipe_file import merged, parse_stages, read_recipe, resolve_path
+from instructedit.training.recipe_file import merged, parse_stages, read_recipe, resolve_path, task_path
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
@@ -30,7 +30,7 @@ class EvaluationSpec(Settings):
     """One column of the table: which edits are evaluated, and how.
 
     Attributes:
-        task: Whose instructions and probes are used.
+        task: Whose instructions and probes are used: a name, or a YAML file relative to the experiment's.
         file: The edits, relative to the data folder; those that do not fit the task are left out.
         metrics: Those shown; all are in the JSON.
         instruction: See :func:`instructedit.evaluation.runner.evaluate`.
@@ -67,7 +67,7 @@ class EvaluationSpec(Settings):
         """Head of the column, and name of its results."""
         if self.name is not None:
             return self.name
-        parts = [self.task]
+        parts = [load_task(self.task).name]
         parts += [str(self.protocol)] if self.protocol is not Protocol.PLAIN else []
         parts += [str(self.instruction)] if self.instruction is not Control.UNSEEN else []
         parts += [f"{self.templates} templates"] if self.templates else []
@@ -163,6 +163,8 @@ def load_experiment(path: Path) -> Experiment:
         DataError: The file cannot be read.
     """
     raw = as_mapping(read_yaml_file(path), path)
+    if isinstance(raw.get("tests"), list):
+        raw = raw | {"tests": [_with_task_paths(test, path.parent) for test in raw["tests"]]}
     try:
         experiment = Experiment.model_validate(raw)
     except ValidationError as error:
@@ -178,6 +180,26 @@ def load_experiment(path: Path) -> Experiment:
         editors[label] = entry.model_copy(update=resolved)
     base = resolve_path(experiment.base, path.parent, shipped_models())
     return experiment.model_copy(update={"editors": editors, "base": base})
+
+
+def _with_task_paths(test: Any, folder: Path) -> Any:
+    """Return a test, unchecked, with the paths of its tasks as seen from here."""
+    if not isinstance(test, dict):
+        return test
+    return test | {key: task_path(test[key], folder) for key in ("task", "opposite") if key in test}
+
+
+def needed_files(experiment: Experiment) -> set[str]:
+    """Return the data files that the tests and the recipes of a loaded experiment name.
+
+    Raises:
+        DataError: As :func:`stages_of`.
+        RecipeError: As :func:`stages_of`.
+    """
+    trained = [entry for entry in experiment.editors.values() if entry.recipe is not None]
+    recipes = [recipe for entry in trained for recipe in stages_of(entry, experiment.base, experiment.seeds[0])]
+    mixes = [mix for recipe in recipes for mix in recipe.tasks]
+    return {test.file for test in experiment.tests} | {name for mix in mixes for name in mix.files}
 
 
 def stages_of(entry: Entry, base: str, seed: int) -> list[Recipe]:

@@ -10,11 +10,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from instructedit.data.locations import data_file
-from instructedit.data.readers import read_records
 from instructedit.editors.base import Editor
 from instructedit.editors.lookup import find_editor
-from instructedit.errors import EditorError
+from instructedit.errors import EditorError, InstructEditError
 from instructedit.evaluation.metrics import MetricGroup, get_metric, registered_metrics
 from instructedit.evaluation.protocols import Protocol, described
 from instructedit.evaluation.provenance import provenance
@@ -26,7 +24,7 @@ from instructedit.experiments.processes import Children, end_with_parent
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord
 from instructedit.storage.writing import as_json, locked, make_folder, write_atomically
-from instructedit.tasks.edits import fitting_records
+from instructedit.tasks.edits import read_edits
 from instructedit.tasks.loading import load_task
 from instructedit.training.log import LOG, training_cost
 from instructedit.training.loop import EDITOR
@@ -118,15 +116,17 @@ def _run_one(experiment: Experiment, label: str, seed: int, out: Path, data: Pat
     language_model = load_language_model(experiment.base)
     folder = out / "editors" / f"{slug(label)}-{seed}"
     name, editor, cost = _make_editor(entry, experiment.base, seed, language_model, folder, data)
-    files = {test.file for test in missing}
-    records = {file: read_records(data_file(file, data), skip_incomplete=True) for file in files}
+    records = {
+        (task, file): read_edits(load_task(task), file, data, skip_incomplete=True)
+        for task, file in dict.fromkeys((test.task, test.file) for test in missing)
+    }
     caching_editors: dict[tuple[object, ...], CachingEditor] = {}
     evaluations: dict[tuple[object, ...], tuple[Evaluation, float, int]] = {}
     for test in missing:
         key = _score_key(editor, test)
         if key not in evaluations:
             evaluations[key] = _evaluate(
-                editor, language_model, test, experiment.edits, records[test.file], caching_editors
+                editor, language_model, test, experiment.edits, records[test.task, test.file], caching_editors
             )
         evaluation, seconds, peak = evaluations[key]
         cell = {
@@ -170,8 +170,7 @@ def _evaluate(
 ) -> tuple[Evaluation, float, int]:
     """Return an editor's scores, seconds per edit, and the process's peak memory until then in bytes."""
     task = load_task(test.task)
-    candidates = fitting_records(task, records, test.file)
-    sample = random.Random(0).sample(candidates, min(edits, len(candidates)))
+    sample = random.Random(0).sample(records, min(edits, len(records)))
     timed = [record.request for record in sample[:TIMED_EDITS]]
     instructions = [task.instructions.render_held_out(request) for request in timed]
     editor.edit(language_model, timed[:1], instructions[:1])  # one-off work, such as statistics, is not timed
@@ -205,13 +204,16 @@ def _make_editor(
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run one editor and seed: the process that :func:`run_all` starts."""
+    """Run one editor and seed: the process that :func:`run_all` starts, and whose last line of errors it reports."""
     end_with_parent()
     path, out, data, edits, seeds, label, seed = arguments
     experiment = load_experiment(Path(path)).model_copy(
         update={"edits": int(edits), "seeds": tuple(map(int, seeds.split(",")))}
     )
-    run_one(experiment, label, int(seed), Path(out), Path(data))
+    try:
+        run_one(experiment, label, int(seed), Path(out), Path(data))
+    except InstructEditError as error:
+        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

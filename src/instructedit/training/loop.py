@@ -83,7 +83,7 @@ def train(
             raise DataError(f"task {mix.task} is held out from training; remove it from `tasks`", field="tasks")
     make_folder(out)
     with locked_by_first_process(out), numerics(recipe.optimisation), lost_process_reported(out / CHECKPOINT):
-        sources = read_sources(recipe, data or find_data())
+        sources = read_sources(recipe, data or find_data(name for mix in recipe.tasks for name in mix.files))
         torch.manual_seed(recipe.seed)
         editor = initial_editor(recipe, language_model).to(language_model.device)
         with trunk_cache(recipe.trunk_cache, language_model, editor.split_layer) as cache:

@@ -161,12 +161,10 @@ def _with_paths(raw: dict[Any, Any], folder: Path) -> dict[Any, Any]:
             settings = inner if section is None else {**settings, section: inner}
     tasks = settings.get("tasks")
     if isinstance(tasks, dict):
-        settings["tasks"] = {_task_path(name, folder): entry for name, entry in tasks.items()}
+        settings["tasks"] = {task_path(name, folder): entry for name, entry in tasks.items()}
     elif isinstance(tasks, list):
         settings["tasks"] = [
-            entry | {"task": _task_path(entry["task"], folder)}
-            if isinstance(entry, dict) and "task" in entry
-            else entry
+            entry | {"task": task_path(entry["task"], folder)} if isinstance(entry, dict) and "task" in entry else entry
             for entry in tasks
         ]
     if isinstance(settings.get("stages"), list):
@@ -193,6 +191,7 @@ def resolve_path(value: str, folder: Path, names: Collection[str] | None) -> str
     return str(folder / value) if is_path else value
 
 
-def _task_path(name: Any, folder: Path) -> Any:
+def task_path(name: Any, folder: Path) -> Any:
+    """Return the path of a task's YAML file that a recipe or experiment in ``folder`` means, or a name unchanged."""
     is_path = isinstance(name, str) and Path(name).suffix in {".yaml", ".yml"}
     return str(folder / name) if is_path else name
