@@ -203,14 +203,15 @@ def as_markdown(
     """Return the separability table as Markdown."""
     counted = ", ".join(f"{count} edits of {task}" for task, count in edits.items())
     lines = [
-        "# Editing directions",
+        "# Gradient directions",
         "",
-        f"{counted}, each under its own task's held-out instruction template; means over the edited matrices, with the "
-        "means of their 95% intervals (bootstrap over edits). Silhouette: 1 separate tasks, 0 mixed. Probe: accuracy "
-        f"of a linear probe of the task; chance is {1 / len(edits):.2f}. Angle: between two tasks' subspaces. "
-        "Explained: share of the directions' variance, the same edits under every task's instruction.",
+        f"{counted}, with a held-out instruction template of their own task. Values and 95% intervals (bootstrap over "
+        "edits) are means over the edited matrices. Silhouette: 1 for separable tasks, 0 for overlapping ones. Probe: "
+        f"accuracy of a linear probe for the task; chance is {1 / len(edits):.2f}. Angle: between the subspaces of two "
+        "tasks. Explained: share of variance explained by the instruction and by the edit, if every edit is made under "
+        "every task's instruction.",
         "",
-        "| editor | side | silhouette | probe | angle, degrees | explained by instruction | by edit |",
+        "| editor | factor | silhouette | probe | angle, degrees | explained by instruction | by edit |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in summary:
@@ -224,7 +225,7 @@ def as_markdown(
         cells = (row["editor"], row["side"], *shown, f"{row['angle']:.0f}", *shares)
         lines.append(f"| {' | '.join(cells)} |")
     if predicted is not None:
-        lines += ["", "Silhouette against held-out Reliability, Spearman's rank correlation over editors:", ""]
+        lines += ["", "Spearman's rank correlation of silhouette and held-out Reliability over editors:", ""]
         lines += [f"- {side}: {p['rho']:.2f} (p {p['p']:.2f}, {p['editors']} editors)" for side, p in predicted.items()]
     return "\n".join(lines) + "\n"
 

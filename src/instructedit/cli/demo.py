@@ -152,8 +152,8 @@ def _remarks(single: Sequence[EditExample], tables: Tables, mend_tables: Tables,
         ]
     if any(file.startswith(BUNDLED_PREFIX) for file in files.values()):
         remarks.append(
-            "In the bundled edits, neighbours have the same prompt template as the edit. So locality is lower than on "
-            "the public test files, which the README's results use (INSTRUCTEDIT_DATA)."
+            "In the bundled edits, neighbours have the same prompt template as the edit; therefore locality is lower "
+            "than on the public test files, which the README's results use (INSTRUCTEDIT_DATA)."
         )
     remarks.append(
         "An instruction is the task's name, which occurs in training, and a held-out template. The name alone "

@@ -20,8 +20,8 @@ def reproduce(
     name: Annotated[
         str,
         typer.Argument(
-            help="Experiment: table1, table3, fig2, fig3, paper, scope, sensitivity, seeds or larger (recipes/experiments/), "
-            "or a YAML file."
+            help="Experiment: table1, table3, fig2, fig3, paper, scope, sensitivity, seeds or larger "
+            "(recipes/experiments/), or a YAML file."
         ),
     ],
     out_folder: Annotated[Path | None, typer.Option("--out", help="Output folder. Default: runs/NAME.")] = None,

@@ -166,7 +166,7 @@ def _test_section(experiment: Experiment, summary: Mapping[str, Any], test: Eval
         for source, labels in experiment.published.items()
         if any(test.label in tests for tests in labels.values())
     ]
-    heads = ["editor", *test.metrics, "seeds", "ms an edit", "training, min", "peak, GB"]
+    heads = ["editor", *test.metrics, "seeds", "ms per edit", "training, min", "peak, GB"]
     heads += [f"{source} (published)" for source in sources]
     lines = []
     for row in rows:
@@ -184,12 +184,12 @@ def _test_section(experiment: Experiment, summary: Mapping[str, Any], test: Eval
 
 
 def _differences_section(differences: Sequence[Mapping[str, Any]]) -> list[str]:
-    heads = ["test", "metric", "of", "minus", "difference", "seed by seed"]
+    heads = ["test", "metric", "editor", "minus", "difference", "difference per seed"]
     rows = [
         [d["test"], d["metric"], d["of"], d["minus"], _with_interval(d["metric"], d), _by_seed(d["metric"], d)]
         for d in differences
     ]
-    return ["", "## Differences", "", "Edit by edit, in points.", "", *_table(heads, rows)]
+    return ["", "## Differences", "", "Paired over edits, in percentage points.", "", *_table(heads, rows)]
 
 
 def as_markdown(experiment: Experiment, summary: Mapping[str, Any]) -> str:
@@ -203,17 +203,16 @@ def as_markdown(experiment: Experiment, summary: Mapping[str, Any]) -> str:
     lines = [
         f"# {experiment.title}",
         "",
-        f"{summary['edits']} edits a test, the same for all editors; seeds {seeds}; in percent with 95% intervals, "
-        "bootstrap over edits. Times and memory: this machine "
-        f"({summary['machine']['processor']}), the edits of a batch together; memory is the most that the "
-        "process had held by then, with training where it trained.",
+        f"{summary['edits']} edits per test, the same for all editors; seeds {seeds}. Metrics in percent with 95% "
+        f"intervals (bootstrap over edits). Times were measured on {summary['machine']['processor']} with batched "
+        "edits. Memory is the peak of the process, including training if the editor was trained in it.",
     ]
     if experiment.overview is not None:
         lines += _overview(experiment, summary, experiment.overview)
     for test in experiment.tests:
         lines += _test_section(experiment, summary, test)
     if experiment.published:
-        lines += ["", "Published numbers are of other base models and other edits; only their order can be compared."]
+        lines += ["", "Published numbers are for other base models and other edits; only their order can be compared."]
     if summary["differences"]:
         lines += _differences_section(summary["differences"])
     return "\n".join(lines) + "\n"
