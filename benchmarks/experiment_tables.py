@@ -160,6 +160,7 @@ def sensitivity_table() -> str:
     lines = [
         [label, *(cell(find(rows, test=task + suffix, editor=CORE), metric) for task, metric in columns)]
         for suffix, label in kinds
+        if find(rows, test="counterfact" + suffix, editor=CORE) is not None
     ]
     lines.append([MEND, *(cell(find(rows, test=task, editor=MEND), metric) for task, metric in columns)])
     heads = ["instruction", *(f"`{task}` {HEADS[metric]}" for task, metric in columns)]

@@ -260,7 +260,7 @@ def no_model(place: Workplace) -> list[str | Path]:
     [
         (broken_json, "DataError", ["truncated.json", "is not valid JSON at line 1", "copy it again"]),
         (no_target, "DataError", ["no_target.jsonl", "record 1", "field target"]),
-        (foreign_delta, "DeltaError", ["fedcba9876543210", "another model", "Load the model"]),
+        (foreign_delta, "DeltaError", ["fedcba9876543210", "another model", "Load that model"]),
         (
             three_mistakes,
             "RecipeError",

@@ -198,7 +198,7 @@ def test_processes_do_the_same_and_a_failure_spares_the_others(place: Path) -> N
     (place / "tiny.yaml").write_text(yaml.safe_dump(raw))
     experiment = load_experiment(place / "tiny.yaml")
     done: list[str] = []
-    with pytest.raises(EditorError, match=r"(?s)tries them again.*broken, seed 0: EditorError: .*nothing"):
+    with pytest.raises(EditorError, match=r"(?s)run the command again.*broken, seed 0: EditorError: .*nothing"):
         run_all(place / "tiny.yaml", experiment, place / "apart", place, 2, done.append)
     assert sorted(done) == ["Base, seed 0", "MEND, seed 0", "broken, seed 0"]
     run_one(experiment, "MEND", 0, place / "here", place)

@@ -114,6 +114,21 @@ def test_it_has_a_row_in_the_demo(folder: Path, gpt2: LanguageModel, monkeypatch
     assert files == {"capitals": str(folder / "capitals.jsonl")}
 
 
+def test_any_metric_can_be_a_headline_and_a_misspelt_one_is_told(
+    folder: Path, gpt2: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from instructedit.editors.lookup import find_editor
+
+    editor = find_editor("ft", gpt2)
+    own = known_tasks()["capitals"].model_copy(update={"headline_metrics": ("reliability", "locality_prefixed")})
+    monkeypatch.setattr("instructedit.evaluation.demonstration.listed_tasks", lambda: [own])
+    tables, _ = measure_tasks(editor, gpt2, None, 2, 0)  # type: ignore[arg-type]
+    assert tables["capitals"].keys() == {"reliability", "locality_prefixed"}
+    own = own.model_copy(update={"headline_metrics": ("relaibility",)})
+    with pytest.raises(DataError, match=r"no metric is named 'relaibility'\. Did you mean 'reliability'"):
+        measure_tasks(editor, gpt2, None, 2, 0)  # type: ignore[arg-type]
+
+
 def test_requests_are_routed_to_it(folder: Path, gpt2: LanguageModel) -> None:
     [route] = Router(gpt2)([EditRequest(prompt="The capital of Norland is", target="Tave", subject="Norland")])
     assert "capitals" in route.similarities

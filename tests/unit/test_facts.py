@@ -60,8 +60,8 @@ def test_a_table_that_is_none_is_told(tmp_path: Path, content: bytes, problem: s
     [
         (b"{oh", "line 2 is not valid JSON"),
         (b"[1]", "found list"),
-        (b'{"sub_label": "a"}', "line 2: expected texts"),
-        (b'{"sub_label": 1, "obj_label": "a"}', "line 2: expected texts"),
+        (b'{"sub_label": "a"}', "line 2: expected strings"),
+        (b'{"sub_label": 1, "obj_label": "a"}', "line 2: expected strings"),
         (b"\xff", "is not UTF-8"),
     ],
 )

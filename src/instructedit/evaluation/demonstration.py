@@ -10,7 +10,7 @@ from typing import Any
 from instructedit.assets import read_yaml
 from instructedit.editors.gradient import GradientEditor
 from instructedit.evaluation.generation import generate, natural_stop
-from instructedit.evaluation.metrics import MetricGroup, registered_metrics
+from instructedit.evaluation.metrics import MetricGroup, get_metric, registered_metrics
 from instructedit.evaluation.protocols import Control
 from instructedit.evaluation.runner import Evaluation, evaluate
 from instructedit.models.language_model import LanguageModel
@@ -122,6 +122,9 @@ def measure_tasks(
 
     Returns:
         Headline metrics by task and name, and the file that each task's edits came from.
+
+    Raises:
+        DataError: a task's headline metric does not exist; or as :func:`sample_test_edits`.
     """
     tables: dict[str, dict[str, Any]] = {}
     files: dict[str, str] = {}
@@ -129,8 +132,9 @@ def measure_tasks(
     def run(task: Task, control: Control) -> Evaluation:
         on_task(task.name)
         records, files[task.name] = sample_test_edits(task, data, count, seed)
-        core = registered_metrics(MetricGroup.CORE)
-        return evaluate(editor, language_model, task, records, metrics=core, instruction=control, seed=seed)
+        headline = map(get_metric, task.headline_metrics)
+        metrics = tuple(dict.fromkeys((*registered_metrics(MetricGroup.CORE), *headline)))
+        return evaluate(editor, language_model, task, records, metrics=metrics, instruction=control, seed=seed)
 
     for task in demo_tasks():
         metrics = run(task, Control.UNSEEN).metrics
