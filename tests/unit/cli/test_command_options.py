@@ -78,7 +78,7 @@ def test_only_hub_ids_are_asked_for(asked: pytest.MonkeyPatch, name: str | None)
     def reached(*arguments: object) -> socket.socket:
         pytest.fail("a connection was made")
 
-    asked.chdir(Path(__file__).parents[2])
+    asked.chdir(Path(__file__).parents[3])
     asked.setattr(socket, "create_connection", reached)
     assert hub.offline_if_unreachable(name) == name
 

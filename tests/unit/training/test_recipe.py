@@ -21,7 +21,7 @@ SHIPPED = [
     *shipped_editors(),
     *sorted(
         str(path)
-        for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml")
+        for path in (Path(__file__).parents[3] / "recipes").glob("*.yaml")
         if {"tasks", "extends"} & yaml.safe_load(path.read_text(encoding="utf-8")).keys()
     ),
 ]

@@ -153,7 +153,7 @@ def test_a_full_stop_inside_an_answer_does_not_end_it(continuation: str, right: 
     assert matches(continuation, ("A.C. Oston",)) is right
 
 
-DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+DOCS = Path(__file__).parents[3] / "docs" / "metrics.md"
 
 
 @pytest.fixture
