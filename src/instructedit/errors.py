@@ -14,7 +14,8 @@ exits with code 2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # every command imports this module, also for --help, and pydantic is slow to import
@@ -111,3 +112,9 @@ def location_text(location: Sequence[int | str]) -> str:
 def shorten(text: str) -> str:
     """Return a text for a message, truncated after 300 characters."""
     return text if len(text) <= _MAX_PART_LENGTH else f"{text[:_MAX_PART_LENGTH]}…"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the known name that is nearest to a wrong one; empty if none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -36,6 +36,12 @@ def _folders(kind: str, weights: str) -> Mapping[str, Path]:
     return {file.parent.name: file.parent for file in sorted((ARTIFACTS / kind).glob(f"*/{weights}"))}
 
 
+def weights_file(name_or_path: str | Path) -> Path:
+    """Return the weights of a shipped editor by its name, or the path itself if it is no such name."""
+    folder = shipped_editors().get(str(name_or_path))
+    return Path(name_or_path) if folder is None else folder / EDITOR_WEIGHTS
+
+
 def recipe_file(name_or_path: str | Path, shipped: Mapping[str, Path]) -> Path:
     """Return the recipe of a shipped artefact by its name, or the path itself if it is no such name."""
     folder = shipped.get(str(name_or_path))

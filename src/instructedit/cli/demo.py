@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from instructedit.evaluation.demonstration import EditExample
     from instructedit.models.language_model import LanguageModel
 
+#: Name of the shipped editor that the bundled one is compared with.
+BASELINE = "bundled-mend"
 Tables = Mapping[str, Mapping[str, Any]]
 
 
@@ -34,7 +36,7 @@ def demo(
     which ignores instructions.
     """
     quiet_libraries()
-    from instructedit.editors.saving import BUNDLED_MEND, load_editor
+    from instructedit.editors.saving import load_editor
     from instructedit.evaluation.demonstration import make_examples
     from instructedit.models.language_model import BUNDLED, load_language_model
 
@@ -42,7 +44,7 @@ def demo(
     language_model = load_language_model(model)
     trained = load_editor(editor, language_model)
     single, scopes = make_examples(trained, language_model)
-    mend = load_editor(BUNDLED_MEND, language_model) if model == editor == BUNDLED else None
+    mend = load_editor(BASELINE, language_model) if model == editor == BUNDLED else None
     tables, mend_tables, files = _measure(trained, mend, language_model, edits, seed)
     seconds = round(time.monotonic() - began, 1)
     content = {

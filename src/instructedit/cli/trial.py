@@ -29,11 +29,12 @@ def make_trial(
     """Return the trial of an editor on validation edits, and a description of where these come from."""
     from instructedit.data.pool import RecordPool
     from instructedit.editors.lookup import find_editor
+    from instructedit.evaluation.runner import ADDED_UNRELATED
     from instructedit.instructions.trial import Trial
     from instructedit.instructions.validation_edits import validation_edits
 
     records, source = validation_edits(task, editor, edits, seed, data)
     if task.is_wider:  # every template has to be scored on the same probes, whatever else is scored with it
         pool = RecordPool(records)
-        records = [pool.completed(record, 2, seed) for record in records]
+        records = [pool.completed(record, ADDED_UNRELATED, seed) for record in records]
     return Trial(find_editor(editor, language_model), language_model, task, records, seed), source

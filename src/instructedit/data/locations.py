@@ -35,6 +35,11 @@ def data_file(name: str | Path, data: Path = Path()) -> Path:
     return data / name
 
 
+def needs_data_folder(name: str) -> bool:
+    """Return whether a data file is looked for in the data folder: it is neither bundled nor an absolute path."""
+    return not name.startswith(BUNDLED_PREFIX) and not Path(name).is_absolute()
+
+
 def find_data(names: Iterable[str] | None = None) -> Path:
     """Return the data folder.
 
@@ -45,7 +50,7 @@ def find_data(names: Iterable[str] | None = None) -> Path:
         DataError: ``INSTRUCTEDIT_DATA`` is not set, or names no folder.
     """
     folder = data_folder()
-    if names is not None and all(name.startswith(BUNDLED_PREFIX) or Path(name).is_absolute() for name in names):
+    if names is not None and not any(map(needs_data_folder, names)):
         return folder or Path()
     if folder is None or not folder.is_dir():
         raise DataError(

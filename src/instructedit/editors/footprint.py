@@ -39,6 +39,5 @@ def editor_parameters(config: GradientEditorConfig, language_model: LanguageMode
 
 def footprint(config: GradientEditorConfig, language_model: LanguageModel) -> Footprint:
     """Return the sizes of a base model and of an editor for it; errors as of :func:`editor_parameters`."""
-    base = sum(p.numel() * p.element_size() for p in language_model.model.parameters())
     editor = 4 * editor_parameters(config, language_model)
-    return Footprint(base, editor, 4 * editor)
+    return Footprint(language_model.parameter_bytes, editor, 4 * editor)

@@ -8,9 +8,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from instructedit.artifacts import shipped_editors
 from instructedit.editors.base import DirectEditor, Editor
 from instructedit.editors.registry import editor_class, editor_names, unknown_editor
-from instructedit.editors.saving import SHIPPED, load_editor
+from instructedit.editors.saving import load_editor
 from instructedit.errors import EditorError, validation_messages
 from instructedit.models.language_model import LanguageModel
 from instructedit.storage.reading import read_yaml_file
@@ -20,8 +21,8 @@ def find_editor(name_or_path: str | Path, language_model: LanguageModel) -> Edit
     """Return an editor for a base model.
 
     Args:
-        name_or_path: a name in :data:`~instructedit.editors.saving.SHIPPED`, an editor file, the name of a method that
-            needs no training, or a YAML file with such a ``name`` and the fields that differ from the defaults.
+        name_or_path: the name of a shipped editor, an editor file, the name of a method that needs no training,
+            or a YAML file with such a ``name`` and the fields that differ from the defaults.
         language_model: the base model.
 
     Raises:
@@ -35,16 +36,17 @@ def find_editor(name_or_path: str | Path, language_model: LanguageModel) -> Edit
             raise EditorError(f"file {path}: expected `name:` and the method's fields at the top level")
         name, others = str(fields["name"]), {key: value for key, value in fields.items() if key != "name"}
         return _create(name, others, language_model, f"file {path}: ")
-    if name not in SHIPPED and name in editor_names():
+    shipped = shipped_editors()
+    if name not in shipped and name in editor_names():
         if issubclass(editor_class(name), DirectEditor):
             return _create(name, {}, language_model, "")
         if not path.is_file():
             raise EditorError(
                 f"{name} has to be trained: give a file that `instructedit train` wrote, or a shipped editor: "
-                f"{', '.join(sorted(SHIPPED))}"
+                f"{', '.join(shipped)}"
             )
-    if name not in SHIPPED and not path.suffix and not path.exists():
-        raise EditorError(unknown_editor(name, {*SHIPPED, *editor_names()}))
+    if name not in shipped and not path.suffix and not path.exists():
+        raise EditorError(unknown_editor(name, {*shipped, *editor_names()}))
     return load_editor(name_or_path, language_model)
 
 

@@ -12,7 +12,6 @@ command line, YAML files and recipes then find it by its name.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import logging
 from collections.abc import Iterable
@@ -21,7 +20,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
 from instructedit.editors.base import Editor
-from instructedit.errors import EditorError
+from instructedit.errors import EditorError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -114,9 +113,7 @@ def editor_class(name: str) -> type[Editor]:
 def unknown_editor(name: str, known: Iterable[str]) -> str:
     """Return the message for a name that nothing has, with the nearest one that there is."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"no editor is named {name!r}.{hint} Known: {', '.join(names)}"
+    return f"no editor is named {name!r}.{did_you_mean(name, names)} Known: {', '.join(names)}"
 
 
 def _entry_points() -> dict[str, EntryPoint]:

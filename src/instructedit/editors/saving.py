@@ -12,22 +12,16 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
-from instructedit.artifacts import EDITOR_WEIGHTS, shipped_editors
+from instructedit.artifacts import shipped_editors, weights_file
 from instructedit.editors.gradient import GradientEditor, GradientEditorConfig, create_editor, editor_config
 from instructedit.errors import DataError, EditorError, validation_messages
 from instructedit.models.finite import finite
-from instructedit.models.language_model import BUNDLED, LanguageModel
+from instructedit.models.language_model import LanguageModel
 from instructedit.storage.reading import parse_json, read_bytes
 from instructedit.storage.tensors import TENSORS_DIGEST, pack, unpack
 from instructedit.storage.writing import write_atomically
 
 FORMAT = "instructedit-editor/2"
-#: Trained on fewer scopes and for fewer steps than the bundled editor; and MEND, trained as that one was.
-BUNDLED_CORE = "bundled-core"
-BUNDLED_MEND = "bundled-mend"
-#: The files of the editors that ship with the package, by name; all are for the bundled base model.
-SHIPPED = {name: folder / EDITOR_WEIGHTS for name, folder in shipped_editors().items()}
-BUNDLED_EDITOR = SHIPPED[BUNDLED]
 
 
 def save_editor(
@@ -62,7 +56,7 @@ def save_editor(
 
 def digest_of(name_or_path: str | Path) -> str | None:
     """Return the SHA-256 of an editor's tensors, or of a direct method's YAML file; None for a method's name."""
-    file = SHIPPED.get(str(name_or_path), Path(name_or_path))
+    file = weights_file(name_or_path)
     if not file.is_file():
         return None
     return _header_of(file).get(TENSORS_DIGEST) or hashlib.sha256(read_bytes(file)).hexdigest()
@@ -71,7 +65,7 @@ def digest_of(name_or_path: str | Path) -> str | None:
 def training_of(path: str | Path) -> dict[str, Any]:
     """Return what made an editor, as its file says: recipe and step; empty where there is no editor file."""
     try:
-        training = parse_json(_header_of(SHIPPED.get(str(path), Path(path))).get("training", "{}"))
+        training = parse_json(_header_of(weights_file(path)).get("training", "{}"))
     except DataError:
         return {}
     return training if isinstance(training, dict) else {}
@@ -117,7 +111,7 @@ def load_editor(path: str | Path, language_model: LanguageModel, *, to_train: bo
     """Read a trained editor for its base model.
 
     Args:
-        path: of the file, or a name in :data:`SHIPPED`.
+        path: of the file, or the name of a shipped editor.
         language_model: the base model.
         to_train: in float32 whatever the base model is in; else the hypernetwork of an editor of a model in
             bfloat16 computes in bfloat16, too.
@@ -125,9 +119,9 @@ def load_editor(path: str | Path, language_model: LanguageModel, *, to_train: bo
     Raises:
         EditorError: no such file, damaged, not an editor, or trained for another base model.
     """
-    file = SHIPPED.get(str(path), Path(path))
+    file = weights_file(path)
     if not file.is_file():
-        raise EditorError(f"file {path}: no such file; the shipped editors are {', '.join(sorted(SHIPPED))}")
+        raise EditorError(f"file {path}: no such file; the shipped editors are {', '.join(shipped_editors())}")
     header, tensors = unpack(file, FORMAT, "an editor", EditorError)
     if header.get("base") != language_model.fingerprint:
         raise EditorError(

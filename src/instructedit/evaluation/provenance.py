@@ -36,8 +36,7 @@ def provenance(
         DataError: the file cannot be read.
     """
     path = data_file(file, data)
-    name_of_file = str(file)
-    relative = name_of_file if name_of_file.startswith(BUNDLED_PREFIX) else _relative(path)
+    relative = str(file) if str(file).startswith(BUNDLED_PREFIX) else _relative(path)
     return {
         "editor": Path(name).name if Path(name).suffix else str(name),
         "method": editor.name,

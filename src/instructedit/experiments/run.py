@@ -106,10 +106,9 @@ def run_one(experiment: Experiment, label: str, seed: int, out: Path, data: Path
 
 def _run_one(experiment: Experiment, label: str, seed: int, out: Path, data: Path) -> None:
     entry = experiment.editors[label]
+    cell_settings = {test: settings(experiment, entry, seed, test) for test in experiment.tests}
     missing = [
-        test
-        for test in experiment.tests
-        if kept_cell(cell_file(out, label, seed, test), settings(experiment, entry, seed, test)) is None
+        test for test, digest in cell_settings.items() if kept_cell(cell_file(out, label, seed, test), digest) is None
     ]
     if not missing:
         return
@@ -139,7 +138,7 @@ def _run_one(experiment: Experiment, label: str, seed: int, out: Path, data: Pat
             **cost,
             "seconds_an_edit": seconds,
             "peak_bytes": peak,
-            "settings": settings(experiment, entry, seed, test),
+            "settings": cell_settings[test],
         }
         path = cell_file(out, label, seed, test)
         write_atomically(path, (as_json(cell, file=path) + "\n").encode())

@@ -134,6 +134,11 @@ class LanguageModel:
         """Device of the inputs: where the embedding runs, also if its weights are offloaded."""
         return execution_device(self.model.get_input_embeddings())
 
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of the parameters as loaded."""
+        return sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
+
     @contextmanager
     def editing(self) -> Iterator[None]:
         """Acquire the lock to make an edit of the base model.

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from instructedit.data.locations import BUNDLED_PREFIX, data_file
+from instructedit.data.locations import BUNDLED_PREFIX, data_file, needs_data_folder
 from instructedit.data.readers import read_records
 from instructedit.errors import DataError
 from instructedit.records import EditRecord
@@ -73,6 +73,6 @@ def sample_test_edits(task: Task, data: Path | None, count: int, seed: int) -> t
 
 def is_at_hand(name: str, data: Path | None) -> bool:
     """Return whether a data file can be read: it is bundled, has a whole path, or is in the data folder."""
-    if data is None and not name.startswith(BUNDLED_PREFIX) and not Path(name).is_absolute():
+    if data is None and needs_data_folder(name):
         return False
     return data_file(name, data or Path()).is_file()

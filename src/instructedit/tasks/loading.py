@@ -5,7 +5,6 @@ Raises :class:`DataError` with the nearest name where a task is not known.
 
 from __future__ import annotations
 
-import difflib
 import os
 from functools import cache
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from instructedit.assets import ASSETS
-from instructedit.errors import DataError, validation_messages
+from instructedit.errors import DataError, did_you_mean, validation_messages
 from instructedit.instructions.templates import NEUTRAL_NAME, InstructionTemplates
 from instructedit.storage.reading import as_mapping, read_yaml_file, short_repr
 from instructedit.tasks.task import Task, TaskFiles
@@ -76,8 +75,7 @@ def load_task(name_or_path: str | Path) -> Task:
     tasks = known_tasks()
     if name in tasks:
         return tasks[name]
-    near = difflib.get_close_matches(name, tasks, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(name, tasks)
     raise DataError(f"no task is named {short_repr(name)}.{hint} Known: {', '.join(tasks)}; or give a task's YAML file")
 
 

@@ -81,7 +81,7 @@ def predict_memory(language_model: LanguageModel, recipe: Recipe, lengths: TextL
     activations = two + (recipe.optimisation.batch - 2) * max(0, four - two) / 2
     slack = CPU_SLACK if language_model.device.type == "cpu" else 1.0
     return Memory(
-        base=sum(p.numel() * p.element_size() for p in language_model.model.parameters()),
+        base=language_model.parameter_bytes,
         editor=3 * sum(p.numel() * p.element_size() for p in parameters),
         activations=round(slack * activations),
     )

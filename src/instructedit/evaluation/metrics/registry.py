@@ -12,12 +12,11 @@ experiments, and listed by ``instructedit metrics``.
 
 from __future__ import annotations
 
-import difflib
 import logging
 from functools import cache
 from importlib.metadata import entry_points
 
-from instructedit.errors import DataError
+from instructedit.errors import DataError, did_you_mean
 from instructedit.evaluation.metrics.accuracy import ACCURACY_METRICS
 from instructedit.evaluation.metrics.likelihood import LIKELIHOOD_METRICS
 from instructedit.evaluation.metrics.metric import Metric, MetricGroup
@@ -56,8 +55,7 @@ def get_metric(name: str) -> Metric:
     """
     metrics = _by_name()
     if name not in metrics:
-        near = difflib.get_close_matches(name, metrics, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, metrics)
         raise DataError(f"no metric is named {short_repr(name)}.{hint} `instructedit metrics` lists all")
     return metrics[name]
 
