@@ -122,7 +122,7 @@ def main() -> None:
     model = load_language_model(options.base)
     _, validation = read_sources(load_stages(options.recipe)[-1], find_data())
     edits = {s.task.name: s.pool.records[: options.edits] for s in validation if s.task.name in TASKS}
-    asked = {"base": model.fingerprint, "edits": options.edits, "recipe": options.recipe.name}
+    asked = {"base": model.fingerprint, "edits": options.edits, "recipe": options.recipe}
     done: list[dict[str, Any]] = []
     if options.log.is_file():
         done = [json.loads(line) for line in options.log.read_text(encoding="utf-8").splitlines()]

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+from typer.testing import CliRunner
+
+from instructedit.cli.app import app
+from instructedit.experiments.plan import Experiment, load_experiment, needed_files
+from instructedit.experiments.report import summarise
+from instructedit.experiments.run import run_one
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,43 +41,57 @@ def write_package(folder: Path) -> None:
         for group, points in project["entry-points"].items()
     ]
     (info / "entry_points.txt").write_text("\n".join(lines))
-    (folder / "tasks").mkdir()
     task = yaml.safe_load(block("docs/tasks.md", "## A task of your own", "yaml"))
     (folder / "tasks" / "capitals.yaml").write_text(yaml.safe_dump(task))
     (folder / "tasks" / task["files"]["test"]).write_text(block("docs/tasks.md", "## A task of your own", "json"))
 
 
-def run(folder: Path, *arguments: str) -> Any:
+def shown(*arguments: str) -> Any:
     """Return the JSON that a command prints."""
-    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": path, "INSTRUCTEDIT_TASKS": "tasks"}
-    environment.pop("INSTRUCTEDIT_DATA", None)
-    done = subprocess.run(
-        [sys.executable, "-m", "instructedit", *arguments, "--json", "-"],
-        cwd=folder, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    result = CliRunner().invoke(app, [*arguments, "--json", "-"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
 
 
-def test_the_packages_examples_work_together(tmp_path: Path, checkpoint: Callable[[str], Path]) -> None:
-    write_package(tmp_path)
-    assert run(tmp_path, "editors")["block-l2"]["summary"].startswith("Fine-tunes all MLP matrices of one block")
-    assert "target_rank" in run(tmp_path, "metrics")
-    assert "capitals" in run(tmp_path, "tasks")
+def reproduced(folder: Path, experiment: dict[str, Any], base: Path) -> dict[str, Any]:
+    """Return the result of an experiment of two edits; tests/integration/test_experiments.py starts the processes."""
+    (folder / "mine.yaml").write_text(yaml.safe_dump(experiment | {"base": str(base), "edits": 2}))
+    plan = load_experiment(folder / "mine.yaml")
+    for label, seed in plan.work():
+        run_one(plan, label, seed, folder / "out", folder)
+    return summarise(plan, folder / "out")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with tasks of its own, from which packages are imported."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("INSTRUCTEDIT_TASKS", "tasks")
+    monkeypatch.delenv("INSTRUCTEDIT_DATA", raising=False)
+    (tmp_path / "tasks").mkdir()
+    yield tmp_path
+    for module in ("block_l2", "target_rank"):
+        sys.modules.pop(module, None)
+
+
+def test_the_packages_examples_work_together(folder: Path, checkpoint: Callable[[str], Path]) -> None:
+    write_package(folder)
+    assert shown("editors")["block-l2"]["summary"].startswith("Fine-tunes all MLP matrices of one block")
+    assert "target_rank" in shown("metrics")
+    assert "capitals" in shown("tasks")
     experiment = yaml.safe_load(block("CONTRIBUTING.md", "### A package of your own", "yaml"))
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(experiment | {"base": str(checkpoint("gpt2"))}))
-    rows = run(tmp_path, "reproduce", "mine.yaml", "--edits", "2", "--data", ".")["rows"]
+    rows = reproduced(folder, experiment, checkpoint("gpt2"))["rows"]
     assert {(row["test"], row["editor"]) for row in rows} == {
         (test, editor) for test in ("capitals", "counterfact") for editor in ("FT-L", "block-l2")
     }
     assert all(row["metrics"]["target_rank"]["mean"] > 0 for row in rows)
 
 
-def test_the_experiment_of_the_guide_needs_no_data_folder(tmp_path: Path, checkpoint: Callable[[str], Path]) -> None:
+def test_the_experiment_of_the_guide_needs_no_data_folder(folder: Path, checkpoint: Callable[[str], Path]) -> None:
     experiment = yaml.safe_load(block("docs/experiments.md", "## An experiment of your own", "yaml"))
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(experiment | {"base": str(checkpoint("gpt2"))}))
-    result = run(tmp_path, "reproduce", "mine.yaml", "--edits", "2")
+    plan = Experiment.model_validate(experiment)
+    assert all(name.startswith("bundled/") for name in needed_files(plan))
+    result = reproduced(folder, experiment, checkpoint("gpt2"))
     assert [row["test"] for row in result["rows"]] == ["counterfact"] * 2 + ["counterfact, generation"] * 2
     assert {difference["of"] for difference in result["differences"]} == {"LoRA"}
