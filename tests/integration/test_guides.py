@@ -15,6 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from instructedit.cli.app import app
+from instructedit.evaluation.metrics import registry
 from instructedit.experiments.plan import Experiment, load_experiment, needed_files
 from instructedit.experiments.report import summarise
 from instructedit.experiments.run import run_one
@@ -70,7 +71,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("INSTRUCTEDIT_TASKS", "tasks")
     monkeypatch.delenv("INSTRUCTEDIT_DATA", raising=False)
     (tmp_path / "tasks").mkdir()
+    registry._of_packages.cache_clear()
     yield tmp_path
+    registry._of_packages.cache_clear()
     for module in ("block_l2", "target_rank"):
         sys.modules.pop(module, None)
 
