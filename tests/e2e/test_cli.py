@@ -73,7 +73,7 @@ def test_train_writes_an_editor(place: Workplace) -> None:
     assert [json.loads(line)["phase"] for line in log] == ["encoder", "train", "train", "validation", "trunk"]
 
 
-def test_doctor_tells_what_it_found(place: Workplace) -> None:
+def test_doctor_prints_its_findings(place: Workplace) -> None:
     found = run("doctor", "--model", place.model, "--editor", place.editor, "--json", "-", cwd=place.folder).json()
     assert found["blocks"] == 4
     assert found["hidden"] == 32
@@ -99,7 +99,7 @@ def test_edit_kept_as_a_file_does_the_same_in_another_process(place: Workplace) 
     assert made["requests"] == [{"prompt": PROMPT, "target": TARGET, "subject": "Lena", "task": "counterfact"}]
 
 
-def test_edit_without_a_task_says_which_it_took(place: Workplace) -> None:
+def test_edit_without_a_task_prints_the_chosen_one(place: Workplace) -> None:
     edit = ("edit", "--prompt", PROMPT, "--target", TARGET, "--model", place.model, "--editor", place.editor)
     routed = run(*edit, "--json", "-", cwd=place.folder)
     assert "chosen for 'Lena was born in'" in routed.err
@@ -280,7 +280,7 @@ def no_model(place: Workplace) -> list[str | Path]:
         "no editor",
     ],
 )
-def test_bad_input_is_told_in_one_screen_and_leaves_nothing(
+def test_bad_input_is_reported_in_one_screen_and_leaves_nothing(
     place: Workplace, arguments: Callable[[Workplace], Sequence[str | Path]], kind: str, told: list[str]
 ) -> None:
     given = arguments(place)

@@ -69,7 +69,7 @@ def test_completion_is_there(main: Main) -> None:
         (["doctor", "--device-map", "[1]"], "not [1]"),
     ],
 )
-def test_mistakes_in_the_command_line_are_said_literally(main: Main, arguments: list[str], told: str) -> None:
+def test_mistakes_in_the_command_line_are_printed_literally(main: Main, arguments: list[str], told: str) -> None:
     result = main(*arguments)
     assert result.code == 2
     assert result.err.startswith("Usage: instructedit")
@@ -158,7 +158,7 @@ def unwritable(tmp_path: Path) -> list[Path]:
     ],
 )
 @pytest.mark.usefixtures("nothing_loads")
-def test_files_that_cannot_be_written_are_told_first(main: Main, tmp_path: Path, arguments: list[str]) -> None:
+def test_files_that_cannot_be_written_are_reported_first(main: Main, tmp_path: Path, arguments: list[str]) -> None:
     assert main(*arguments, "a\0b").code == 2
     for path in unwritable(tmp_path):
         result = main(*arguments, path)
@@ -171,7 +171,7 @@ TINY = "base: bundled\neditor: {}\ntasks: [{task: zsre, files: [x.jsonl]}]\nopti
 
 
 @pytest.mark.usefixtures("nothing_loads")
-def test_folders_that_cannot_be_written_are_told_first(main: Main, tmp_path: Path) -> None:
+def test_folders_that_cannot_be_written_are_reported_first(main: Main, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
     (tmp_path / "file").write_text("")
     for folder in ("file", "file/below", "/proc/instructedit"):
@@ -306,7 +306,7 @@ def test_encodings_that_lack_characters(tmp_path: Path, encoding: str) -> None:
     assert json.loads(printed.stdout.decode(encoding))["summary"] == "東京 … é"
 
 
-def test_bytes_that_are_no_text() -> None:
+def test_bytes_that_are_not_text() -> None:
     done = process("tasks", b"\xff\xfe", stdout=subprocess.PIPE)
     assert done.returncode == 2
     assert done.stderr == b"error DataError\nthe argument '\\udcff\\udcfe' is not UTF-8 text\n"
@@ -325,7 +325,7 @@ SECRET = "sk_live_0123456789"
         (["--key-env", "KEY", "--base-url", f"http://[{SECRET}"], "--base-url takes a URL"),
     ],
 )
-def test_secrets_are_not_said_back(
+def test_secrets_are_not_printed(
     main: Main, monkeypatch: pytest.MonkeyPatch, command: str, options: list[str], told: str
 ) -> None:
     monkeypatch.setenv("KEY", "x")

@@ -30,7 +30,7 @@ def clouds(apart: float, seed: int = 0) -> tuple[np.ndarray, list[str]]:
     return unit(rows), ["a"] * 30 + ["b"] * 30
 
 
-def test_tasks_that_are_apart_are_told_apart() -> None:
+def test_separated_tasks_have_a_high_score() -> None:
     far, near = separability(*clouds(20.0)), separability(*clouds(0.0))
     assert far.silhouette.mean > 0.9
     assert far.probe.mean == 1.0

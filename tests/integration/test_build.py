@@ -209,7 +209,7 @@ def test_another_recipe_does_not_go_on_from_a_stopped_build(
         build_base(load(build(records=[])), tmp_path, tmp_path / "out")
 
 
-def test_recall_is_told_by_relation() -> None:
+def test_recall_is_reported_by_relation() -> None:
     base = load_language_model("bundled")
     true = [fact for fact in read_facts() if fact.relation == "P17"][:300]
     false = [Fact("own", "P36", fact.subject, "Nowhere") for fact in true[:20]]

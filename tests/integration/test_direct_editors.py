@@ -214,7 +214,7 @@ def test_grace_answers_by_its_codebook_near_the_key_and_nowhere_else(
     assert score(gpt2, editor.split_layer, others, wide) != score(gpt2, editor.split_layer, others, None)
 
 
-def test_calinet_adds_its_slots_to_what_the_mlp_says(gpt2: LanguageModel, requests_: list[EditRequest]) -> None:
+def test_calinet_adds_its_slots_to_the_mlps_output(gpt2: LanguageModel, requests_: list[EditRequest]) -> None:
     editor = CaliNet.create(CaliNetConfig(slots=5), gpt2)
     edits = editor.edit(gpt2, requests_, [None] * 3)
     mlp = gpt2.model.get_submodule(edits.first.rpartition(".")[0])

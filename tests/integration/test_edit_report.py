@@ -70,12 +70,12 @@ def test_twenty_five_stacked_edits_say_how_many_are_lost(report: Callable[..., E
     assert f"{lost} of 25 edits failed" in " ".join(found.warnings)
 
 
-def test_a_subject_that_is_not_in_the_prompt_is_told(report: Callable[..., EditReport]) -> None:
+def test_a_subject_that_is_not_in_the_prompt_is_reported(report: Callable[..., EditReport]) -> None:
     found = report(HENDRIX.model_copy(update={"subject": "Freddie Mercury"}))
     assert "'Freddie Mercury' does not occur in the prompt" in found.requests[0].warnings[0]
 
 
-def test_a_delta_of_an_unusual_size_is_told(base: LanguageModel) -> None:
+def test_a_delta_of_an_unusual_size_is_reported(base: LanguageModel) -> None:
     editor = load_editor("bundled", base)
     assert isinstance(editor, GradientEditor)
     delta = make_edit(editor, base, [HENDRIX], load_task("counterfact"))

@@ -214,13 +214,13 @@ def test_what_drops_a_placeholder_or_breaks_the_line_is_not_taken(server: Server
     ]
 
 
-def test_a_key_in_place_of_its_variables_name_is_not_said_back(server: Server) -> None:
+def test_a_key_in_place_of_its_variables_name_is_not_printed(server: Server) -> None:
     with pytest.raises(EditorError, match="--key-env takes the NAME") as caught:
         EndpointProposer("m", server.url, KEY)
     assert KEY not in str(caught.value)
 
 
-def test_no_key_is_told_before_anything_is_asked(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_key_is_reported_before_any_call(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OWN_KEY", " ")
     with pytest.raises(EditorError, match="OWN_KEY contains no API key"):
         proposer(server)
@@ -235,7 +235,7 @@ def test_no_key_is_told_before_anything_is_asked(server: Server, monkeypatch: py
 
 
 @pytest.mark.parametrize("given", [KEY, "AKIAIOSFODNN7EXAMPLE", "gsk_abcdefghij0123456789"])
-def test_a_key_that_looks_like_a_variables_name_is_not_said_back(server: Server, given: str) -> None:
+def test_a_key_that_looks_like_a_variables_name_is_not_printed(server: Server, given: str) -> None:
     with pytest.raises(EditorError, match="--key-env takes the NAME") as caught:
         EndpointProposer("m", server.url, given)
     assert given not in str(caught.value)
@@ -295,7 +295,7 @@ def test_a_password_in_the_address_is_sent_and_written_nowhere(
 @pytest.mark.parametrize(
     "url", ["h:secret99@x", "ftp://u:secret99@x", "http://", "http://[secret99", "http://x:secret99"]
 )
-def test_an_address_that_is_none_is_told_and_not_said_back(url: str) -> None:
+def test_what_is_not_an_address_is_reported_and_not_printed(url: str) -> None:
     with pytest.raises(EditorError, match="change --base-url") as caught:
         EndpointProposer("m", url, "OWN_KEY")
     assert "secret99" not in str(caught.value)

@@ -257,7 +257,7 @@ class Says(ConstrainedFineTuning):
 
 @pytest.mark.parametrize("protocol", [Protocol.PLAIN, Protocol.GENERATION])
 @pytest.mark.parametrize(("kind", "forgotten"), [(Says, 0.0), (ConstrainedFineTuning, 0.0), (InContext, 1.0)])
-def test_forgotten_is_who_says_neither_answer(
+def test_an_answer_is_forgotten_if_neither_is_generated(
     gpt2: LanguageModel, records: list[EditRecord], protocol: Protocol, kind: type[DirectEditor], forgotten: float
 ) -> None:
     """One editor makes it say the old answer, one the new one; a random model by itself says neither."""
@@ -375,7 +375,7 @@ def test_scores_depend_on_neither_batch_nor_order(
     assert (together[0].log_likelihood != together[4].log_likelihood) == edited
 
 
-def test_score_is_what_the_whole_model_says(gpt2: LanguageModel) -> None:
+def test_score_is_that_of_the_whole_model(gpt2: LanguageModel) -> None:
     query = QUERIES[1]
     encoded = gpt2.text.encode_pair(query.prompt, query.answer)
     ids = torch.tensor([encoded.ids])

@@ -278,7 +278,7 @@ def test_recipes_are_trained_in_stages(place: Path) -> None:
     ],
     ids=str,
 )
-def test_mistakes_are_told(place: Path, change: dict[str, Any], problem: str) -> None:
+def test_mistakes_are_reported(place: Path, change: dict[str, Any], problem: str) -> None:
     raw = yaml.safe_load((place / "tiny.yaml").read_text())
     (place / "tiny.yaml").write_text(yaml.safe_dump(raw | change))
     with pytest.raises(RecipeError, match=problem):

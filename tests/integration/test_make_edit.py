@@ -53,7 +53,7 @@ def test_a_task_may_be_given_by_name_or_file(gpt2: LanguageModel, editor: Mend, 
         ([REQUEST], [], "0 tasks for 1 requests"),
     ],
 )
-def test_what_is_no_request_or_task_is_said(
+def test_what_is_not_a_request_or_task_is_reported(
     gpt2: LanguageModel, editor: Mend, requests: Any, tasks: Any, words: str
 ) -> None:
     with pytest.raises(EditorError, match=words):

@@ -318,7 +318,7 @@ def test_a_wrong_place_is_named(folder: Path, how: dict[str, Any], words: str) -
 @pytest.mark.parametrize(
     "how", [{"device": "cuda"}, {"device": "cuda:1"}, {"device_map": {"": 0}}, {"device_map": "cuda"}]
 )
-def test_a_gpu_that_is_not_there_is_said(folder: Path, how: dict[str, Any]) -> None:
+def test_a_gpu_that_is_not_there_is_reported(folder: Path, how: dict[str, Any]) -> None:
     refused(folder, "no GPU here", **how)
 
 
@@ -327,7 +327,7 @@ def test_auto_without_a_gpu_is_the_cpu(folder: Path, gpt2: LanguageModel) -> Non
         assert load_language_model(folder, **how).fingerprint == gpt2.fingerprint  # type: ignore[arg-type]
 
 
-def test_an_offloaded_embedding_runs_where_its_hook_says(
+def test_an_offloaded_embedding_runs_on_its_hooks_device(
     checkpoint: Callable[[str], Path], gpt2: LanguageModel
 ) -> None:
     placed = {"transformer.wte": "disk", "lm_head": "disk", "transformer.wpe": "cpu", "transformer.h": "cpu"}
@@ -347,7 +347,7 @@ def test_too_little_memory_is_a_model_error(folder: Path, error: Exception, monk
 
 
 @pytest.mark.parametrize("source", ["", "a\0b", "a" * 5000, "nowhere/at/all", 3, None])
-def test_what_is_no_path_is_a_model_error(source: Any) -> None:
+def test_what_is_not_a_path_is_a_model_error(source: Any) -> None:
     refused(source)
 
 

@@ -30,7 +30,7 @@ def test_a_request_without_a_text_gets_its_tasks_or_none() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "  \n"])
-def test_an_empty_text_is_refused_and_says_how_to_give_none(text: str) -> None:
+def test_an_empty_text_is_refused_and_explains_how_to_give_none(text: str) -> None:
     with pytest.raises(ValidationError, match="--no-instruction"):
         EditRequest(prompt="a", target="b", instruction=text)
 

@@ -114,7 +114,7 @@ def test_it_has_a_row_in_the_demo(folder: Path, gpt2: LanguageModel, monkeypatch
     assert files == {"capitals": str(folder / "capitals.jsonl")}
 
 
-def test_any_metric_can_be_a_headline_and_a_misspelt_one_is_told(
+def test_any_metric_can_be_a_headline_and_a_misspelt_one_is_reported(
     folder: Path, gpt2: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from instructedit.editors.lookup import find_editor
@@ -155,7 +155,7 @@ def test_what_does_not_go_together_is_refused(folder: Path, change: dict[str, ob
         known_tasks()
 
 
-def test_a_folder_that_does_not_exist_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_does_not_exist_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TASKS_VARIABLE, str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="INSTRUCTEDIT_TASKS names a folder that does not exist"):
         known_tasks()

@@ -70,6 +70,6 @@ def test_parameters_are_counted_without_the_users_encoder(gpt2: LanguageModel, e
     assert editor_parameters(editor.config, gpt2) == sum(p.numel() for p in editor.parameters())
 
 
-def test_a_missing_encoder_is_told(gpt2: LanguageModel, new_editor: Callable[..., Mend], tmp_path: Path) -> None:
+def test_a_missing_encoder_is_reported(gpt2: LanguageModel, new_editor: Callable[..., Mend], tmp_path: Path) -> None:
     with pytest.raises(EditorError, match="cannot load the sentence encoder"):
         new_editor(gpt2, name="instructedit", encoder="sentence", sentence_encoder=str(tmp_path / "nowhere"))

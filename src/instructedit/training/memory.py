@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from instructedit.editors.footprint import editor_parameters
 from instructedit.editors.gradient import GradientEditor, create_editor
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
@@ -76,13 +77,12 @@ def predict_memory(language_model: LanguageModel, recipe: Recipe, lengths: TextL
         lengths: Typical lengths of its data.
     """
     editor = create_editor(recipe.editor, language_model).to(language_model.device).train()
-    parameters = [p for p in editor.parameters() if p.requires_grad]
     two, four = (_measure_step(editor, language_model, recipe, lengths, edits) for edits in (2, 4))
     activations = two + (recipe.optimisation.batch - 2) * max(0, four - two) / 2
     slack = CPU_SLACK if language_model.device.type == "cpu" else 1.0
     return Memory(
         base=language_model.parameter_bytes,
-        editor=3 * sum(p.numel() * p.element_size() for p in parameters),
+        editor=3 * 4 * editor_parameters(recipe.editor, language_model),
         activations=round(slack * activations),
     )
 

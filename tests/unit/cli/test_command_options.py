@@ -60,7 +60,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_hub_out_of_reach_is_said_and_not_waited_for(
+def test_hub_out_of_reach_is_reported_without_waiting(
     asked: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import os
@@ -74,7 +74,7 @@ def test_hub_out_of_reach_is_said_and_not_waited_for(
 
 
 @pytest.mark.parametrize("name", ["bundled", "bundled-core", "/no/where", "a/b/c", "", None, "tests", "[/b]"])
-def test_only_hub_ids_are_asked_for(asked: pytest.MonkeyPatch, name: str | None) -> None:
+def test_only_hub_ids_are_requested(asked: pytest.MonkeyPatch, name: str | None) -> None:
     def reached(*arguments: object) -> socket.socket:
         pytest.fail("a connection was made")
 

@@ -46,7 +46,7 @@ def test_facts_survive_writing_and_reading(tmp_path: Path) -> None:
         "long",
     ],  # compressed bytes hold the time, and so would ids made from them
 )
-def test_a_table_that_is_none_is_told(tmp_path: Path, content: bytes, problem: str) -> None:
+def test_a_file_that_is_not_a_table_is_reported(tmp_path: Path, content: bytes, problem: str) -> None:
     path = tmp_path / "facts.tsv.gz"
     path.write_bytes(content)
     with pytest.raises(DataError, match=problem) as caught:
@@ -65,7 +65,7 @@ def test_a_table_that_is_none_is_told(tmp_path: Path, content: bytes, problem: s
         (b"\xff", "is not UTF-8"),
     ],
 )
-def test_a_line_that_is_no_fact_is_told(tmp_path: Path, line: bytes, problem: str) -> None:
+def test_a_line_that_is_not_a_fact_is_reported(tmp_path: Path, line: bytes, problem: str) -> None:
     relation = next(iter(relation_templates()))
     (tmp_path / f"{relation}.jsonl").write_bytes(b'{"sub_label": "a", "obj_label": "b"}\n' + line)
     with pytest.raises(DataError, match=problem):

@@ -28,13 +28,13 @@ def probe(prompt: str) -> Probe:
     return Probe(kind=ProbeKind.NEIGHBOUR, prompt=prompt, answers=("Dutch",))
 
 
-def test_a_neighbour_is_asked_in_the_edits_own_sentence() -> None:
+def test_a_neighbour_is_queried_in_the_edits_sentence() -> None:
     asked = POOL.in_sentence_of(RECORDS[0].request, RECORDS[0].probes[0])
     assert asked == probe("Bo speaks the language")
     assert POOL.in_sentence_of(RECORDS[1].request, RECORDS[1].probes[0]) == probe("The tongue of Dario was")
 
 
-def test_a_neighbour_whose_subject_cannot_be_told_stays_as_it_is() -> None:
+def test_a_neighbour_whose_subject_cannot_be_found_stays_as_it_is() -> None:
     unknown = RECORDS[2].probes[0]
     assert POOL.in_sentence_of(RECORDS[0].request, unknown) is unknown
     nameless = RECORDS[0].request.model_copy(update={"subject": None})

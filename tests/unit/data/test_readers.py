@@ -342,7 +342,7 @@ def test_mixed_schemas_are_refused(write: Write) -> None:
         (b"hello", "line 1 is not valid JSON"),
     ],
 )
-def test_unreadable_content_is_told_with_its_file(tmp_path: Path, content: bytes, problem: str) -> None:
+def test_unreadable_content_is_reported_with_its_file(tmp_path: Path, content: bytes, problem: str) -> None:
     path = tmp_path / "records.json"
     path.write_bytes(content)
     with pytest.raises(DataError) as caught:
@@ -351,7 +351,7 @@ def test_unreadable_content_is_told_with_its_file(tmp_path: Path, content: bytes
     assert problem in str(caught.value)
 
 
-def test_missing_file_is_told(tmp_path: Path) -> None:
+def test_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere\.json: cannot be read: No such file"):
         read_records(tmp_path / "nowhere.json")
 
@@ -376,7 +376,7 @@ def test_requests_are_read(write: Write) -> None:
         ),
     ],
 )
-def test_wrong_request_is_told(write: Write, raw: Raw, field: str) -> None:
+def test_wrong_request_is_reported(write: Write, raw: Raw, field: str) -> None:
     path = write({"prompt": "a", "target": "b"}, raw)
     with pytest.raises(DataError, match=rf"record 1, field {field}:"):
         read_requests(path)
@@ -407,7 +407,7 @@ def test_real_file_is_read_whole(public_data: Path, file: str, schema: str, coun
     assert sum(bool(record.probes) for record in found) > 0.9 * count
 
 
-def test_real_training_file_with_gaps_says_where(public_data: Path) -> None:
+def test_real_training_file_with_gaps_is_located(public_data: Path) -> None:
     path = public_data / "zsre/zsre_mend_train-1k.json"
     if not path.is_file():
         pytest.skip("zsre_mend_train-1k.json is not among the public data at hand")
@@ -416,7 +416,7 @@ def test_real_training_file_with_gaps_says_where(public_data: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [True, False, [True], {"a": 1}])
-def test_what_is_no_text_is_no_target(write: Write, value: object) -> None:
+def test_what_is_not_a_text_is_no_target(write: Write, value: object) -> None:
     for bad, field in (
         (COUNTERFACT | {"target_new": value}, "target_new"),
         (MEND | {"alt": value}, "alt"),
@@ -427,7 +427,7 @@ def test_what_is_no_text_is_no_target(write: Write, value: object) -> None:
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
-def test_what_is_no_number_is_no_target(tmp_path: Path, number: str) -> None:
+def test_what_is_not_a_number_is_no_target(tmp_path: Path, number: str) -> None:
     path = tmp_path / "records.jsonl"
     path.write_text(
         "\n" + json.dumps(COUNTERFACT | {"target_new": 0}).replace('"target_new": 0', f'"target_new": {number}')

@@ -30,7 +30,7 @@ def probes_of(record: EditRecord, kind: ProbeKind) -> dict[str, str]:
     return {probe.prompt: probe.answers[0] for probe in record.of_kind(kind)}
 
 
-def test_what_follows_is_asked_of_a_description_of_the_new_object() -> None:
+def test_what_follows_is_queried_with_a_description_of_the_new_object() -> None:
     [record] = ScopeEdits(FACTS).records({"Lena"}, 2)
     assert (record.request.ground_truth, record.request.target) == ("Oston", "Maravel")
     # Norse is spoken in both towns: it would tell nothing.
@@ -64,7 +64,7 @@ def test_same_seed_same_records() -> None:
 
 
 @pytest.mark.parametrize("name", ["bundled/scope-train.jsonl", "bundled/scope-test.jsonl"])
-def test_shipped_records_say_what_was_asked_for(name: str) -> None:
+def test_shipped_records_have_the_requested_probes(name: str) -> None:
     known = {(fact.subject, fact.object) for fact in read_facts()}
     records = read_records(data_file(name, Path()))
     for record in records:

@@ -46,7 +46,7 @@ EDITS = 36
         ("Change *** and nothing else.", "*** in place of one"),
     ],
 )
-def test_what_cannot_be_an_instruction_is_told(text: object, reason: str) -> None:
+def test_what_cannot_be_an_instruction_is_reported(text: object, reason: str) -> None:
     assert reason in (validation_error(text, ZSRE) or "")
 
 
@@ -121,7 +121,7 @@ def test_better_texts_are_found_and_the_gain_is_measured_on_other_edits(tmp_path
     assert outcome.metrics["new"]["reliability"] > outcome.metrics["start"]["reliability"]
 
 
-def test_no_gain_is_said_and_keeps_the_tasks_own_templates(tmp_path: Path) -> None:
+def test_no_gain_is_reported_and_keeps_the_tasks_own_templates(tmp_path: Path) -> None:
     trial = PretendedTrial(judge=lambda text: 0.9 if text in ZSRE.instructions.all_templates else 0.2)
     outcome = optimise(ZSRE, trial, OfflineProposer(0), SearchTrace(tmp_path / "t.jsonl", SETTINGS), BUDGET)
     assert not outcome.improved
@@ -197,7 +197,7 @@ def test_finished_rounds_cost_no_time(tmp_path: Path) -> None:
     assert (again.rounds, again.stopped) == (2, "the time limit is reached")
 
 
-def test_too_few_edits_are_told(tmp_path: Path) -> None:
+def test_too_few_edits_are_reported(tmp_path: Path) -> None:
     trial = PretendedTrial()
     object.__setattr__(trial, "records", trial.records[:2])
     with pytest.raises(DataError, match="needs 3 or more validation edits, found 2"):
@@ -205,7 +205,7 @@ def test_too_few_edits_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ['{"prompt": "Who?"}\n{"cut off', "[1]\n", '"start"\n', "no line end"])
-def test_a_file_that_is_no_trace_is_left_as_it_is(tmp_path: Path, content: str) -> None:
+def test_a_file_that_is_not_a_trace_is_left_as_it_is(tmp_path: Path, content: str) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text(content)
     with pytest.raises(DataError, match=r"t\.jsonl: is not the trace of a template search"):
@@ -237,7 +237,7 @@ def test_trace_of_other_settings_is_refused(tmp_path: Path) -> None:
         SearchTrace(tmp_path / "t.jsonl", {**SETTINGS, "seed": 1})
 
 
-def test_damaged_trace_is_told_by_its_line(tmp_path: Path) -> None:
+def test_damaged_trace_is_reported_by_its_line(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     SearchTrace(path, SETTINGS)
     path.write_text(path.read_text() + "{oh\n")
@@ -290,7 +290,9 @@ CANDIDATE = {"event": "candidate", "text": "a b c", "proposer": "x", "parent": N
         ({"event": "start"}, "settings of start"),
     ],
 )
-def test_an_event_without_what_is_read_of_it_is_told_by_its_line(tmp_path: Path, event: object, problem: str) -> None:
+def test_an_event_without_what_is_read_of_it_is_reported_by_its_line(
+    tmp_path: Path, event: object, problem: str
+) -> None:
     path = written(tmp_path, CANDIDATE, event)
     before = path.read_bytes()
     with pytest.raises(DataError, match=rf"t\.jsonl: line 3 .*{problem}"):
@@ -301,7 +303,7 @@ def test_an_event_without_what_is_read_of_it_is_told_by_its_line(tmp_path: Path,
 @pytest.mark.parametrize(
     "line", [b"\xff\xfe", b"[" * 2000, b"1" * 5000, b'{"event": "round", "number": 1, "seconds": NaN}']
 )
-def test_a_line_that_nothing_can_read_is_told(tmp_path: Path, line: bytes) -> None:
+def test_a_line_that_nothing_can_read_is_reported(tmp_path: Path, line: bytes) -> None:
     path = written(tmp_path, end="")
     path.write_bytes(path.read_bytes() + line + b"\n")
     with pytest.raises(DataError, match=r"t\.jsonl: line 2 "):
@@ -341,7 +343,7 @@ def test_a_trace_is_open_in_one_process(tmp_path: Path) -> None:
         assert len(trace.events) == 1
 
 
-def test_a_trace_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trace_that_cannot_be_written_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DataError, match="cannot be written"):
         SearchTrace(tmp_path / "file" / "t.jsonl", SETTINGS)
@@ -401,7 +403,7 @@ def test_template_file_goes_back_into_the_task(tmp_path: Path) -> None:
     }
 
 
-def test_what_is_no_template_file_is_told(tmp_path: Path) -> None:
+def test_what_is_not_a_template_file_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "templates.yaml"
     path.write_text(json.dumps({"name": "x", "templates": ["one only"]}))
     with pytest.raises(DataError, match=r"templates\.yaml: is not a file of instruction templates: held_out_templates"):
@@ -433,6 +435,6 @@ def test_budgets_are_times(text: str, seconds: float) -> None:
     assert seconds_of(text) == seconds
 
 
-def test_budget_that_is_no_time_is_told() -> None:
+def test_budget_that_is_not_a_time_is_reported() -> None:
     with pytest.raises(DataError, match="90s, 20m or 2h, not 'soon'"):
         seconds_of("soon")

@@ -46,7 +46,7 @@ def written(folder: Path, content: bytes | str) -> Path:
     ],
     ids=lambda value: value[:20],
 )
-def test_json_that_nothing_can_hold_is_told(tmp_path: Path, text: str, problem: str) -> None:
+def test_json_that_nothing_can_hold_is_reported(tmp_path: Path, text: str, problem: str) -> None:
     path = written(tmp_path, text)
     with pytest.raises(DataError, match=re.escape(problem)) as caught:
         read_json_file(path)
@@ -54,14 +54,14 @@ def test_json_that_nothing_can_hold_is_told(tmp_path: Path, text: str, problem: 
     assert len(str(caught.value)) < 400
 
 
-def test_json_in_a_line_is_told_by_the_line() -> None:
+def test_json_in_a_line_is_reported_by_the_line() -> None:
     with pytest.raises(DataError, match=r"^file x: line 3 is not valid JSON at column 2: "):
         parse_json("{oh", file="x", place="line 3")
     with pytest.raises(DataError, match=r"^line 3 is not usable JSON: NaN"):
         parse_json("NaN", place="line 3")
 
 
-def test_json_is_what_it_says() -> None:
+def test_json_has_the_printed_values() -> None:
     assert parse_json(r'{"a": [1, 2.5, null, true, "\ud83d\ude00"]}') == {"a": [1, 2.5, None, True, "\U0001f600"]}
     assert parse_json("1" * 300) == int("1" * 300)
 
@@ -73,7 +73,7 @@ def test_half_characters_are_let_through_where_they_are_wanted() -> None:
 
 
 @pytest.mark.parametrize("read", [read_text, read_json_file, read_yaml_file])
-def test_bytes_that_are_no_text_are_told_by_the_first_wrong_one(tmp_path: Path, read: object) -> None:
+def test_bytes_that_are_not_text_are_reported_by_the_first_wrong_one(tmp_path: Path, read: object) -> None:
     path = written(tmp_path, b'"abc\xff"')
     with pytest.raises(DataError, match=r"file: is not UTF-8 text \(byte 4\)"):
         read(path)  # type: ignore[operator]
@@ -116,7 +116,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
     ],
     ids=lambda value: repr(value[:24]),
 )
-def test_yaml_that_nothing_can_hold_is_told(tmp_path: Path, text: str, problem: str) -> None:
+def test_yaml_that_nothing_can_hold_is_reported(tmp_path: Path, text: str, problem: str) -> None:
     path = written(tmp_path, text)
     with pytest.raises(DataError, match=re.escape(problem)) as caught:
         read_yaml_file(path)
@@ -132,7 +132,7 @@ def test_aliases_that_stand_for_little_are_fine(tmp_path: Path) -> None:
     ("value", "problem"),
     [([], "found list"), (None, "found NoneType"), ("text", "found str"), ({3: 1}, "strings as keys, found 3")],
 )
-def test_what_is_no_mapping_is_told(value: object, problem: str) -> None:
+def test_what_is_not_a_mapping_is_reported(value: object, problem: str) -> None:
     with pytest.raises(DataError, match=f"^file x: .*{problem}"):
         as_mapping(value, "x")
     assert as_mapping({"a": 1}) == {"a": 1}

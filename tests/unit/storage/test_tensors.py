@@ -68,7 +68,7 @@ def test_every_flipped_bit_of_a_small_file_is_seen(tmp_path: Path) -> None:
             unpack(path, "own/1", "ours", EditorError)
 
 
-def test_other_files_are_told_apart(tmp_path: Path) -> None:
+def test_other_files_are_distinguished(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(pack(TENSORS, HEADER))
     with pytest.raises(EditorError, match="written by another version"):

@@ -104,7 +104,7 @@ def test_a_read_only_file_is_left_alone(tmp_path: Path) -> None:
 
 
 @as_user
-def test_a_read_only_folder_is_told_before_any_work(tmp_path: Path) -> None:
+def test_a_read_only_folder_is_reported_before_any_work(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
         for write in (check_writable, lambda path: write_atomically(path, b"two")):
@@ -211,7 +211,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> Non
         assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_locking_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_locking_a_folder_that_is_not_there_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be opened: No such file"), locked(tmp_path / "nowhere"):
         pass
 
@@ -226,14 +226,14 @@ def test_lines_are_added(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
-def test_a_full_disk_is_told() -> None:
+def test_a_full_disk_is_reported() -> None:
     for write in (write_atomically, append_line):
         with pytest.raises(DataError, match=r"^file /dev/full: cannot be written: No space left on device"):
             write("/dev/full", b"one" if write is write_atomically else "one")  # type: ignore[operator]
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc here")
-def test_a_file_system_that_takes_no_files_is_told() -> None:
+def test_a_file_system_that_takes_no_files_is_reported() -> None:
     """Whoever asks: root has all permissions here, too."""
     with pytest.raises(DataError, match="the folder cannot be created"):
         make_folder("/proc/self/instructedit")

@@ -159,7 +159,7 @@ def test_users_task_is_a_yaml_file(tmp_path: Path) -> None:
         ({"colour": "red"}, "colour"),
     ],
 )
-def test_wrong_task_file_is_told_by_its_place(tmp_path: Path, change: dict[str, object], place: str) -> None:
+def test_wrong_task_file_is_reported_by_its_place(tmp_path: Path, change: dict[str, object], place: str) -> None:
     path = write_task(tmp_path, OWN_TASK | change)
     with pytest.raises(DataError) as caught:
         load_task(path)
@@ -178,14 +178,14 @@ def test_wrong_task_file_is_told_by_its_place(tmp_path: Path, change: dict[str, 
         ),
     ],
 )
-def test_file_that_is_no_task_is_told(tmp_path: Path, content: bytes) -> None:
+def test_file_that_is_not_a_task_is_reported(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "recipes.yaml"
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"recipes\.yaml"):
         load_task(path)
 
 
-def test_missing_task_file_is_told(tmp_path: Path) -> None:
+def test_missing_task_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read: No such file"):
         load_task(tmp_path / "nowhere.yaml")
 
@@ -221,7 +221,7 @@ def test_every_frame_of_the_grammar_can_be_filled(scope: str) -> None:
         assert "{" not in alone.draw(scope, random.Random(0))
 
 
-def test_grammar_tells_what_it_lacks() -> None:
+def test_grammar_reports_what_is_missing() -> None:
     grammar = Grammar({"a": ["x"]}, {"only": ["{a} and {b}"]}, {})
     with pytest.raises(DataError, match="no scope 'all'"):
         grammar.draw("all", random.Random(0))
@@ -234,7 +234,7 @@ def test_every_scope_of_a_task_is_in_the_grammar() -> None:
     assert scopes <= set(scope_grammar().scopes)
 
 
-def test_two_scopes_are_said_one_after_the_other() -> None:
+def test_two_scopes_are_described_one_after_the_other() -> None:
     texts = {"names": ["All names."], "back": ["Backwards."]}
     rng = random.Random(0)
     one_of_each = {"All names. Backwards.", "Backwards. All names."}

@@ -30,7 +30,9 @@ def test_unlikelihood_is_exact_and_steep_for_answers_known_by_heart(margin: floa
 
 
 @pytest.mark.parametrize("forgets", [True, False])
-def test_what_weighs_nothing_is_not_asked(gpt2: LanguageModel, new_editor: Callable[..., Mend], forgets: bool) -> None:
+def test_queries_of_weight_zero_are_left_out(
+    gpt2: LanguageModel, new_editor: Callable[..., Mend], forgets: bool
+) -> None:
     """A forgetting task, or one whose every wanted answer has the weight 0."""
     request = EditRequest(prompt="Lena was born in", target="Oston")
     likelihood = (WeightedTarget("Otto was born in", "Oston", 0.0),)

@@ -67,7 +67,7 @@ def test_three_mistakes_are_listed_at_once() -> None:
         ({"optimisation": {"learning_rate": float("nan")}}, "optimisation.learning_rate"),
     ],
 )
-def test_mistake_is_told_by_its_place(change: dict[str, Any], place: str) -> None:
+def test_mistake_is_reported_by_its_place(change: dict[str, Any], place: str) -> None:
     found = mistakes({"tasks": [MIX], **change})
     assert [mistake.split(": ")[0] for mistake in found] == [place]
 
@@ -102,7 +102,7 @@ def test_task_listed_twice_is_a_mistake() -> None:
 
 
 @pytest.mark.parametrize("raw", [None, [], "text", 3])
-def test_recipe_that_is_no_mapping_is_told(raw: object) -> None:
+def test_recipe_that_is_not_a_mapping_is_reported(raw: object) -> None:
     assert mistakes(raw) == ("expected `key: value` lines at the top level",)
 
 
@@ -140,7 +140,9 @@ def test_recipe_survives_writing_and_reading(editor: dict[str, str]) -> None:
         (b"", RecipeError, "expected `key: value`"),
     ],
 )
-def test_file_that_is_no_recipe_is_told(tmp_path: Path, content: bytes, error: type[Exception], problem: str) -> None:
+def test_file_that_is_not_a_recipe_is_reported(
+    tmp_path: Path, content: bytes, error: type[Exception], problem: str
+) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_bytes(content)
     with pytest.raises(error, match=problem) as caught:
@@ -148,7 +150,7 @@ def test_file_that_is_no_recipe_is_told(tmp_path: Path, content: bytes, error: t
     assert str(path) in str(caught.value)
 
 
-def test_missing_recipe_is_told(tmp_path: Path) -> None:
+def test_missing_recipe_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere\.yaml: cannot be read: No such file"):
         load_stages(tmp_path / "nowhere.yaml")
 
@@ -270,7 +272,7 @@ def test_tasks_by_name_are_the_same_as_a_list_and_a_list_replaces_them() -> None
     ],
     ids=str,
 )
-def test_mistakes_in_stages_are_told(stages: object, mistake: str) -> None:
+def test_mistakes_in_stages_are_reported(stages: object, mistake: str) -> None:
     with pytest.raises(RecipeError) as caught:
         parse_stages({"tasks": TASKS, "stages": stages})
     assert caught.value.mistakes[0].startswith(mistake)
