@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from instructedit.base_model.build import build_base
 from instructedit.base_model.recipe import BuildRecipe
 from instructedit.editors import key_statistics
-from instructedit.editors.key_statistics import cache_folder, second_moment
+from instructedit.editors.key_statistics import second_moment
 from instructedit.errors import CheckpointError, DataError
 from instructedit.experiments.cells import kept_cell
 from instructedit.experiments.plan import load_experiment
@@ -26,6 +26,7 @@ from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import Encoded, TokenBatch, pad
 from instructedit.models.trunk_cache import TrunkCache, TrunkKey
 from instructedit.records import EditRecord
+from instructedit.storage.cache import cache_folder
 from instructedit.storage.writing import append_line, as_json
 from instructedit.training.log import LOG
 from instructedit.training.loop import train
@@ -120,7 +121,7 @@ def test_a_second_experiment_or_build_in_a_folder_is_refused(
         run_one(experiment, "MEND", 0, data / "other", data)
 
 
-def test_a_folder_that_cannot_be_made_is_told_before_any_work(
+def test_a_folder_that_cannot_be_made_is_reported_before_any_work(
     gpt2: LanguageModel, data: Path, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_experiment(data, checkpoint("gpt2"))
@@ -139,7 +140,7 @@ def test_a_folder_that_cannot_be_made_is_told_before_any_work(
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\n", b"[1]\n", b'{"phase": "train"}\n'], ids=str)
-def test_a_log_that_is_gone_or_damaged_is_told(gpt2: LanguageModel, data: Path, content: bytes | None) -> None:
+def test_a_log_that_is_gone_or_damaged_is_reported(gpt2: LanguageModel, data: Path, content: bytes | None) -> None:
     train(recipe(), gpt2, data / "out", data)
     log = data / "out" / LOG
     log.unlink() if content is None else log.write_bytes(content)
@@ -147,7 +148,7 @@ def test_a_log_that_is_gone_or_damaged_is_told(gpt2: LanguageModel, data: Path, 
         train(recipe(3).model_copy(update={"optimisation": recipe().optimisation}), gpt2, data / "out", data)
 
 
-def test_a_disk_that_fills_up_in_training_is_told(
+def test_a_disk_that_fills_up_in_training_is_reported(
     gpt2: LanguageModel, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(

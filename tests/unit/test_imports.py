@@ -112,7 +112,8 @@ def unpickling(tree: ast.AST) -> list[int]:
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             called = ast.unparse(node.func)
             safe = any(
-                key.arg == "use_safetensors" and isinstance(key.value, ast.Constant) and key.value.value is True
+                (key.arg == "use_safetensors" and isinstance(key.value, ast.Constant) and key.value.value is True)
+                or key.arg == "gguf_file"  # no pickle either
                 for key in node.keywords
             )
             loads_model = called.endswith(".from_pretrained") and "Model" in called

@@ -20,6 +20,7 @@ from instructedit.cli import (
     evaluate,
     instructions,
     metrics,
+    models,
     reproduce,
     tasks,
     train,
@@ -30,8 +31,8 @@ from instructedit.cli.failures import INTERRUPTED, ClickException, failure_of
 app = typer.Typer(
     name="instructedit",
     help="Edit facts in a language model by instruction.\n\n"
-    "Start with `instructedit demo`, which edits the bundled model. --model accepts `bundled`, a folder with a Hugging "
-    "Face checkpoint, or a hub id.",
+    "Start with `instructedit demo`, which edits the bundled model. --model accepts a name that "
+    "`instructedit models` lists, a folder with a Hugging Face checkpoint, a GGUF file, or a hub id.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,  # it would interpret markup in untrusted text
@@ -44,6 +45,7 @@ app.command("reproduce")(reproduce.reproduce)
 app.command("tasks")(tasks.tasks)
 app.command("metrics")(metrics.metrics)
 app.command("editors")(editors.editors)
+app.add_typer(models.app, name="models")
 app.add_typer(instructions.app, name="instructions")
 app.add_typer(analyze.app, name="analyze")
 app.command("doctor")(doctor.doctor)

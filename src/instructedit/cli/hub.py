@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from instructedit.cli.console import err
+from instructedit.models.catalogue import known_models
 
 #: Timeout for a connection to the hub, in seconds.
 CONNECT_TIMEOUT = 3.0
@@ -45,5 +46,5 @@ def offline_if_unreachable(name: str | None) -> str | None:
 
 def _is_hub_id(name: str) -> bool:
     return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not (
-        name.startswith("bundled") or Path(name).exists()
+        name.startswith("bundled") or name in known_models() or Path(name).exists()
     )

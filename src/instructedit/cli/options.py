@@ -56,7 +56,9 @@ def _parse_device_map(text: Any) -> Any:
 Model = Annotated[
     str,
     typer.Option(
-        "--model", callback=known_model, help="Base model: `bundled`, a checkpoint folder, or a Hugging Face hub id."
+        "--model",
+        callback=known_model,
+        help="Base model: a name that `instructedit models` lists, a checkpoint folder, a GGUF file, or a hub id.",
     ),
 ]
 EditorFile = Annotated[

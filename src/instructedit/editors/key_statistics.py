@@ -7,9 +7,7 @@ cache folder (``INSTRUCTEDIT_CACHE``, default ``~/.cache/instructedit``).
 from __future__ import annotations
 
 import logging
-import os
 import random
-import tempfile
 from pathlib import Path
 
 import torch
@@ -23,20 +21,10 @@ from instructedit.models.hooks import removed_on_exit
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import linear_shape
 from instructedit.models.text import pad
+from instructedit.storage.cache import cache_folder
 from instructedit.storage.writing import write_atomically
 
 logger = logging.getLogger(__name__)
-
-
-def cache_folder() -> Path:
-    """Return the folder of the statistics; without a home folder it is in the one for temporary files."""
-    named = os.environ.get("INSTRUCTEDIT_CACHE")
-    if named:
-        return Path(named)
-    try:
-        return Path.home() / ".cache" / "instructedit"
-    except RuntimeError:
-        return Path(tempfile.gettempdir()) / f"instructedit-{os.getuid()}"
 
 
 def second_moment(language_model: LanguageModel, matrix: str, sentences: int = 3000, seed: int = 0) -> Tensor:

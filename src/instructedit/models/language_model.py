@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from instructedit.artifacts import shipped_models
 from instructedit.errors import EditorError, ModelError
+from instructedit.models.catalogue import known_models
 from instructedit.models.checkpoint import (
     build_on_meta_device,
     check_memory,
@@ -26,8 +27,10 @@ from instructedit.models.checkpoint import (
 )
 from instructedit.models.checkpoint_files import stored_tensors
 from instructedit.models.devices import check_device, check_device_map
+from instructedit.models.fetch import fetch_model
 from instructedit.models.fingerprint import weights_fingerprint
 from instructedit.models.fusion import fuse_activations_in_place
+from instructedit.models.gguf import is_gguf, load_gguf
 from instructedit.models.hooks import execution_device
 from instructedit.models.split import SplitForward, blocks_return_tuples
 from instructedit.models.structure import Structure, find_structure
@@ -38,8 +41,8 @@ BUNDLED = "bundled"
 BUNDLED_FOLDER = shipped_models()[BUNDLED]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ADVICE = (
-    "Give `bundled`, a folder with config.json, model.safetensors and a tokenizer, or a hub id that can be reached "
-    "from here."
+    "Give a name that `instructedit models` lists, a folder with config.json, model.safetensors and a tokenizer, a "
+    "GGUF file, or a hub id that can be reached from here."
 )
 
 
@@ -219,9 +222,10 @@ def load_language_model(
     """Load a causal language model with its tokenizer.
 
     Args:
-        source: ``bundled``, a folder with a Hugging Face checkpoint, or a hub id. A model that is already loaded is
+        source: a name that ``instructedit models`` lists, which is downloaded at its first use; a folder with a Hugging
+            Face checkpoint; a GGUF file, whose weights are dequantised; or a hub id. A model that is already loaded is
             wrapped with :class:`LanguageModel` instead.
-        dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto`` (as stored).
+        dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto`` (as stored; float32 for a GGUF file).
         device: device of the model; the CPU by default. ``auto`` uses a GPU if there is one; with several processes on
             a machine each uses its own. Excludes ``device_map``.
         device_map: ``auto`` or another strategy of Accelerate, or a device for each module name. Modules on ``disk``
@@ -231,7 +235,7 @@ def load_language_model(
         ModelError: the checkpoint does not exist, has no safetensors weights or is damaged, the model is not a dense
             decoder-only model, or there is no such device.
     """
-    path = str(BUNDLED_FOLDER) if str(source) == BUNDLED else check_source(source)
+    path = check_source(source)
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is unknown; use one of auto, {', '.join(DTYPES)}")
     if device is not None and device_map is not None:
@@ -241,7 +245,15 @@ def load_language_model(
     if device is not None:
         check_device(device)
     with wrap_load_errors(f"the model {source}", ModelError, _ADVICE):
-        return _load(Path(path), source, dtype, device, device_map)
+        return _load(_checkpoint(path), source, dtype, device, device_map)
+
+
+def _checkpoint(source: str) -> Path:
+    """Return the checkpoint of a model: a shipped one, one that is fetched if need be, a path, or a hub id."""
+    if source in shipped_models():
+        return shipped_models()[source]
+    known = known_models().get(source)
+    return Path(source) if known is None else fetch_model(known)
 
 
 def _load(
@@ -251,10 +263,37 @@ def _load(
     device: str | None,
     device_map: str | Mapping[str, str | int] | None,
 ) -> LanguageModel:
+    on_cpu = device_map is None and torch.device(device or "cpu").type == "cpu"
+    fingerprint = None
+    if is_gguf(path):
+        exact = dtype in ("auto", "float16")  # float16 loses other bits than the bfloat16 of the fingerprint
+        loaded_as = torch.float32 if exact else DTYPES[dtype]
+        model, tokenizer = load_gguf(path, loaded_as, device_map=device_map, eager_attention=on_cpu)
+        if dtype == "float16":
+            fingerprint = weights_fingerprint(model)
+            model = model.half()
+    else:
+        model, fingerprint = _load_checkpoint(path, source, dtype, device_map, on_cpu=on_cpu)
+        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+    check_model(model, tokenizer, source)
+    fuse_activations_in_place(model)
+    if device is not None:
+        torch.nn.Module.to(model, device)
+    return LanguageModel(model, tokenizer, str(source), fingerprint=fingerprint)
+
+
+def _load_checkpoint(
+    path: Path,
+    source: str | Path,
+    dtype: str,
+    device_map: str | Mapping[str, str | int] | None,
+    *,
+    on_cpu: bool,
+) -> tuple[PreTrainedModel, str | None]:
+    """Return the model of a checkpoint folder or hub id, and its fingerprint where loading loses it, else None."""
     config = read_config(str(path), source)
     stored = stored_tensors(path) if path.is_dir() else {}
     meta_model = build_on_meta_device(config, stored, source)
-    on_cpu = device_map is None and torch.device(device or "cpu").type == "cpu"
     if device_map is not None:
         check_device_map(device_map, meta_model)
     elif on_cpu and stored:
@@ -263,15 +302,9 @@ def _load(
     def read(dtype: torch.dtype | str) -> PreTrainedModel:
         return load_weights(path, source, dtype, device_map, eager_attention=on_cpu)
 
-    checkpoint_fingerprint = None
+    fingerprint = None
     if dtype == "float16" and {tensor.dtype for tensor in stored.values()} != {"F16"}:
         # Conversion to float16 loses other bits than the bfloat16 of the fingerprint, which is therefore computed from
         # a bfloat16 copy.
-        checkpoint_fingerprint = weights_fingerprint(read(torch.bfloat16))
-    model = read(DTYPES.get(dtype, "auto"))
-    tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
-    check_model(model, tokenizer, source)
-    fuse_activations_in_place(model)
-    if device is not None:
-        torch.nn.Module.to(model, device)
-    return LanguageModel(model, tokenizer, str(source), fingerprint=checkpoint_fingerprint)
+        fingerprint = weights_fingerprint(read(torch.bfloat16))
+    return read(DTYPES.get(dtype, "auto")), fingerprint
