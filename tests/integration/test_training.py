@@ -266,7 +266,7 @@ def test_loss_falls_on_what_is_trained(gpt2: LanguageModel, data: Path) -> None:
     assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
 
 
-def test_diverged_training_says_so(gpt2: LanguageModel, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diverged_training_is_reported(gpt2: LanguageModel, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = loop.loss_and_backward
 
     def broken(editor: Mend, *args: Any, **options: Any) -> Any:
@@ -284,7 +284,7 @@ def test_accumulating_the_same_batch_changes_nothing(
     gpt2: LanguageModel, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = loop.draw_batch
-    monkeypatch.setattr(loop, "draw_batch", lambda *args: real(*args[:-1], random.Random(0)))
+    monkeypatch.setattr(loop, "draw_batch", lambda *args: real(*args[:5], random.Random(0), *args[6:]))
     norms = []
     for accumulate in (1, 2):
         out = data / str(accumulate)
@@ -309,13 +309,13 @@ def test_held_out_task_is_refused(gpt2: LanguageModel, data: Path) -> None:
     assert not (data / "out").exists()
 
 
-def test_missing_training_file_is_told(gpt2: LanguageModel, data: Path) -> None:
+def test_missing_training_file_is_reported(gpt2: LanguageModel, data: Path) -> None:
     wanted = parse_recipe({"tasks": [{"task": "recent", "files": ["nowhere.json"]}]})
     with pytest.raises(DataError, match=r"nowhere\.json: cannot be read"):
         train(wanted, gpt2, data / "out", data)
 
 
-def test_file_too_small_to_validate_on_is_told(
+def test_file_too_small_to_validate_on_is_reported(
     gpt2: LanguageModel,
     data: Path,
     records: list[EditRecord],
@@ -347,7 +347,7 @@ def test_validation_subjects_are_never_trained_on(pools: dict[str, list[str]], p
     assert (training, validation) == split_validation(found, per_task, seed)
 
 
-def test_validation_takes_as_many_as_asked_for() -> None:
+def test_validation_takes_the_requested_number() -> None:
     found = {"a": [record_of(f"s{i}", i) for i in range(50)]}
     training, validation = split_validation(found, 7, 0)
     assert (len(training["a"]), len(validation["a"])) == (43, 7)
@@ -452,7 +452,7 @@ def test_a_scope_reaches_its_own_probes(records: list[EditRecord], name: str, ri
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_hardest_probe_is_asked_in_every_step(records: list[EditRecord], seed: int) -> None:
+def test_hardest_probe_is_in_every_step(records: list[EditRecord], seed: int) -> None:
     def probe(kind: ProbeKind, prompt: str) -> Probe:
         return Probe(kind=kind, prompt=prompt, answers=("Maravel",))
 

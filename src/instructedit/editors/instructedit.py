@@ -36,7 +36,16 @@ class InstructEditConfig(HypernetworkConfig):
     )
     embedding_dim: int = Field(96, ge=1, le=65_536, description="width of the instruction embedding")
     encoder: Literal["trained", "base", "sentence"] = Field("trained", description="what computes the embedding")
+    encoder_block: int | None = Field(
+        None, ge=1, le=1_000_000, description="for encoder: base, states before this block; default: half of the depth"
+    )
     sentence_encoder: str | None = Field(None, description="folder or hub id, for encoder: sentence")
+
+    @model_validator(mode="after")
+    def _encoder_block_is_read(self) -> Self:
+        if self.encoder_block is not None and self.encoder != "base":
+            raise ValueError("`encoder_block` needs `encoder: base`")
+        return self
 
     @model_validator(mode="after")
     def _sentence_encoder_is_named(self) -> Self:
@@ -68,6 +77,7 @@ class InstructEdit(HypernetworkEditor[InstructEditConfig]):
         matrices: the edited matrices, from the bottom up.
         split_layer: index of the block that contains the lowest of them.
         hidden: width of the base model's states, for ``encoder: base``.
+        blocks: how many the base model has, likewise.
     """
 
     name = "instructedit"
@@ -75,7 +85,9 @@ class InstructEdit(HypernetworkEditor[InstructEditConfig]):
     reads_instruction = True
     Config = InstructEditConfig
 
-    def __init__(self, config: InstructEditConfig, matrices: Sequence[Matrix], split_layer: int, hidden: int) -> None:
+    def __init__(
+        self, config: InstructEditConfig, matrices: Sequence[Matrix], split_layer: int, hidden: int, blocks: int
+    ) -> None:
         conditioned = config.conditions_hypernetwork
         super().__init__(config, matrices, split_layer, embedding_dim=config.embedding_dim if conditioned else 0)
         self.reads_instruction = config.conditioning != "none"
@@ -83,7 +95,8 @@ class InstructEdit(HypernetworkEditor[InstructEditConfig]):
         if conditioned and config.encoder == "trained":
             self.encoder = TrainedEncoder(config.embedding_dim)
         elif conditioned and config.encoder == "base":
-            self.encoder = BaseStateEncoder(config.embedding_dim, hidden=hidden, split_layer=split_layer)
+            block = min(config.encoder_block or blocks // 2, split_layer)  # no edited block is read
+            self.encoder = BaseStateEncoder(config.embedding_dim, hidden=hidden, block=block)
         elif conditioned and config.sentence_encoder is not None:
             self.encoder = SentenceEncoder(config.embedding_dim, source=config.sentence_encoder)
 
@@ -91,7 +104,8 @@ class InstructEdit(HypernetworkEditor[InstructEditConfig]):
     def create(cls, config: InstructEditConfig, language_model: LanguageModel) -> Self:
         """Return an untrained editor for a base model."""
         matrices = chosen_matrices(language_model, config)
-        return cls(config, matrices, lowest_block(language_model, matrices), language_model.structure.hidden)
+        structure = language_model.structure
+        return cls(config, matrices, lowest_block(language_model, matrices), structure.hidden, len(structure.blocks))
 
     def embeddings(
         self, language_model: LanguageModel, requests: Sequence[EditRequest], instructions: Sequence[str | None]

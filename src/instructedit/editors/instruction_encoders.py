@@ -10,9 +10,11 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
 
 from instructedit.errors import EditorError
@@ -21,6 +23,9 @@ from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import pad
 
 logger = logging.getLogger(__name__)
+
+#: Memory for the states of instructions while an encoder is trained on them.
+_CACHE_BYTES = 2_000_000_000
 
 
 def warn_of_long(text: str, tokens: int, limit: int) -> None:
@@ -63,6 +68,10 @@ class InstructionEncoder(nn.Module, ABC):
     @abstractmethod
     def encode(self, language_model: LanguageModel, texts: Sequence[str]) -> Tensor:
         """Return the embeddings (texts, width) of non-empty texts; a long text is truncated, :func:`warn_of_long`."""
+
+    def cached(self, language_model: LanguageModel) -> AbstractContextManager[object]:
+        """Return a context in which the frozen part of the encoder reads equal texts once, if it has such a part."""
+        return nullcontext()
 
     def forward(self, language_model: LanguageModel, texts: Sequence[str | None]) -> Tensor:
         """Return the embeddings (texts, width), zero for a missing text; equal texts are encoded once."""
@@ -138,24 +147,46 @@ class TrainedEncoder(InstructionEncoder):
 
 
 class BaseStateEncoder(InstructionEncoder):
-    """The mean of the base model's hidden states below the edited blocks, through one trained linear map.
+    """The base model's hidden states in the middle of its depth, pooled by a learned attention over the tokens.
+
+    A pretrained model understands an instruction better than an encoder trained on instructions alone, and best in
+    the middle: its first blocks know words, its last ones the next token. Several heads attend over the
+    tokens, each to another part of the text, and a small network maps what they read to the embedding.
 
     Args:
         width: of an embedding.
         hidden: width of the base model's states.
-        split_layer: the lowest edited block.
+        block: the states before this block are read.
+        heads: of the attention.
+        head_width: what a head reads from a token.
     """
 
-    def __init__(self, width: int, *, hidden: int, split_layer: int) -> None:
+    def __init__(self, width: int, *, hidden: int, block: int, heads: int = 8, head_width: int = 64) -> None:
         super().__init__()
         self.width = width
-        self.split_layer = split_layer
+        self.block = block
+        self.heads = heads
         self.norm = nn.LayerNorm(hidden)
-        self.out = nn.Linear(hidden, width)
+        self.attention = nn.Linear(hidden, heads)
+        self.values = nn.Linear(hidden, heads * head_width)
+        self.middle = nn.Linear(heads * head_width, 2 * width)
+        self.out = nn.Linear(2 * width, width)
+        self.dropout = nn.Dropout(0.1)
+
+    def cached(self, language_model: LanguageModel) -> AbstractContextManager[object]:
+        """See :meth:`InstructionEncoder.cached`."""
+        return language_model.cache_trunk(self.block, memory=_CACHE_BYTES)
 
     def encode(self, language_model: LanguageModel, texts: Sequence[str]) -> Tensor:
         """See :meth:`InstructionEncoder.encode`."""
-        return torch.tanh(self.out(self.norm(mean_states(language_model, self.split_layer, texts))))
+        batch = pad([language_model.text.encode_prompt(text) for text in texts], language_model.text.pad_id)
+        state = language_model.split(self.block).trunk(batch.to(language_model.device))
+        mask = state.batch.mask[..., None]
+        x = self.dropout(self.norm(state.hidden.float()))  # (texts, length, hidden)
+        weights = self.attention(x).masked_fill(~mask, -torch.inf).softmax(1)  # (texts, length, heads)
+        values = self.values(x).unflatten(-1, (self.heads, -1))  # (texts, length, heads, head_width)
+        pooled = torch.einsum("nth,nthd->nhd", weights, values).flatten(1)
+        return torch.tanh(self.out(functional.gelu(self.middle(self.dropout(pooled)))))
 
 
 class SentenceEncoder(InstructionEncoder):

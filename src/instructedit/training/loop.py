@@ -209,8 +209,8 @@ class Trainer:
     def draw_batch(self, step: int, part: int) -> list[Example]:
         """Draw a batch; return this process's share of it."""
         rng = random.Random(f"{self.recipe.seed}-{step}-{part}")
-        share = self.recipe.scope_template_share
-        batch = draw_batch(self.sources, self.shares, self.opt.batch, self.recipe.objective, share, rng)
+        share, noise = self.recipe.scope_template_share, self.recipe.instruction_noise
+        batch = draw_batch(self.sources, self.shares, self.opt.batch, self.recipe.objective, share, rng, noise)
         # In strides, so that every process gets every task.
         return batch[self.accelerator.process_index :: self.accelerator.num_processes]
 
@@ -258,6 +258,7 @@ class Trainer:
                 warmup,
                 self.recipe.scope_template_share,
                 self.recipe.seed,
+                self.recipe.instruction_noise,
                 lambda step, loss: self.on_report(Report("encoder", step + 1, warmup.steps, {"loss": loss})),
             )
             self.log.write({"phase": "encoder", "steps": warmup.steps, "accuracy": round(accuracy, 4)})

@@ -15,11 +15,13 @@ from instructedit.data.pool import RecordPool
 from instructedit.editors.instructedit import with_instruction
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
 from instructedit.tasks.task import Task
-from instructedit.training.recipe import Objective
+from instructedit.training.instruction_noise import with_noise
+from instructedit.training.recipe import InstructionNoise, Objective
 from instructedit.training.recombine import Recombination
 
 #: Share of edits whose request is phrased as a paraphrase; the original prompt is then the paraphrase to generalise to.
 PARAPHRASED_REQUESTS = 0.25
+NO_NOISE = InstructionNoise()
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Example:
 
     task: str
     request: EditRequest
-    instruction: str
+    instruction: str | None
     likelihood_targets: tuple[WeightedTarget, ...]
     unlikelihood_targets: tuple[WeightedTarget, ...]
     locality_targets: tuple[tuple[str, str], ...]
@@ -98,6 +100,7 @@ def draw_batch(
     objective: Objective,
     scope_template_share: float,
     rng: random.Random,
+    noise: InstructionNoise = NO_NOISE,
 ) -> list[Example]:
     """Return ``count`` examples; tasks are drawn evenly along their shares, so each batch is mixed as the mixture.
 
@@ -108,6 +111,7 @@ def draw_batch(
         objective: Numbers and weights of targets.
         scope_template_share: Share of instructions drawn from the templates of the task's scope.
         rng: Source of all randomness.
+        noise: On the instructions.
     """
     offset = rng.random()
     points = [(index + offset) / count for index in range(count)]
@@ -120,12 +124,17 @@ def draw_batch(
                 chosen = index
                 break
         source = sources[chosen]
-        examples.append(make_example(source, source.draw(rng), objective, scope_template_share, rng))
+        examples.append(make_example(source, source.draw(rng), objective, scope_template_share, rng, noise))
     return examples
 
 
 def make_example(
-    source: Source, record: EditRecord, objective: Objective, scope_template_share: float, rng: random.Random
+    source: Source,
+    record: EditRecord,
+    objective: Objective,
+    scope_template_share: float,
+    rng: random.Random,
+    noise: InstructionNoise = NO_NOISE,
 ) -> Example:
     """Turn a record into an example; its phrasing, instruction, paraphrase and probes are drawn at random.
 
@@ -133,7 +142,8 @@ def make_example(
     """
     task = source.task
     request = _draw_request(record, rng)
-    instruction = task.instructions.draw_for_training(request, rng, scope_template_share)
+    own_instruction = task.instructions.draw_for_training(request, rng, scope_template_share)
+    instruction = with_noise(own_instruction, task, noise, rng)
     prefix = instruction if objective.prefix_queries else None
     likelihood, unlikelihood = _targets_of_request(task, record, request, prefix, objective, rng)
     neighbours = [

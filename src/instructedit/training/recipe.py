@@ -115,11 +115,31 @@ class Objective(Settings):
         return self
 
 
+class InstructionNoise(Settings):
+    """Instructions that keep an editor from shortcuts; see :mod:`instructedit.training.instruction_noise`."""
+
+    name: float = Field(0.0, ge=0, le=1, description="share of instructions under a name that tells nothing or lies")
+    silent: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of instructions that say nothing about an edit, in tasks with `routing`, which need none",
+    )
+    missing: float = Field(0.3, ge=0, le=1, description="share of the silent ones that are no instruction at all")
+
+
 class EncoderWarmup(Settings):
     """Training of the instruction encoder alone, to classify scopes, before the editor is trained."""
 
     steps: int = Field(1200, ge=0, le=MAX_STEPS)
     batch: int = Field(64, ge=1, le=MAX_ROWS, description="instructions per step")
+    texts: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_ROWS,
+        description="draw from that many instructions, whose states `encoder: base` computes once; None draws "
+        "new ones in every step",
+    )
     learning_rate: float = Field(1e-3, gt=0, le=1000, description="AdamW")
     weight_decay: float = Field(0.01, ge=0, le=1000)
     freeze: bool = Field(True, description="do not train the encoder any further afterwards")
@@ -186,6 +206,7 @@ class Recipe(Settings):
     scope_template_share: float = Field(
         0.5, ge=0, le=1, description="share of instructions drawn from the templates of the task's scope"
     )
+    instruction_noise: InstructionNoise = InstructionNoise()
     encoder_warmup: EncoderWarmup = EncoderWarmup()
     objective: Objective = Objective()
     optimisation: Optimisation = Optimisation()

@@ -34,7 +34,8 @@ def validate(
         rng = random.Random(f"{recipe.seed}-validation-{source.task.name}")
         for start in range(0, count, recipe.optimisation.batch):
             size = min(recipe.optimisation.batch, count - start)
-            examples = draw_batch([source], [1.0], size, recipe.objective, recipe.scope_template_share, rng)
+            share, noise = recipe.scope_template_share, recipe.instruction_noise
+            examples = draw_batch([source], [1.0], size, recipe.objective, share, rng, noise)
             with torch.enable_grad():
                 deltas = editor(language_model, [e.request for e in examples], [e.instruction for e in examples])
             norms += deltas.norms().tolist()

@@ -15,11 +15,15 @@ from instructedit.instructions.grammar import parts_of
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
 from instructedit.tasks.task import Task
-from instructedit.training.recipe import EncoderWarmup
+from instructedit.training.instruction_noise import silent_instruction, with_name_noise
+from instructedit.training.mixture import NO_NOISE
+from instructedit.training.recipe import EncoderWarmup, InstructionNoise
 from instructedit.training.schedule import learning_rate_factor
 
 WARMUP_STEPS = 50
 COOLDOWN_FRACTION = Fraction(1, 3)
+#: An instruction and its scopes.
+Labelled = tuple[str, list[str]]
 #: Accuracy is reported over that many last steps.
 REPORTED_STEPS = 50
 
@@ -31,13 +35,14 @@ def warm_up_encoder(
     settings: EncoderWarmup,
     scope_template_share: float,
     seed: int,
+    noise: InstructionNoise = NO_NOISE,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> float:
     """Train the encoder, with a linear classifier on top, to predict the scope of an instruction.
 
     Tasks of one scope share a class: an instruction of an unseen task should be embedded by the scope that it
-    describes, not by the task whose name it resembles. An instruction of two scopes carries both labels. A task
-    without a scope is a class of its own.
+    describes, not by the task whose name it resembles. An instruction of two scopes carries both labels, one that says
+    nothing about an edit carries none. A task without a scope is a class of its own.
 
     Args:
         encoder: Is trained in place.
@@ -46,6 +51,7 @@ def warm_up_encoder(
         settings: Steps, batch and rates.
         scope_template_share: Share of instructions drawn from the templates of the task's scope.
         seed: Decides all draws.
+        noise: On the instructions.
         on_step: Called with the step and its loss.
 
     Returns:
@@ -53,34 +59,36 @@ def warm_up_encoder(
     """
     scopes = sorted({_scope(task) for task in tasks})
     classes = sorted({part for scope in scopes for part in parts_of(scope)})
-    labels_of_scope = torch.tensor([[float(part in parts_of(scope)) for part in classes] for scope in scopes])
     classifier = nn.Linear(encoder.width, len(classes)).to(language_model.device)
     parameters = [p for p in (*encoder.parameters(), *classifier.parameters()) if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     rng = random.Random(f"{seed}-encoder")
+
+    def draw(count: int) -> list[Labelled]:
+        batch = [rng.choice([t for t in tasks if _scope(t) == scope]) for scope in rng.choices(scopes, k=count)]
+        return [_draw_labelled(task, rng, scope_template_share, noise) for task in batch]
+
     torch.manual_seed(seed)
     encoder.train()
     accuracies: list[float] = []
-    for step in range(settings.steps):
-        batch = [
-            rng.choice([task for task in tasks if _scope(task) == scope])
-            for scope in rng.choices(scopes, k=settings.batch)
-        ]
-        instructions = [_draw_instruction(task, rng, scope_template_share) for task in batch]
-        labels = labels_of_scope[[scopes.index(_scope(task)) for task in batch]]
-        factor = learning_rate_factor(
-            step, settings.steps, warmup_steps=WARMUP_STEPS, cooldown_fraction=COOLDOWN_FRACTION
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * factor
-        logits = classifier(encoder(language_model, instructions))
-        labels = labels.to(logits.device)
-        loss = functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / len(instructions)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        accuracies.append(((logits > 0) == labels.bool()).all(-1).float().mean().item())
-        on_step(step, loss.item())
+    with encoder.cached(language_model):
+        pool = draw(settings.texts) if settings.texts is not None else None
+        for step in range(settings.steps):
+            batch = draw(settings.batch) if pool is None else rng.choices(pool, k=settings.batch)
+            labels = torch.tensor([[float(part in scopes) for part in classes] for _, scopes in batch])
+            factor = learning_rate_factor(
+                step, settings.steps, warmup_steps=WARMUP_STEPS, cooldown_fraction=COOLDOWN_FRACTION
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * factor
+            logits = classifier(encoder(language_model, [instruction for instruction, _ in batch]))
+            labels = labels.to(logits.device)
+            loss = functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / len(batch)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            accuracies.append(((logits > 0) == labels.bool()).all(-1).float().mean().item())
+            on_step(step, loss.item())
     recent = accuracies[-REPORTED_STEPS:]
     return sum(recent) / len(recent) if recent else 0.0
 
@@ -89,12 +97,15 @@ def _scope(task: Task) -> str:
     return task.instructions.scope or task.name
 
 
-def _draw_instruction(task: Task, rng: random.Random, scope_template_share: float) -> str:
-    """Return an instruction of the task with its placeholders filled in for some request."""
+def _draw_labelled(task: Task, rng: random.Random, scope_template_share: float, noise: InstructionNoise) -> Labelled:
+    """Return an instruction of the task, with its placeholders filled in for some request, and its scopes."""
+    if noise.silent and rng.random() < noise.silent:
+        return silent_instruction(rng), []
     request = EditRequest(
         prompt="-",
         target="-",
         subject=rng.choice(("it", "them", "the topic")),
         label=rng.choice(("positive", "negative")),
     )
-    return task.instructions.draw_for_training(request, rng, scope_template_share)
+    instruction = task.instructions.draw_for_training(request, rng, scope_template_share)
+    return with_name_noise(instruction, noise, rng), parts_of(_scope(task))
