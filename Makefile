@@ -2,6 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# As many test processes as there are cores for their threads.
+THREADS := $(or $(OMP_NUM_THREADS),1)
+WORKERS := $(shell $(PYTHON) -c "import os; print(max(1, (os.cpu_count() or 1) // $(THREADS)))")
+PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 .PHONY: demo test test-all fuzz check bench clean
 
@@ -9,16 +13,16 @@ demo: $(VENV)/installed
 	$(BIN)/instructedit demo
 
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(PYTEST)
 
 # With the tests marked slow, too.
 test-all: $(VENV)/installed-dev
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadgroup -m ""
+	$(PYTEST) -m ""
 
 # Thousands of spoilt inputs; the table of figures also goes to build/fuzz.json.
 fuzz: $(VENV)/installed-dev
 	rm -rf build/fuzz
-	INSTRUCTEDIT_FUZZ=$${INSTRUCTEDIT_FUZZ:-10000} OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -n 2 --tb=line
+	INSTRUCTEDIT_FUZZ=$${INSTRUCTEDIT_FUZZ:-10000} OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -n $(WORKERS) --tb=line
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check src tests benchmarks

@@ -20,7 +20,7 @@ def reproduce(
     name: Annotated[
         str,
         typer.Argument(
-            help="Experiment: table1, table3, fig2, fig3, paper, scope, sensitivity, seeds or larger "
+            help="Experiment: quality, table1, table3, fig2, fig3, paper, scope, sensitivity, seeds or larger "
             "(recipes/experiments/), or a YAML file."
         ),
     ],

@@ -20,6 +20,7 @@ from instructedit.deltas.factors import Factor
 from instructedit.errors import DeltaError
 from instructedit.models.hooks import execution_device, removed_on_exit
 from instructedit.models.language_model import LanguageModel
+from instructedit.models.near import is_near
 from instructedit.models.structure import linear_shape
 from instructedit.records import EditRequest
 
@@ -29,6 +30,8 @@ class DeltaMetadata(BaseModel):
 
     Attributes:
         base: fingerprint of the base model that it was made for.
+        architecture: fingerprint of its architecture and tokenizer; empty in files of earlier versions.
+        sketch: a few of its weights, to compare another precision of the model with; likewise.
         source: the name under which that model was loaded; for people, never compared.
         editor: name of the method.
         requests: what the delta brings about, one a merged edit.
@@ -41,6 +44,8 @@ class DeltaMetadata(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     base: str
+    architecture: str = ""
+    sketch: str = ""
     source: str = ""
     editor: str = ""
     requests: tuple[EditRequest, ...] = ()
@@ -138,18 +143,21 @@ class Delta:
             raise DeltaError(f"the delta of {broken[0]} contains NaN or infinity; make the edit again")
 
     def check(self, language_model: LanguageModel) -> None:
-        """Check that the delta was made for this base model and is intact.
+        """Check that the delta was made for this base model, or for the same model in another precision, and is intact.
 
         Raises:
-            DeltaError: another fingerprint, a module that is not there, other shapes, numbers that are not finite, or
+            DeltaError: another base model, a module that is not there, other shapes, numbers that are not finite, or
                 the model's weights hold a merged delta.
         """
         if language_model.merged:
             raise DeltaError(language_model.merged_message)
-        if self.metadata.base != language_model.fingerprint:
+        made = self.metadata
+        if made.base != language_model.fingerprint and not is_near(
+            language_model, "this delta", made.base, made.architecture, made.sketch
+        ):
             raise DeltaError(
-                f"this delta was made for the base model {self.metadata.base or '?'} "
-                f"({self.metadata.source or 'source unknown'}), not for {language_model.fingerprint} "
+                f"this delta was made for the base model {made.base or '?'} "
+                f"({made.source or 'source unknown'}), not for {language_model.fingerprint} "
                 f"({language_model.source}). Load that model, or make the edit again for this one."
             )
         modules = dict(language_model.model.named_modules())

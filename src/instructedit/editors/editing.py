@@ -54,6 +54,8 @@ def make_edit(
             index,
             DeltaMetadata(
                 base=language_model.fingerprint,
+                architecture=language_model.architecture,
+                sketch=language_model.sketch,
                 source=language_model.source,
                 editor=editor.name,
                 requests=(_with_task(request, task),),

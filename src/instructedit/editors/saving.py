@@ -17,6 +17,7 @@ from instructedit.editors.gradient import GradientEditor, GradientEditorConfig, 
 from instructedit.errors import DataError, EditorError, validation_messages
 from instructedit.models.finite import finite
 from instructedit.models.language_model import LanguageModel
+from instructedit.models.near import is_near
 from instructedit.storage.reading import parse_json, read_bytes
 from instructedit.storage.tensors import TENSORS_DIGEST, pack, unpack
 from instructedit.storage.writing import write_atomically
@@ -47,6 +48,8 @@ def save_editor(
         "format": FORMAT,
         "config": editor.config.model_dump_json(),
         "base": language_model.fingerprint,
+        "architecture": language_model.architecture,
+        "sketch": language_model.sketch,
         "source": language_model.source,
         "training": json.dumps(training or {}),
         "usual_norms": json.dumps(editor.usual_norms),
@@ -117,15 +120,19 @@ def load_editor(path: str | Path, language_model: LanguageModel, *, to_train: bo
             bfloat16 computes in bfloat16, too.
 
     Raises:
-        EditorError: no such file, damaged, not an editor, or trained for another base model.
+        EditorError: no such file, damaged, not an editor, or trained for another base model. The same model in another
+            precision is accepted with a warning.
     """
     file = weights_file(path)
     if not file.is_file():
         raise EditorError(f"file {path}: no such file; the shipped editors are {', '.join(shipped_editors())}")
     header, tensors = unpack(file, FORMAT, "an editor", EditorError)
-    if header.get("base") != language_model.fingerprint:
+    base = header.get("base", "")
+    if base != language_model.fingerprint and not is_near(
+        language_model, f"the editor {path}", base, header.get("architecture", ""), header.get("sketch", "")
+    ):
         raise EditorError(
-            f"file {path}: this editor was trained for the base model {header.get('base')} ({header.get('source')}), "
+            f"file {path}: this editor was trained for the base model {base} ({header.get('source')}), "
             f"not for {language_model.fingerprint} ({language_model.source}); train one with `instructedit train`"
         )
     editor = create_editor(_config_of(header, path), language_model)

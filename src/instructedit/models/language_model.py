@@ -28,7 +28,12 @@ from instructedit.models.checkpoint import (
 from instructedit.models.checkpoint_files import stored_tensors
 from instructedit.models.devices import check_device, check_device_map
 from instructedit.models.fetch import fetch_model
-from instructedit.models.fingerprint import weights_fingerprint
+from instructedit.models.fingerprint import (
+    architecture_fingerprint,
+    sketch_distance,
+    weights_fingerprint,
+    weights_sketch,
+)
 from instructedit.models.fusion import fuse_activations_in_place
 from instructedit.models.gguf import is_gguf, load_gguf
 from instructedit.models.hooks import execution_device
@@ -210,6 +215,25 @@ class LanguageModel:
         checkpoint's fingerprint for a float16 copy.
         """
         return weights_fingerprint(self.model)
+
+    @cached_property
+    def architecture(self) -> str:
+        """Fingerprint of architecture and tokenizer; see :func:`architecture_fingerprint`."""
+        return architecture_fingerprint(self.model, self.tokenizer)
+
+    @cached_property
+    def sketch(self) -> str:
+        """A few values of every matrix; see :func:`weights_sketch`."""
+        return weights_sketch(self.model)
+
+    def distance_to(self, architecture: str, sketch: str) -> float | None:
+        """Return how far the weights are from those of another model, None where the two cannot be compared.
+
+        Args:
+            architecture: :attr:`architecture` of the other model.
+            sketch: its :attr:`sketch`.
+        """
+        return sketch_distance(sketch, self.sketch) if architecture == self.architecture else None
 
 
 def load_language_model(
