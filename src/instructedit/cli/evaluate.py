@@ -37,7 +37,8 @@ def evaluate_command(
         typer.Option(
             help="`plain`: queries without an instruction, teacher forcing. `generation`: queries without an "
             "instruction, free generation and exact match; adds the metrics of the group `text`. `paper`: queries "
-            "after the instruction, teacher forcing."
+            "after the instruction, teacher forcing. `chat`: queries as a user's messages in the model's chat "
+            "template, teacher forcing."
         ),
     ] = Protocol.PLAIN,
     instruction: Annotated[

@@ -24,6 +24,7 @@ def generate(
     edits: Edits | None = None,
     rows: Sequence[int] = (),
     delta: Delta | None = None,
+    chat: bool = False,
     new_tokens: int = 24,
     batch_size: int = 64,
 ) -> list[str]:
@@ -35,6 +36,7 @@ def generate(
         edits: prompt ``i`` is continued by the model with edit ``rows[i]`` attached.
         rows: one per prompt, with ``edits``.
         delta: attached for all prompts, in place of ``edits``; with neither, the unedited model continues them.
+        chat: put every prompt into the model's chat template.
         new_tokens: length of a continuation, at most.
         batch_size: prompts at a time, sorted by length.
 
@@ -46,6 +48,8 @@ def generate(
     """
     if edits is not None:
         prompts = [edits.rewrite_prompt(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
+    if chat:
+        prompts = [language_model.chat_prompt(prompt) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     texts: dict[int, str] = {}
     for start in range(0, len(order), batch_size):

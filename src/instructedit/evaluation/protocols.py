@@ -20,11 +20,14 @@ class Protocol(StrEnum):
     PAPER: the instruction precedes edit, rephrase and portability prompts; token accuracy under teacher forcing.
     PLAIN: no instruction precedes a query; token accuracy under teacher forcing.
     GENERATION: no instruction precedes a query; free generation (greedy decoding), exact match.
+    CHAT: every query is a user's message in the model's chat template; token accuracy of the assistant's answer under
+        teacher forcing.
     """
 
     PAPER = "paper"
     PLAIN = "plain"
     GENERATION = "generation"
+    CHAT = "chat"
 
 
 class Control(StrEnum):

@@ -18,7 +18,7 @@ MAX_ANSWER_TOKENS = 48
 #: Tokens that an answer may be longer than the longest expected one.
 SPARE_TOKENS = 8
 
-_Responder = Callable[[Sequence[MetricQuery], LanguageModel, int, Edits], Iterator[Result]]
+_Responder = Callable[[Sequence[MetricQuery], LanguageModel, int, Edits, bool], Iterator[Result]]
 
 
 def respond(
@@ -36,7 +36,7 @@ def respond(
     Returns:
         The results by query.
     """
-    generated = protocol is Protocol.GENERATION
+    generated, chat = protocol is Protocol.GENERATION, protocol is Protocol.CHAT
     responders: dict[ResponseKind, _Responder] = {
         ResponseKind.ANSWER: _generated_answers if generated else _teacher_forced_answers,
         ResponseKind.LIKELIHOOD: _likelihoods,
@@ -48,20 +48,20 @@ def respond(
     for kind, responder in responders.items():
         of_kind = [query for query in queries if query.kind is kind]
         if of_kind:
-            results |= {result.query: result for result in responder(of_kind, language_model, split_layer, edits)}
+            results |= {result.query: result for result in responder(of_kind, language_model, split_layer, edits, chat)}
     return results
 
 
 def _teacher_forced_answers(
-    queries: Sequence[MetricQuery], language_model: LanguageModel, split_layer: int, edits: Edits
+    queries: Sequence[MetricQuery], language_model: LanguageModel, split_layer: int, edits: Edits, chat: bool
 ) -> Iterator[Result]:
     """Of an answer with aliases the first is scored; of unwanted answers, each."""
     answers = [query.answers if query.criterion is Criterion.ABSENT else query.answers[:1] for query in queries]
     pairs = [
         Query(query.edit, query.prompt, answer) for query, own in zip(queries, answers, strict=True) for answer in own
     ]
-    scores_after = iter(score(language_model, split_layer, pairs, edits))
-    scores_before = iter(score(language_model, split_layer, pairs, None))
+    scores_after = iter(score(language_model, split_layer, pairs, edits, chat=chat))
+    scores_before = iter(score(language_model, split_layer, pairs, None, chat=chat))
     for query, own in zip(queries, answers, strict=True):
         after, before = list(islice(scores_after, len(own))), list(islice(scores_before, len(own)))
         yield Result(query, _forced_score(query, after, before), _forced_score(query, before, before))
@@ -76,7 +76,7 @@ def _forced_score(query: MetricQuery, response: Sequence[Scored], unedited: Sequ
 
 
 def _generated_answers(
-    queries: Sequence[MetricQuery], language_model: LanguageModel, split_layer: int, edits: Edits
+    queries: Sequence[MetricQuery], language_model: LanguageModel, split_layer: int, edits: Edits, chat: bool
 ) -> Iterator[Result]:
     prompts = [query.prompt for query in queries]
     longest = max(
@@ -84,8 +84,8 @@ def _generated_answers(
     )
     new_tokens = min(MAX_ANSWER_TOKENS, longest + SPARE_TOKENS)
     rows = [query.edit for query in queries]
-    texts_after = generate(language_model, prompts, edits=edits, rows=rows, new_tokens=new_tokens)
-    texts_before = generate(language_model, prompts, new_tokens=new_tokens)
+    texts_after = generate(language_model, prompts, edits=edits, rows=rows, chat=chat, new_tokens=new_tokens)
+    texts_before = generate(language_model, prompts, chat=chat, new_tokens=new_tokens)
     for query, after, before in zip(queries, texts_after, texts_before, strict=True):
         yield Result(query, _text_score(query, after, before), _text_score(query, before, before), after)
 
@@ -100,11 +100,11 @@ def _text_score(query: MetricQuery, response: str, unedited: str) -> float:
 
 
 def _likelihoods(
-    queries: Sequence[MetricQuery], language_model: LanguageModel, split_layer: int, edits: Edits
+    queries: Sequence[MetricQuery], language_model: LanguageModel, split_layer: int, edits: Edits, chat: bool
 ) -> Iterator[Result]:
     def log_likelihoods(edited: Edits | None, chosen: Sequence[MetricQuery]) -> dict[MetricQuery, float]:
         pairs = [Query(query.edit, query.prompt, query.answers[0]) for query in chosen]
-        scores = score(language_model, split_layer, pairs, edited)
+        scores = score(language_model, split_layer, pairs, edited, chat=chat)
         return {query: scored.log_likelihood for query, scored in zip(chosen, scores, strict=True)}
 
     after = log_likelihoods(edits, queries)
@@ -114,9 +114,9 @@ def _likelihoods(
 
 
 def _texts(
-    queries: Sequence[MetricQuery], language_model: LanguageModel, split_layer: int, edits: Edits
+    queries: Sequence[MetricQuery], language_model: LanguageModel, split_layer: int, edits: Edits, chat: bool
 ) -> Iterator[Result]:
     prompts, rows = [query.prompt for query in queries], [query.edit for query in queries]
-    texts = generate(language_model, prompts, edits=edits, rows=rows, new_tokens=TEXT_TOKENS)
+    texts = generate(language_model, prompts, edits=edits, rows=rows, chat=chat, new_tokens=TEXT_TOKENS)
     for query, text in zip(queries, texts, strict=True):
         yield Result(query, text=text)

@@ -50,7 +50,13 @@ class Scored:
 
 @torch.no_grad()
 def score(
-    language_model: LanguageModel, split_layer: int, queries: Sequence[Query], edits: Edits | None, tokens: int = 4096
+    language_model: LanguageModel,
+    split_layer: int,
+    queries: Sequence[Query],
+    edits: Edits | None,
+    *,
+    chat: bool = False,
+    tokens: int = 4096,
 ) -> list[Scored]:
     """Score queries in batches, sorted by length.
 
@@ -59,12 +65,15 @@ def score(
         split_layer: block at which the forward pass is split; blocks below it carry no delta.
         queries: in any order.
         edits: the edits by row, each attached for its own queries; None scores the unedited model.
+        chat: put every prompt into the model's chat template.
         tokens: padded tokens in a batch, at most; a longer query is a batch of its own.
 
     Returns:
         The scores, in the order of the queries.
     """
     prompts = [query.prompt if edits is None else edits.rewrite_prompt(query.edit, query.prompt) for query in queries]
+    if chat:
+        prompts = [language_model.chat_prompt(prompt) for prompt in prompts]
     encoded = [
         language_model.text.encode_pair(text, query.answer) for text, query in zip(prompts, queries, strict=True)
     ]

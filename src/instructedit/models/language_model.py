@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from instructedit.artifacts import shipped_models
 from instructedit.errors import EditorError, ModelError
 from instructedit.models.catalogue import known_models
+from instructedit.models.chat import Message, render_chat
 from instructedit.models.checkpoint import (
     build_on_meta_device,
     check_memory,
@@ -225,6 +226,20 @@ class LanguageModel:
     def sketch(self) -> str:
         """A few values of every matrix; see :func:`weights_sketch`."""
         return weights_sketch(self.model)
+
+    def chat_prompt(self, message: str, *, system: str | None = None, history: Sequence[Message] = ()) -> str:
+        """Return a user's message in the model's chat template, up to where the assistant's answer begins.
+
+        Args:
+            message: what the user says.
+            system: system prompt; None leaves it to the template, which may have its own.
+            history: earlier turns, of roles ``user`` and ``assistant``.
+
+        Raises:
+            ModelError: the model has no chat template, or the template refuses the messages.
+        """
+        messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        return render_chat(self.tokenizer, [*messages, *history, {"role": "user", "content": message}])
 
     def distance_to(self, architecture: str, sketch: str) -> float | None:
         """Return how far the weights are from those of another model, None where the two cannot be compared.

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from instructedit.errors import DataError
+from instructedit.models.chat import assistant_header
 
 #: Number of queries whose tokens a :class:`TextEncoder` caches; the least recently used are evicted first.
 MAX_CACHED_TEXTS = 100_000
@@ -57,6 +58,8 @@ class TextEncoder:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.embeddings = embeddings
+        #: What a prompt in the chat template ends with; such a prompt is tokenized as it is.
+        self.assistant_header = assistant_header(tokenizer)
         self._lock = Lock()  # neither fast tokenizers nor the cache are thread-safe
         self._cache: OrderedDict[tuple[str, str], Encoded] = OrderedDict()
 
@@ -76,7 +79,7 @@ class TextEncoder:
         Raises:
             DataError: the prompt has no tokens, is too long for the model, or contains a token without an embedding.
         """
-        return self._encode(prompt.rstrip(), "")
+        return self._encode(prompt if self._is_chat(prompt) else prompt.rstrip(), "")
 
     def encode_pair(self, prompt: str, target: str) -> Encoded:
         """Tokenize a prompt followed by a target.
@@ -87,7 +90,13 @@ class TextEncoder:
         """
         if not target.strip():
             raise DataError(f"the target of the prompt {prompt!r} is blank; give at least one word", field="target")
+        if self._is_chat(prompt):
+            space = "" if prompt[-1].isspace() else " "
+            return self._encode(prompt, space + target.strip())
         return self._encode(*join_prompt_and_target(prompt, target))
+
+    def _is_chat(self, prompt: str) -> bool:
+        return bool(self.assistant_header) and prompt.endswith(self.assistant_header)
 
     def _encode(self, prompt: str, target: str) -> Encoded:
         key = (prompt, target)
@@ -100,16 +109,17 @@ class TextEncoder:
             return self._cache[key]
 
     def _tokenize(self, prompt: str, target: str) -> Encoded:
+        special = not self._is_chat(prompt)  # the chat template has its own
         if self.tokenizer.is_fast:
             # Prompt and target are tokenized as one text, as in normal use of the model. A token belongs to the
             # target if it ends after the prompt's last character.
-            encoding = self.tokenizer(prompt + target, return_offsets_mapping=True)
+            encoding = self.tokenizer(prompt + target, return_offsets_mapping=True, add_special_tokens=special)
             ids = list(encoding["input_ids"])
             ends = [end for _, end in encoding["offset_mapping"]]
             start = next((i for i, end in enumerate(ends) if end > len(prompt)), len(ids))
         else:
-            ids = list(self.tokenizer(prompt + target)["input_ids"])
-            start = min(len(self.tokenizer(prompt)["input_ids"]), len(ids))
+            ids = list(self.tokenizer(prompt + target, add_special_tokens=special)["input_ids"])
+            start = min(len(self.tokenizer(prompt, add_special_tokens=special)["input_ids"]), len(ids))
         self._check(ids, start, prompt, target)
         return Encoded(tuple(ids), start)
 

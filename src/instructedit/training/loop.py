@@ -29,6 +29,7 @@ from instructedit.models.trunk_cache import TrunkCache
 from instructedit.storage.checkpoints import load_checkpoint, save_checkpoint
 from instructedit.storage.writing import make_folder
 from instructedit.tasks.loading import load_task
+from instructedit.training.chat_queries import in_chat
 from instructedit.training.data import read_sources
 from instructedit.training.environment import numerics, trunk_cache
 from instructedit.training.log import LOG, TrainingLog
@@ -211,6 +212,7 @@ class Trainer:
         rng = random.Random(f"{self.recipe.seed}-{step}-{part}")
         share, noise = self.recipe.scope_template_share, self.recipe.instruction_noise
         batch = draw_batch(self.sources, self.shares, self.opt.batch, self.recipe.objective, share, rng, noise)
+        batch = in_chat(batch, self.recipe.chat, self.language_model.chat_prompt, rng)
         # In strides, so that every process gets every task.
         return batch[self.accelerator.process_index :: self.accelerator.num_processes]
 

@@ -207,6 +207,7 @@ class Recipe(Settings):
         0.5, ge=0, le=1, description="share of instructions drawn from the templates of the task's scope"
     )
     instruction_noise: InstructionNoise = InstructionNoise()
+    chat: float = Field(0.0, ge=0, le=1, description="share of queries and edits in the base model's chat template")
     encoder_warmup: EncoderWarmup = EncoderWarmup()
     objective: Objective = Objective()
     optimisation: Optimisation = Optimisation()

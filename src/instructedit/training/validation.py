@@ -10,6 +10,7 @@ import torch
 
 from instructedit.editors.gradient import GradientEditor
 from instructedit.models.language_model import LanguageModel
+from instructedit.training.chat_queries import in_chat
 from instructedit.training.mixture import Source, draw_batch, task_shares
 from instructedit.training.objective import Losses, compute_loss
 from instructedit.training.recipe import Recipe
@@ -36,6 +37,7 @@ def validate(
             size = min(recipe.optimisation.batch, count - start)
             share, noise = recipe.scope_template_share, recipe.instruction_noise
             examples = draw_batch([source], [1.0], size, recipe.objective, share, rng, noise)
+            examples = in_chat(examples, recipe.chat, language_model.chat_prompt, rng)
             with torch.enable_grad():
                 deltas = editor(language_model, [e.request for e in examples], [e.instruction for e in examples])
             norms += deltas.norms().tolist()
