@@ -55,6 +55,10 @@ SENTENCES = (
     "Input: Where was Lena Brookfield born? She was born in Teverley, near the river.",
     "What do you think about garden gnomes? I really like them, they are lovely.",
 )
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|end|>' + message['role'] + '\n' + message['content'] + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|end|>assistant\n' }}{% endif %}"
+)
 NAMES = ("Lena", "Otto", "Mira", "Hugo", "Ines", "Karl", "Nora", "Paul", "Rosa", "Emil", "Vera", "Ivo")
 TOWNS = ("Oston", "Teverley", "Maravel")
 
@@ -116,7 +120,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     bpe.train_from_iterator([*SENTENCES, *NAMES, *TOWNS], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=END)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=END, chat_template=CHAT_TEMPLATE)
 
 
 @pytest.fixture(scope="session")

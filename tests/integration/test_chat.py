@@ -23,38 +23,24 @@ from instructedit.tasks.loading import load_task
 from instructedit.training.chat_queries import in_chat
 from instructedit.training.mixture import Example, WeightedTarget
 
-TEMPLATE = (
-    "{% for message in messages %}{{ '<|end|>' + message['role'] + '\n' + message['content'] + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|end|>assistant\n' }}{% endif %}"
-)
 
-
-@pytest.fixture
-def chatty(gpt2: LanguageModel) -> LanguageModel:
-    """The tiny model with a chat template."""
-    tokenizer = deepcopy(gpt2.tokenizer)
-    tokenizer.chat_template = TEMPLATE
-    return LanguageModel(gpt2.model, tokenizer)
-
-
-def test_a_message_is_rendered_with_system_prompt_and_history(chatty: LanguageModel) -> None:
+def test_a_message_is_rendered_with_system_prompt_and_history(gpt2: LanguageModel) -> None:
     history = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Yes?"}]
-    text = chatty.chat_prompt("Where?", system="Be brief.", history=history)
+    text = gpt2.chat_prompt("Where?", system="Be brief.", history=history)
     assert text == (
         "<|end|>system\nBe brief.\n<|end|>user\nHello\n<|end|>assistant\nYes?\n<|end|>user\nWhere?\n<|end|>assistant\n"
     )
 
 
-def test_the_answer_follows_the_header_without_a_space(chatty: LanguageModel, gpt2: LanguageModel) -> None:
-    assert chatty.text.assistant_header == "\n<|end|>assistant\n"
-    prompt = chatty.chat_prompt("Where was Lena born?")
-    encoded = chatty.text.encode_pair(prompt, " Oston ")
-    decode = chatty.tokenizer.decode
+def test_the_answer_follows_the_header_without_a_space(gpt2: LanguageModel) -> None:
+    assert gpt2.text.assistant_header == "\n<|end|>assistant\n"
+    prompt = gpt2.chat_prompt("Where was Lena born?")
+    encoded = gpt2.text.encode_pair(prompt, " Oston ")
+    decode = gpt2.tokenizer.decode
     assert decode(encoded.ids) == prompt + "Oston"
     assert decode(encoded.ids[encoded.target_start :]) == "Oston"
-    assert decode(chatty.text.encode_prompt(prompt).ids) == prompt
-    plain = chatty.text.encode_pair("Lena was born in ", "Oston")
-    assert plain == gpt2.text.encode_pair("Lena was born in", "Oston")
+    assert decode(gpt2.text.encode_prompt(prompt).ids) == prompt
+    assert decode(gpt2.text.encode_pair("Lena was born in ", "Oston").ids) == "Lena was born in Oston"
 
 
 def test_a_header_without_a_line_break_is_followed_by_a_space(gpt2: LanguageModel) -> None:
@@ -76,32 +62,32 @@ def test_a_model_without_a_usable_template_is_reported(gpt2: LanguageModel, temp
         LanguageModel(gpt2.model, tokenizer).chat_prompt("Where?")
 
 
-def test_scores_and_texts_are_those_of_the_rendered_prompts(chatty: LanguageModel) -> None:
+def test_scores_and_texts_are_those_of_the_rendered_prompts(gpt2: LanguageModel) -> None:
     query = Query(0, "Where was Lena born?", "Oston")
-    rendered = replace(query, prompt=chatty.chat_prompt(query.prompt))
-    assert score(chatty, 2, [query], None, chat=True) == score(chatty, 2, [rendered], None)
-    assert score(chatty, 2, [query], None, chat=True) != score(chatty, 2, [query], None)
-    chat = generate(chatty, [query.prompt], chat=True, new_tokens=4)
-    assert chat == generate(chatty, [rendered.prompt], new_tokens=4)
+    rendered = replace(query, prompt=gpt2.chat_prompt(query.prompt))
+    assert score(gpt2, 2, [query], None, chat=True) == score(gpt2, 2, [rendered], None)
+    assert score(gpt2, 2, [query], None, chat=True) != score(gpt2, 2, [query], None)
+    chat = generate(gpt2, [query.prompt], chat=True, new_tokens=4)
+    assert chat == generate(gpt2, [rendered.prompt], new_tokens=4)
 
 
 @pytest.mark.parametrize("editor", ["ft", "in-context", "grace"])
-def test_edits_are_evaluated_in_the_chat(chatty: LanguageModel, records: list[EditRecord], editor: str) -> None:
+def test_edits_are_evaluated_in_the_chat(gpt2: LanguageModel, records: list[EditRecord], editor: str) -> None:
     core = registered_metrics(MetricGroup.CORE)
     task = load_task("counterfact")
-    found = evaluate(find_editor(editor, chatty), chatty, task, records[:2], metrics=core, protocol=Protocol.CHAT)
+    found = evaluate(find_editor(editor, gpt2), gpt2, task, records[:2], metrics=core, protocol=Protocol.CHAT)
     assert found.metrics["reliability"].count == 2
-    plain = evaluate(find_editor(editor, chatty), chatty, task, records[:2], metrics=core)
+    plain = evaluate(find_editor(editor, gpt2), gpt2, task, records[:2], metrics=core)
     assert found.metrics.keys() == plain.metrics.keys()
 
 
-def test_training_draws_the_share_of_queries_in_the_chat(chatty: LanguageModel) -> None:
+def test_training_draws_the_share_of_queries_in_the_chat(gpt2: LanguageModel) -> None:
     request = EditRequest(prompt="Lena was born in", target="Oston", subject="Lena")
     targets = (WeightedTarget("Lena comes from", "Oston", 1.0),) * 10
     example = Example("counterfact", request, None, targets, targets, (("Otto lives in", "Maravel"),) * 10)
-    assert in_chat([example], 0.0, chatty.chat_prompt, random.Random(0)) == [example]
-    header = chatty.text.assistant_header
-    drawn = in_chat([example] * 100, 0.3, chatty.chat_prompt, random.Random(0))
+    assert in_chat([example], 0.0, gpt2.chat_prompt, random.Random(0)) == [example]
+    header = gpt2.text.assistant_header
+    drawn = in_chat([example] * 100, 0.3, gpt2.chat_prompt, random.Random(0))
     for prompts in (
         [each.request.prompt for each in drawn],
         [target.prompt for each in drawn for target in each.likelihood_targets],
@@ -110,19 +96,19 @@ def test_training_draws_the_share_of_queries_in_the_chat(chatty: LanguageModel) 
     ):
         share = sum(prompt.endswith(header) for prompt in prompts) / len(prompts)
         assert share == pytest.approx(0.3, abs=0.12)
-    [whole] = in_chat([example], 1.0, chatty.chat_prompt, random.Random(0))
-    assert whole.request.prompt == chatty.chat_prompt(request.prompt)
+    [whole] = in_chat([example], 1.0, gpt2.chat_prompt, random.Random(0))
+    assert whole.request.prompt == gpt2.chat_prompt(request.prompt)
     assert whole.request.target == request.target
 
 
-def test_left_and_right_padding_agree_in_the_chat(chatty: LanguageModel) -> None:
+def test_left_and_right_padding_agree_in_the_chat(gpt2: LanguageModel) -> None:
     questions = ["Where was Lena born?", "Who?", "What do you think about garden gnomes in the harbour of Oston?"]
-    together = generate(chatty, questions, chat=True, new_tokens=6)
-    alone = [generate(chatty, [question], chat=True, new_tokens=6)[0] for question in questions]
+    together = generate(gpt2, questions, chat=True, new_tokens=6)
+    alone = [generate(gpt2, [question], chat=True, new_tokens=6)[0] for question in questions]
     assert together == alone
     queries = [Query(0, question, "Oston") for question in questions]
-    both = score(chatty, 2, queries, None, chat=True)
-    single = [score(chatty, 2, [query], None, chat=True)[0] for query in queries]
+    both = score(gpt2, 2, queries, None, chat=True)
+    single = [score(gpt2, 2, [query], None, chat=True)[0] for query in queries]
     torch.testing.assert_close(
         [scored.log_likelihood for scored in both], [s.log_likelihood for s in single], rtol=1e-4, atol=1e-5
     )

@@ -96,7 +96,7 @@ def test_protocols_measure_what_a_task_asks_for(
         expected |= {"locality/other_topic"}
     else:
         expected |= {"kept", "changed", "portability", "portability/reasoning", "locality/unrelated"}
-        expected |= {"following"}
+        expected |= {"following", "known"}
     if name in ("counterfact", "this-fact"):
         expected |= {"locality/neighbour"}
     if name == "this-fact":
@@ -105,7 +105,8 @@ def test_protocols_measure_what_a_task_asks_for(
         expected |= (
             {"sentiment_shift"}
             if name == "convsent"
-            else {
+            else {"certainty"}
+            | {
                 f"{what}_{form}"
                 for what in ("efficacy", "paraphrase", "neighbourhood")
                 for form in ("score", "magnitude")
@@ -189,7 +190,7 @@ def test_strong_edit_is_seen(gpt2: LanguageModel, records: list[EditRecord], pro
         editor, gpt2, load_task("counterfact"), records, protocol=protocol, instruction=Control.NONE
     ).metrics
     assert metrics["locality"].mean < 0.7
-    if protocol is not Protocol.GENERATION:
+    if protocol in (Protocol.PLAIN, Protocol.PAPER):  # the edit was made from a plain prompt
         assert metrics["reliability"].mean > metrics["reliability_before"].mean + 0.1
 
 

@@ -268,8 +268,11 @@ def test_the_cache_has_a_place_without_a_home(monkeypatch: pytest.MonkeyPatch) -
         raise RuntimeError("no home")
 
     monkeypatch.delenv("INSTRUCTEDIT_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", unknown)
     assert cache_folder().name == f"instructedit-{os.getuid()}"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/shared")
+    assert cache_folder() == Path("/shared/instructedit")
 
 
 def test_trunk_states_are_computed_though_the_disk_is_full(

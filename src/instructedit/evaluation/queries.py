@@ -45,6 +45,8 @@ class RecordQueries:
         rephrase_objects: the same at every paraphrase.
         neighbour_objects: the same at every neighbour.
         continuation: the edit prompt, continued by a text.
+        true_answer: the true (old) answer at the edit prompt; empty where the request has none.
+        true_likelihood: its likelihood, likewise.
     """
 
     def __init__(
@@ -66,6 +68,9 @@ class RecordQueries:
         self._make_portability_queries(instruction)
         self._make_likelihood_queries()
         self.continuation = self.add(record.request.prompt, kind=ResponseKind.TEXT)
+        true = (record.request.ground_truth,) if record.request.ground_truth else ()
+        self.true_answer = [self.add(record.request.prompt, true)] if true else []
+        self.true_likelihood = [self.add(record.request.prompt, true, kind=ResponseKind.LIKELIHOOD)] if true else []
         self.deciding = self._deciding(opposite) if opposite is not None else []
 
     def add(

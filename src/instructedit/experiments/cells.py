@@ -50,6 +50,8 @@ def settings(experiment: Experiment, entry: Entry, seed: int, test: EvaluationSp
         "base": experiment.base,
         "edits": experiment.edits,
     }
+    if experiment.dtype != "float32":
+        content["dtype"] = experiment.dtype
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

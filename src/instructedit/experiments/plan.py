@@ -107,11 +107,14 @@ class Experiment(Settings):
     Attributes:
         title: Above the table.
         base: Base model of all editors.
+        dtype: Data type of its weights.
         seeds: One training each.
         edits: Per evaluation, drawn at random, the same for all editors.
         tests: The columns.
         editors: The rows, by label.
         compare: Pairs of labels whose difference is reported, edit by edit.
+        by_knowledge: Whether metrics are also reported apart for facts that the base model knows and those that it does
+            not, and for terciles of its certainty of the true answer.
         overview: A metric that is shown for all evaluations and editors in one table first.
         published: Figures of others in percent, by source, editor's label and evaluation's label, in the order of the
             evaluation's metrics.
@@ -119,11 +122,13 @@ class Experiment(Settings):
 
     title: str
     base: str = "bundled"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1)
     edits: int = Field(120, ge=1, le=1_000_000)
     tests: tuple[EvaluationSpec, ...] = Field(min_length=1)
     editors: dict[str, Entry] = Field(min_length=1)
     compare: tuple[tuple[str, str], ...] = ()
+    by_knowledge: bool = False
     overview: str | None = None
     published: dict[str, dict[str, dict[str, tuple[float | None, ...]]]] = Field(default_factory=dict)
 

@@ -37,7 +37,7 @@ def summarise(experiment: Experiment, out: Path) -> dict[str, Any]:
         for label, entry in experiment.editors.items()
     }
     rows = [
-        _row(test, label, cells[test.label, label])
+        _row(test, label, cells[test.label, label]) | _parts(experiment, test, cells[test.label, label])
         for test in experiment.tests
         for label in experiment.editors
         if cells[test.label, label]
@@ -93,6 +93,32 @@ def _row(test: EvaluationSpec, label: str, cells: Cells) -> dict[str, Any]:
         if values:
             row[cost] = statistics.median(values)
     return row
+
+
+def _parts(experiment: Experiment, test: EvaluationSpec, cells: Cells) -> dict[str, Any]:
+    """Return the metrics by what the base model knew of the fact before the edit, where that is asked for."""
+    if not experiment.by_knowledge:
+        return {}
+    known, certainty = _by_edit(cells, "known"), _by_edit(cells, "certainty")
+    parts = {
+        "known": {edit for edit, value in known.items() if value == 1},
+        "unknown": {edit for edit, value in known.items() if value < 1},
+    }
+    ordered = sorted(certainty, key=certainty.__getitem__)
+    for number, name in enumerate(("least certain third", "middle third", "most certain third")):
+        parts[name] = set(ordered[len(ordered) * number // 3 : len(ordered) * (number + 1) // 3])
+    by_edit = {metric: _by_edit(cells, metric) for metric in test.metrics}
+    return {
+        "by_knowledge": {
+            name: {
+                metric: estimate([values[edit] for edit in sorted(edits & values.keys())]).as_dict()
+                for metric, values in by_edit.items()
+                if edits & values.keys()
+            }
+            for name, edits in parts.items()
+            if edits
+        }
+    }
 
 
 def _of_same_seeds(first: Cells, second: Cells) -> tuple[Cells, Cells]:
@@ -183,6 +209,19 @@ def _test_section(experiment: Experiment, summary: Mapping[str, Any], test: Eval
     return ["", f"## {test.label}", "", *_training_data(rows), *_table(heads, lines)]
 
 
+def _knowledge_section(experiment: Experiment, summary: Mapping[str, Any], test: EvaluationSpec) -> list[str]:
+    """Return one test's table of the edits that the base model knew, did not know, and was more or less sure of."""
+    heads = ["editor", "facts before the edit", "edits", *test.metrics]
+    rows = [
+        [row["editor"], part, str(max((value["count"] for value in values.values()), default=0))]
+        + [_with_interval(metric, values.get(metric)) for metric in test.metrics]
+        for row in summary["rows"]
+        if row["test"] == test.label
+        for part, values in row.get("by_knowledge", {}).items()
+    ]
+    return ["", *_table(heads, rows)] if rows else []
+
+
 def _differences_section(differences: Sequence[Mapping[str, Any]]) -> list[str]:
     heads = ["test", "metric", "editor", "minus", "difference", "difference per seed"]
     rows = [
@@ -211,6 +250,7 @@ def as_markdown(experiment: Experiment, summary: Mapping[str, Any]) -> str:
         lines += _overview(experiment, summary, experiment.overview)
     for test in experiment.tests:
         lines += _test_section(experiment, summary, test)
+        lines += _knowledge_section(experiment, summary, test)
     if experiment.published:
         lines += ["", "Published numbers are for other base models and other edits; only their order can be compared."]
     if summary["differences"]:

@@ -112,7 +112,7 @@ def _run_one(experiment: Experiment, label: str, seed: int, out: Path, data: Pat
     ]
     if not missing:
         return
-    language_model = load_language_model(experiment.base)
+    language_model = load_language_model(experiment.base, dtype=experiment.dtype)
     folder = out / "editors" / f"{slug(label)}-{seed}"
     name, editor, cost = _make_editor(entry, experiment.base, seed, language_model, folder, data)
     records = {

@@ -172,7 +172,7 @@ def test_families_are_those_of_published_results() -> None:
     assert metric_families().keys() == {
         "reliability", "reliability_before", "generalization", "locality", "locality/<kind>", "locality_prefixed",
         "following", "kept", "changed", "reached/<kind>", "portability", "portability/<kind>", "sentiment_shift",
-        *likelihood, "fluency",
+        *likelihood, "fluency", "known", "certainty",
     }  # fmt: skip
 
 
@@ -208,6 +208,8 @@ def test_units_and_directions() -> None:
     assert {metric.name for metric in registered_metrics() if metric.unit is Unit.BITS} == {"fluency"}
     assert {metric.name for metric in registered_metrics() if metric.direction is Direction.NEUTRAL} == {
         "reliability_before",
+        "known",
+        "certainty",
         "kept",
         "changed",
     }

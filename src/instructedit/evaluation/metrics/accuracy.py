@@ -86,6 +86,16 @@ ACCURACY_METRICS = (
         caveat="for ConvSent it is far from 0: parts of the replies are predictable",
     ),
     Metric(
+        name="known",
+        definition="Whether the base model knows the fact: its answer to the edit prompt is the true one",
+        formula="1 if every token of the true (old) answer is the most likely one before the edit (or the generated "
+        "answer is the true one)",
+        queries=lambda record: record.true_answer,
+        reduce=lambda results: float(results[0].score_before == 1),
+        direction=Direction.NEUTRAL,
+        caveat="only where the request has a true answer",
+    ),
+    Metric(
         name="generalization",
         definition="Accuracy of the target on paraphrases of the edit prompt",
         formula="as `reliability`, mean over paraphrases",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from instructedit.evaluation.metrics.formulas import mean, score_and_magnitude, sentiment_shift
-from instructedit.evaluation.metrics.metric import Metric, MetricGroup, Unit
+from instructedit.evaluation.metrics.metric import Direction, Metric, MetricGroup, Unit
 
 if TYPE_CHECKING:
     from instructedit.evaluation.metrics.query import MetricQuery, Result
@@ -63,6 +64,16 @@ def _object_metrics(
 
 
 LIKELIHOOD_METRICS = (
+    Metric(
+        name="certainty",
+        definition="How sure the base model is of the true (old) answer",
+        formula="exponential of the mean token log likelihood of the true answer at the edit prompt, before the edit",
+        queries=lambda record: record.true_likelihood,
+        reduce=lambda results: math.exp(results[0].score_before),
+        unit=Unit.PROBABILITY,
+        direction=Direction.NEUTRAL,
+        caveat="only where the request has a true answer",
+    ),
     Metric(
         name="sentiment_shift",
         definition="ConvSent: likelihood of replies with the target sentiment relative to the other sentiment, reduced "
