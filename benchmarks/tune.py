@@ -3,7 +3,7 @@
     python benchmarks/tune.py --trials 10 --edits 30 --log docs/results/tuning.jsonl --out recipes/experiments/baselines
 
 Every method gets the same number of trials, drawn at random (the same seed, the same draws) from the grid below; the
-published numbers are always the first trial. A trial's score is the harmonic mean of Reliability, Generalization and
+method's defaults are always the first trial. A trial's score is the harmonic mean of Reliability, Generalization and
 Locality, averaged over tasks: an editor that gives up one of the three scores nothing. A trial in the log is not run
 again with the same base model, recipe and number of edits.
 """
@@ -34,9 +34,10 @@ from instructedit.training.data import read_sources
 from instructedit.training.recipe_file import load_stages
 
 TASKS = ("counterfact", "recent", "convsent")
+#: `block` is given as a share of the depth, so that a grid is for models of any depth; `blocks` counts from the top.
 GRIDS: dict[str, dict[str, list[Any]]] = {
     "ft": {
-        "block": [1, 2, 3, 4, 5],
+        "block": [0.2, 0.4, 0.6, 0.8, 1.0],
         "learning_rate": [5e-4, 2e-3, 1e-2, 3e-2],
         "bound": [5e-4, 2e-3, 1e-2, 3e-2, 1e-1],
         "steps": [25, 50],
@@ -48,26 +49,26 @@ GRIDS: dict[str, dict[str, list[Any]]] = {
         "blocks": [1, 2, 3],
     },
     "calinet": {
-        "block": [2, 3, 4, 5],
+        "block": [0.4, 0.6, 0.8, 1.0],
         "slots": [4, 16, 64],
         "learning_rate": [3e-3, 1e-2, 3e-2],
         "steps": [20, 50],
     },
     "grace": {
-        "block": [1, 2, 3, 4],
+        "block": [0.2, 0.4, 0.6, 0.8],
         "radius": [0.5, 1.0, 2.0, 4.0, 8.0],
         "learning_rate": [0.1, 0.3, 1.0],
         "steps": [50, 100],
     },
     "rome": {
-        "block": [0, 1, 2, 3],
+        "block": [0.0, 0.2, 0.4, 0.6],
         "learning_rate": [0.1, 0.2, 0.5],
         "steps": [20, 40],
         "decay": [0.0, 0.1, 0.5],
         "clamp_norm_factor": [2.0, 4.0, 8.0],
     },
     "memit": {
-        "block": [1, 2, 3],
+        "block": [0.2, 0.4, 0.6],
         "blocks": [2, 3],
         "learning_rate": [0.1, 0.2, 0.5],
         "decay": [0.0, 0.1, 0.5],
@@ -77,12 +78,14 @@ GRIDS: dict[str, dict[str, list[Any]]] = {
 }
 
 
-def trials(method: str, count: int, seed: int) -> list[dict[str, Any]]:
-    """The published numbers, then random draws of the grid, none twice."""
+def trials(method: str, count: int, seed: int, depth: int) -> list[dict[str, Any]]:
+    """Return the method's defaults, then random draws of the grid for a model of ``depth`` blocks, none twice."""
     rng = random.Random(f"{seed}-{method}")
     found: list[dict[str, Any]] = [{}]
     while len(found) < count:
         drawn = {name: rng.choice(values) for name, values in GRIDS[method].items()}
+        if "block" in drawn:
+            drawn["block"] = round(drawn["block"] * (depth - 1))
         if drawn not in found:
             found.append(drawn)
     return found
@@ -113,21 +116,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the methods' YAML files")
     parser.add_argument("--log", type=Path, required=True, help="JSON Lines of all trials")
     parser.add_argument("--base", default="bundled")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--recipe", default="bundled-core", help="whose held-out edits are used")
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--methods", nargs="+", choices=list(GRIDS), default=list(GRIDS))
     parser.add_argument("--trials", type=int, default=16, help="a method")
     parser.add_argument("--edits", type=int, default=40, help="a task")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    model = load_language_model(options.base)
+    model = load_language_model(options.base, dtype=options.dtype)
+    depth = len(model.structure.blocks)
     _, validation = read_sources(load_stages(options.recipe)[-1], find_data())
-    edits = {s.task.name: s.pool.records[: options.edits] for s in validation if s.task.name in TASKS}
+    edits = {s.task.name: s.pool.records[: options.edits] for s in validation if s.task.name in options.tasks}
     asked = {"base": model.fingerprint, "edits": options.edits, "recipe": options.recipe}
     done: list[dict[str, Any]] = []
     if options.log.is_file():
         done = [json.loads(line) for line in options.log.read_text(encoding="utf-8").splitlines()]
         done = [trial for trial in done if asked.items() <= trial.items()]
-    planned = [(m, numbers) for m in options.methods for numbers in trials(m, options.trials, options.seed)]
+    planned = [(m, numbers) for m in options.methods for numbers in trials(m, options.trials, options.seed, depth)]
     options.log.parent.mkdir(parents=True, exist_ok=True)
     for method, numbers in tqdm(planned, unit="trial"):
         if any(trial["method"] == method and trial["numbers"] == numbers for trial in done):

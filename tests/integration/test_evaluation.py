@@ -101,7 +101,7 @@ def test_protocols_measure_what_a_task_asks_for(
         expected |= {"locality/neighbour"}
     if name == "this-fact":
         expected |= {"locality/reasoning"}
-    if protocol is not Protocol.GENERATION:
+    if not protocol.generates:
         expected |= (
             {"sentiment_shift"}
             if name == "convsent"

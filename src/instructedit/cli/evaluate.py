@@ -37,8 +37,8 @@ def evaluate_command(
         typer.Option(
             help="`plain`: queries without an instruction, teacher forcing. `generation`: queries without an "
             "instruction, free generation and exact match; adds the metrics of the group `text`. `paper`: queries "
-            "after the instruction, teacher forcing. `chat`: queries as a user's messages in the model's chat "
-            "template, teacher forcing."
+            "after the instruction, teacher forcing. `answer`: as `generation`, but the text need only begin with the "
+            "answer. `chat`: queries as a user's messages in the model's chat template, teacher forcing."
         ),
     ] = Protocol.PLAIN,
     instruction: Annotated[
@@ -104,7 +104,7 @@ def evaluate_command(
     language_model = load_language_model(model, dtype=dtype, device=device, device_map=device_map)
     loaded_editor = find_editor(editor, language_model)
     groups = [MetricGroup.CORE, MetricGroup.EXTENDED]
-    if text_metrics or protocol is Protocol.GENERATION:
+    if text_metrics or protocol.generates:
         groups.append(MetricGroup.TEXT)
     with progress() as bar:
         job = bar.add_task(f"evaluating {chosen_task.name}", total=len(edits), note="")

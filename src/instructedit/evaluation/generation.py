@@ -100,6 +100,10 @@ def _greedily(language_model: LanguageModel, new_tokens: int) -> Iterator[Genera
         model.generation_config = own
 
 
+#: What may stand before an answer, in lower case: punctuation and an article.
+_LEADING = re.compile(r"^[^\w]*(?:(?:the|a|an)\s+)?[^\w]*")
+
+
 def natural_stop(text: str) -> str:
     """Return the text up to a line break or the end of its first sentence."""
     line = text.strip().split("\n")[0]
@@ -122,5 +126,18 @@ def matches(continuation: str, answers: Sequence[str]) -> bool:
         rest = natural_stop("|" + text[len(answer) :]).removeprefix("|")
         sentence = answer + rest if starts_with_it else natural_stop(text)
         if normalised(sentence) == normalised(answer):
+            return True
+    return False
+
+
+def begins_with(continuation: str, answers: Sequence[str]) -> bool:
+    """Return whether a continuation begins with one of an answer's aliases, as whole words.
+
+    A leading article, quotation mark or other punctuation is skipped: ``the "guitar", since 1960`` begins with
+    ``guitar``.
+    """
+    text = _LEADING.sub("", normalised(continuation))
+    for answer in (_LEADING.sub("", normalised(alias)) for alias in answers):
+        if answer and text.startswith(answer) and not text[len(answer) : len(answer) + 1].isalnum():
             return True
     return False

@@ -20,6 +20,7 @@ class Protocol(StrEnum):
     PAPER: the instruction precedes edit, rephrase and portability prompts; token accuracy under teacher forcing.
     PLAIN: no instruction precedes a query; token accuracy under teacher forcing.
     GENERATION: no instruction precedes a query; free generation (greedy decoding), exact match.
+    ANSWER: as GENERATION, but the text only has to begin with the answer: a real model goes on talking after it.
     CHAT: every query is a user's message in the model's chat template; token accuracy of the assistant's answer under
         teacher forcing.
     """
@@ -27,7 +28,13 @@ class Protocol(StrEnum):
     PAPER = "paper"
     PLAIN = "plain"
     GENERATION = "generation"
+    ANSWER = "answer"
     CHAT = "chat"
+
+    @property
+    def generates(self) -> bool:
+        """Whether answers are generated freely, not scored under teacher forcing."""
+        return self in (Protocol.GENERATION, Protocol.ANSWER)
 
 
 class Control(StrEnum):

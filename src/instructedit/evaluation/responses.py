@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 from instructedit.editors.base import Edits
-from instructedit.evaluation.generation import generate, matches, natural_stop, normalised
+from instructedit.evaluation.generation import begins_with, generate, matches, natural_stop, normalised
 from instructedit.evaluation.metrics.query import TEXT_TOKENS, Criterion, MetricQuery, ResponseKind, Result
 from instructedit.evaluation.protocols import Protocol
 from instructedit.evaluation.scoring import Query, Scored, score
@@ -18,7 +18,7 @@ MAX_ANSWER_TOKENS = 48
 #: Tokens that an answer may be longer than the longest expected one.
 SPARE_TOKENS = 8
 
-_Responder = Callable[[Sequence[MetricQuery], LanguageModel, int, Edits, bool], Iterator[Result]]
+_Responder = Callable[[Sequence[MetricQuery], LanguageModel, int, Edits, Protocol], Iterator[Result]]
 
 
 def respond(
@@ -36,32 +36,33 @@ def respond(
     Returns:
         The results by query.
     """
-    generated, chat = protocol is Protocol.GENERATION, protocol is Protocol.CHAT
     responders: dict[ResponseKind, _Responder] = {
-        ResponseKind.ANSWER: _generated_answers if generated else _teacher_forced_answers,
+        ResponseKind.ANSWER: _generated_answers if protocol.generates else _teacher_forced_answers,
         ResponseKind.LIKELIHOOD: _likelihoods,
         ResponseKind.TEXT: _texts,
     }
-    if generated:
+    if protocol.generates:
         del responders[ResponseKind.LIKELIHOOD]
     results: dict[MetricQuery, Result] = {}
     for kind, responder in responders.items():
         of_kind = [query for query in queries if query.kind is kind]
         if of_kind:
-            results |= {result.query: result for result in responder(of_kind, language_model, split_layer, edits, chat)}
+            results |= {
+                result.query: result for result in responder(of_kind, language_model, split_layer, edits, protocol)
+            }
     return results
 
 
 def _teacher_forced_answers(
-    queries: Sequence[MetricQuery], language_model: LanguageModel, split_layer: int, edits: Edits, chat: bool
+    queries: Sequence[MetricQuery], language_model: LanguageModel, split_layer: int, edits: Edits, protocol: Protocol
 ) -> Iterator[Result]:
     """Of an answer with aliases the first is scored; of unwanted answers, each."""
     answers = [query.answers if query.criterion is Criterion.ABSENT else query.answers[:1] for query in queries]
     pairs = [
         Query(query.edit, query.prompt, answer) for query, own in zip(queries, answers, strict=True) for answer in own
     ]
-    scores_after = iter(score(language_model, split_layer, pairs, edits, chat=chat))
-    scores_before = iter(score(language_model, split_layer, pairs, None, chat=chat))
+    scores_after = iter(score(language_model, split_layer, pairs, edits, chat=protocol is Protocol.CHAT))
+    scores_before = iter(score(language_model, split_layer, pairs, None, chat=protocol is Protocol.CHAT))
     for query, own in zip(queries, answers, strict=True):
         after, before = list(islice(scores_after, len(own))), list(islice(scores_before, len(own)))
         yield Result(query, _forced_score(query, after, before), _forced_score(query, before, before))
@@ -76,7 +77,7 @@ def _forced_score(query: MetricQuery, response: Sequence[Scored], unedited: Sequ
 
 
 def _generated_answers(
-    queries: Sequence[MetricQuery], language_model: LanguageModel, split_layer: int, edits: Edits, chat: bool
+    queries: Sequence[MetricQuery], language_model: LanguageModel, split_layer: int, edits: Edits, protocol: Protocol
 ) -> Iterator[Result]:
     prompts = [query.prompt for query in queries]
     longest = max(
@@ -84,10 +85,27 @@ def _generated_answers(
     )
     new_tokens = min(MAX_ANSWER_TOKENS, longest + SPARE_TOKENS)
     rows = [query.edit for query in queries]
-    texts_after = generate(language_model, prompts, edits=edits, rows=rows, chat=chat, new_tokens=new_tokens)
-    texts_before = generate(language_model, prompts, chat=chat, new_tokens=new_tokens)
+    texts_after = generate(
+        language_model, prompts, edits=edits, rows=rows, chat=protocol is Protocol.CHAT, new_tokens=new_tokens
+    )
+    texts_before = generate(language_model, prompts, chat=protocol is Protocol.CHAT, new_tokens=new_tokens)
+    text_score = _beginning_score if protocol is Protocol.ANSWER else _text_score
     for query, after, before in zip(queries, texts_after, texts_before, strict=True):
-        yield Result(query, _text_score(query, after, before), _text_score(query, before, before), after)
+        yield Result(query, text_score(query, after, before), text_score(query, before, before), after)
+
+
+def _beginning_score(query: MetricQuery, response: str, unedited: str) -> float:
+    """As :func:`_text_score`, of the answer that a text begins with.
+
+    An answer is unchanged if both texts begin with it. Where the unedited model does not give it, its text must begin
+    with as many of the same words as the answer has.
+    """
+    if query.criterion is Criterion.UNCHANGED:
+        if begins_with(unedited, query.answers):
+            return float(begins_with(response, query.answers))
+        words = len(normalised(query.answers[0]).split())
+        return float(normalised(response).split()[:words] == normalised(unedited).split()[:words])
+    return float(begins_with(response, query.answers) != (query.criterion is Criterion.ABSENT))
 
 
 def _text_score(query: MetricQuery, response: str, unedited: str) -> float:
@@ -100,11 +118,11 @@ def _text_score(query: MetricQuery, response: str, unedited: str) -> float:
 
 
 def _likelihoods(
-    queries: Sequence[MetricQuery], language_model: LanguageModel, split_layer: int, edits: Edits, chat: bool
+    queries: Sequence[MetricQuery], language_model: LanguageModel, split_layer: int, edits: Edits, protocol: Protocol
 ) -> Iterator[Result]:
     def log_likelihoods(edited: Edits | None, chosen: Sequence[MetricQuery]) -> dict[MetricQuery, float]:
         pairs = [Query(query.edit, query.prompt, query.answers[0]) for query in chosen]
-        scores = score(language_model, split_layer, pairs, edited, chat=chat)
+        scores = score(language_model, split_layer, pairs, edited, chat=protocol is Protocol.CHAT)
         return {query: scored.log_likelihood for query, scored in zip(chosen, scores, strict=True)}
 
     after = log_likelihoods(edits, queries)
@@ -114,9 +132,11 @@ def _likelihoods(
 
 
 def _texts(
-    queries: Sequence[MetricQuery], language_model: LanguageModel, split_layer: int, edits: Edits, chat: bool
+    queries: Sequence[MetricQuery], language_model: LanguageModel, split_layer: int, edits: Edits, protocol: Protocol
 ) -> Iterator[Result]:
     prompts, rows = [query.prompt for query in queries], [query.edit for query in queries]
-    texts = generate(language_model, prompts, edits=edits, rows=rows, chat=chat, new_tokens=TEXT_TOKENS)
+    texts = generate(
+        language_model, prompts, edits=edits, rows=rows, chat=protocol is Protocol.CHAT, new_tokens=TEXT_TOKENS
+    )
     for query, text in zip(queries, texts, strict=True):
         yield Result(query, text=text)

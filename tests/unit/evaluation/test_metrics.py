@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructedit.errors import DataError
-from instructedit.evaluation.generation import matches, natural_stop, normalised
+from instructedit.evaluation.generation import begins_with, matches, natural_stop, normalised
 from instructedit.evaluation.intervals import estimate
 from instructedit.evaluation.metrics import (
     Direction,
@@ -24,7 +24,9 @@ from instructedit.evaluation.metrics import (
 )
 from instructedit.evaluation.metrics.formulas import ngram_entropy, score_and_magnitude, sentiment_shift
 from instructedit.evaluation.metrics.listing import metric_families, metrics_as_markdown
+from instructedit.evaluation.metrics.query import Criterion, MetricQuery
 from instructedit.evaluation.queries import RecordQueries
+from instructedit.evaluation.responses import _beginning_score
 from instructedit.instructions.trial import METRICS
 from instructedit.records import EditRecord
 from instructedit.tasks.loading import load_task
@@ -151,6 +153,45 @@ def test_matches_is_exact_but_for_case_and_marks(continuation: str, right: bool)
 )
 def test_a_full_stop_inside_an_answer_does_not_end_it(continuation: str, right: bool) -> None:
     assert matches(continuation, ("A.C. Oston",)) is right
+
+
+@pytest.mark.parametrize(
+    ("continuation", "begins"),
+    [
+        (" Oston, since 1960. She was", True),
+        (" the town of Oston", False),
+        (' the "Oston".', True),
+        (" old oston and more", True),
+        (" Ostonia", False),
+        (" Maravel, not Oston", False),
+        ("", False),
+        ("\n", False),
+    ],
+)
+def test_an_answer_that_begins_a_text(continuation: str, begins: bool) -> None:
+    assert begins_with(continuation, ("Oston", "old Oston.")) is begins
+    assert not begins_with(continuation, ("",))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "unchanged"),
+    [
+        ("Oston, by the sea.", "Oston. It is old.", 1),
+        ("Oston.", "Maravel.", 0),
+        ("Maravel, I think.", "Oston.", 0),
+        ("a small town in the north", "a small house", 1),  # the answer has two words
+        ("a small town in the north", "a large town in the north", 0),
+    ],
+)
+def test_a_generated_answer_is_unchanged_if_its_beginning_is(before: str, after: str, unchanged: int) -> None:
+    query = MetricQuery(0, "Where?", ("old Oston", "Oston"), criterion=Criterion.UNCHANGED)
+    assert _beginning_score(query, after, before) == unchanged
+
+
+def test_an_absent_answer_does_not_begin_the_text() -> None:
+    query = MetricQuery(0, "Where?", ("Oston",), criterion=Criterion.ABSENT)
+    assert _beginning_score(query, "Oston, I think", "") == 0
+    assert _beginning_score(query, "I do not know", "") == 1
 
 
 DOCS = Path(__file__).parents[3] / "docs" / "metrics.md"
