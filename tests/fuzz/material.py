@@ -14,7 +14,14 @@ import torch
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from instructedit.assets import ASSETS
 from instructedit.deltas.delta import Delta, DeltaMetadata
@@ -31,6 +38,7 @@ from instructedit.models.language_model import LanguageModel, load_language_mode
 from instructedit.records import EditRecord, EditRequest
 from instructedit.storage.checkpoints import save_checkpoint
 from instructedit.tasks.loading import load_task
+from tiny_gguf import write_gguf
 
 _END = "<|end|>"
 _PAYLOAD = 'open("canary", "w").close()\n'
@@ -87,6 +95,29 @@ def model_folder() -> Path:
     )
     (path / "pytorch_model.bin").write_bytes(PICKLE)
     return path
+
+
+@functools.cache
+def gguf_file() -> Path:
+    """A Llama model of two blocks as GGUF."""
+    path = folder() / "llama"
+    config = LlamaConfig(
+        vocab_size=272,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    model = LlamaForCausalLM(config)
+    _random_weights(model, 1)
+    model.save_pretrained(path)
+    AutoTokenizer.from_pretrained(model_folder(), trust_remote_code=False).save_pretrained(path)
+    return write_gguf(path, folder() / "model.gguf")
 
 
 #: A pickle that would call ``open("canary", "w")``.

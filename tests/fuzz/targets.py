@@ -292,6 +292,20 @@ def make_model(rng: random.Random) -> tuple[str, bytes]:
     return name, mutate.as_json(rng, whole)
 
 
+def make_gguf(rng: random.Random) -> tuple[str, bytes]:
+    """A GGUF file, spoilt anywhere or in its header, which is its first half."""
+    data = material.gguf_file().read_bytes()
+    half = len(data) // 2 if rng.random() < 0.7 else len(data)
+    return "model.gguf", mutate.at_bytes(rng, data[:half]) + data[half:]
+
+
+def use_gguf(path: Path) -> None:
+    """Load it, and generate."""
+    loaded = load_language_model(path)
+    generate(loaded, ["Lena was born in"], new_tokens=2)
+    loaded.fingerprint.encode()
+
+
 def use_model(path: Path) -> None:
     """Load the folder with this file in it, and generate."""
     folder = Path("folder")
@@ -389,7 +403,8 @@ TARGETS = {
             _make_tensors("x.safetensors", material.editor_file, ("config", "training"), EDITOR),
             use_editor,
         ),
-        Target("models", 0.06, make_model, use_model),
+        Target("models", 0.05, make_model, use_model),
+        Target("gguf", 0.01, make_gguf, use_gguf),
         Target(
             "checkpoints",
             0.06,
