@@ -1,13 +1,14 @@
 """Shipped artefacts: one folder per base model or editor, with weights, recipe, card and training log.
 
     models/<name>/     config.json, model.safetensors, tokenizer, recipe.yaml, card.json, log.jsonl
-    editors/<name>/    editor.safetensors, recipe.yaml, card.json, log.jsonl
+    editors/<name>/    editor.safetensors, recipe.yaml, card.json, log.jsonl, and for some demo.yaml
 
 The folder's name is the artefact's name everywhere: in commands, recipes, results and documentation.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ EDITOR_WEIGHTS = "editor.safetensors"
 RECIPE = "recipe.yaml"
 CARD = "card.json"
 LOG = "log.jsonl"
+DEMO = "demo.yaml"
 
 
 @cache
@@ -46,3 +48,16 @@ def recipe_file(name_or_path: str | Path, shipped: Mapping[str, Path]) -> Path:
     """Return the recipe of a shipped artefact by its name, or the path itself if it is no such name."""
     folder = shipped.get(str(name_or_path))
     return Path(name_or_path) if folder is None else folder / RECIPE
+
+
+def demo_file(name: str) -> Path | None:
+    """Return the script of the demo with a shipped editor; None for an editor without one, and for other names."""
+    folder = shipped_editors().get(name)
+    file = None if folder is None else folder / DEMO
+    return file if file is not None and file.is_file() else None
+
+
+def base_of(name: str) -> str:
+    """Return the name of the base model of a shipped editor, as its card has it."""
+    card = json.loads((shipped_editors()[name] / CARD).read_text(encoding="utf-8"))
+    return str(card["base"]["name"])

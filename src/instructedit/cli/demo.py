@@ -1,4 +1,4 @@
-"""``instructedit demo``: edit the bundled model and measure the effect."""
+"""``instructedit demo``: edit a model and measure the effect."""
 
 from __future__ import annotations
 
@@ -8,27 +8,45 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from instructedit.cli.console import emit_json, out, progress, quiet_libraries, styled, table
-from instructedit.cli.options import JsonFile, Model, TrainedEditor
+from instructedit.artifacts import DEMO, base_of, demo_file, shipped_editors
+from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries, styled, table
+from instructedit.cli.options import JsonFile, known_model
+from instructedit.errors import DataError, ModelError
+from instructedit.models.catalogue import known_models
 
 if TYPE_CHECKING:
     from instructedit.editors.gradient import GradientEditor
     from instructedit.evaluation.demonstration import EditExample
     from instructedit.models.language_model import LanguageModel
 
-#: Name of the shipped editor that the bundled one is compared with.
-BASELINE = "bundled-mend"
+#: The shipped editor, and its base model, that need no download.
+BUNDLED = "bundled"
+#: Shipped editors that the demo prefers, if their base models can be downloaded.
+PREFERRED = ("smollm2",)
 Tables = Mapping[str, Mapping[str, Any]]
 
 
 def demo(
     edits: Annotated[int, typer.Option(min=1, help="Number of test edits per task.")] = 100,
     seed: Annotated[int, typer.Option(help="Random seed for the test edits.")] = 0,
-    model: Model = "bundled",
-    editor: TrainedEditor = "bundled",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            callback=known_model,
+            help="Base model: a name that `instructedit models` lists, a checkpoint folder, a GGUF file, or a hub id. "
+            "Default: that of the editor.",
+        ),
+    ] = None,
+    editor: Annotated[
+        str | None,
+        typer.Option(
+            help="Editor: a shipped one, or a file written by `instructedit train`. Default: that of a pretrained "
+            "model if the model can be downloaded, else `bundled`."
+        ),
+    ] = None,
     json_: JsonFile = None,
 ) -> None:
-    """Edit the bundled model: show answers before and after a few edits, then metrics on several tasks.
+    """Edit a model: show answers before and after a few edits, then metrics on several tasks.
 
     Metrics are computed on the test files of the public data sets if INSTRUCTEDIT_DATA is set to their folder,
     otherwise on edits that ship with the package. Every edit is applied separately to the unedited base model. Edits
@@ -38,13 +56,18 @@ def demo(
     quiet_libraries()
     from instructedit.editors.saving import load_editor
     from instructedit.evaluation.demonstration import make_examples
-    from instructedit.models.language_model import BUNDLED, load_language_model
+    from instructedit.models.language_model import load_language_model
+    from instructedit.storage.reading import as_mapping, read_yaml_file
 
     began = time.monotonic()
-    language_model = load_language_model(model)
+    model, editor = _choose(model, editor)
+    language_model = load_language_model(model, dtype="bfloat16" if model in known_models() else "float32")
     trained = load_editor(editor, language_model)
-    single, scopes = make_examples(trained, language_model)
-    mend = load_editor(BASELINE, language_model) if model == editor == BUNDLED else None
+    own_script = demo_file(editor)
+    script_file = own_script or shipped_editors()[BUNDLED] / DEMO
+    script = as_mapping(read_yaml_file(script_file), script_file)
+    single, scopes = make_examples(trained, language_model, script)
+    mend = load_editor(script["baseline"], language_model) if own_script and "baseline" in script else None
     tables, mend_tables, files = _measure(trained, mend, language_model, edits, seed)
     seconds = round(time.monotonic() - began, 1)
     content = {
@@ -68,9 +91,34 @@ def demo(
     _print_examples(single, scopes)
     _print_table(trained.name, tables, mend_tables, edits)
     out.print("Edit files: " + ", ".join(f"{name} ({file})" for name, file in files.items()), style="dim")
-    for line in _remarks(single, tables, mend_tables, files):
+    for line in _remarks(model, single, tables, mend_tables, files):
         out.print(line)
     out.print(f"Time: {seconds} s.", style="dim")
+
+
+def _choose(model: str | None, editor: str | None) -> tuple[str, str]:
+    """Return model and editor, where one is not given the one that belongs to the other."""
+    from instructedit.models.fetch import fetch_model
+
+    if editor is not None:
+        return model or (base_of(editor) if editor in shipped_editors() else BUNDLED), editor
+    if model is not None:
+        return model, next((name for name in (*PREFERRED, BUNDLED) if _fits(name, model)), BUNDLED)
+    for name in PREFERRED:
+        if name in shipped_editors():
+            base = base_of(name)
+            try:
+                fetch_model(known_models()[base], on_step=err.print)
+            except (ModelError, DataError) as error:
+                reason = str(error).splitlines()[0]
+                err.print(f"{base} cannot be downloaded, the bundled model is used instead: {reason}")
+            else:
+                return base, name
+    return BUNDLED, BUNDLED
+
+
+def _fits(editor: str, model: str) -> bool:
+    return editor in shipped_editors() and base_of(editor) == model
 
 
 def _measure(
@@ -139,7 +187,9 @@ def _cell(value: Mapping[str, float] | None) -> str:
     return "" if value is None else f"{value['mean']:.3f} ({value['low']:.3f}–{value['high']:.3f})"
 
 
-def _remarks(single: Sequence[EditExample], tables: Tables, mend_tables: Tables, files: Mapping[str, str]) -> list[str]:
+def _remarks(
+    model: str, single: Sequence[EditExample], tables: Tables, mend_tables: Tables, files: Mapping[str, str]
+) -> list[str]:
     """Return remarks on the results: failed paraphrases, the data, and where MEND is better."""
     from instructedit.data.locations import BUNDLED_PREFIX
     from instructedit.evaluation.generation import matches
@@ -158,10 +208,14 @@ def _remarks(single: Sequence[EditExample], tables: Tables, mend_tables: Tables,
             "than on the public test files, which the README's results use (INSTRUCTEDIT_DATA)."
         )
     remarks.append(
-        "An instruction is the task's name, which occurs in training, and a held-out template. The name alone "
-        "determines most of the scope (docs/limits.md). The base model was trained on the true answers of these edits; "
-        "ZsRE is held out only from the training of the editor."
+        "An instruction is the task's name, which occurs in training, and a held-out template. ZsRE is held out from "
+        "the training of the editor."
     )
+    if model == BUNDLED:
+        remarks.append(
+            "With this editor the name alone determines most of the scope (docs/limits.md). The base model was trained "
+            "on the true answers of these edits, of ZsRE, too."
+        )
     ahead = [
         f"{task} {metric.replace('_', ' ')}"
         for task, row in tables.items()

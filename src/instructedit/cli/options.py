@@ -70,14 +70,6 @@ EditorFile = Annotated[
         "all); or a YAML file with the `name` of a method and its settings.",
     ),
 ]
-TrainedEditor = Annotated[
-    str,
-    typer.Option(
-        "--editor",
-        help="Editor: `bundled`, `bundled-core` or `bundled-mend` (trained for the bundled model), or a file written "
-        "by `instructedit train`.",
-    ),
-]
 Dtype = Annotated[
     str, typer.Option(help="Data type of the weights: float32, bfloat16, float16, or auto (as in the checkpoint).")
 ]

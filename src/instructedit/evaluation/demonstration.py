@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from instructedit.assets import read_yaml
 from instructedit.editors.gradient import GradientEditor
 from instructedit.evaluation.generation import generate, natural_stop
 from instructedit.evaluation.metrics import MetricGroup, get_metric, registered_metrics
@@ -19,9 +18,9 @@ from instructedit.tasks.edits import sample_test_edits
 from instructedit.tasks.loading import listed_tasks, load_task
 from instructedit.tasks.task import Task
 
-#: The kinds of prompts of an edit in ``assets/demo.yaml``, in the order in which they are shown.
+#: The kinds of prompts of an edit in a demo's script, in the order in which they are shown.
 _PROMPT_KINDS = ("paraphrase", "neighbour", "unrelated")
-#: The two tasks that the edit under ``scope`` of ``assets/demo.yaml`` is made as.
+#: The two tasks that the edit under ``scope`` of a demo's script is made as.
 _SCOPE_TASKS = ("this-fact", "rename")
 _NEW_TOKENS = 12
 
@@ -86,9 +85,10 @@ def make_example(
     return EditExample(request, instruction, answers)
 
 
-def make_examples(editor: GradientEditor, language_model: LanguageModel) -> tuple[list[EditExample], list[EditExample]]:
-    """Return the edits of ``assets/demo.yaml``: those of single tasks, and one under two scopes."""
-    script = read_yaml("demo.yaml")
+def make_examples(
+    editor: GradientEditor, language_model: LanguageModel, script: Mapping[str, Any]
+) -> tuple[list[EditExample], list[EditExample]]:
+    """Return the edits of a demo's script (``demo.yaml``): those of single tasks, and one under two scopes."""
 
     def example(entry: dict[str, Any], task: str) -> EditExample:
         request = EditRequest(prompt=entry["prompt"], target=entry["target"], subject=entry["subject"])
