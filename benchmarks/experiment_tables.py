@@ -225,3 +225,62 @@ def curves_table() -> str:
             sign = " (as published: the update is added)" if run.get("sign") == 1 else ""
             lines.append([f"{name}{sign}", f"{run['learning_rate']:g}", *(f"{run['loss'][at]:.3f}" for at in (0, -1))])
     return markdown(["", "learning rate", "loss at the start", f"loss after {result['edits']} edits"], lines)
+
+
+#: Tests of `smollm2` with the model's answers: name in the results, label.
+SMOLLM2_TESTS = (
+    ("counterfact", "`counterfact`, plain"),
+    ("counterfact, chat", "`counterfact`, chat"),
+    ("counterfact, answer", "`counterfact`, generated answer"),
+    ("recent", "`recent`, plain"),
+    ("zsre", "`zsre`, held out, plain"),
+    ("zsre, answer", "`zsre`, held out, generated answer"),
+    ("convsent", "`convsent`, plain"),
+    ("counterfact, unrelated", "`counterfact`, a text about something else"),
+    ("counterfact, none", "`counterfact`, no instruction"),
+)
+
+
+def _smollm2_editors() -> list[str]:
+    return list(dict.fromkeys(row["editor"] for row in read("smollm2")["rows"]))
+
+
+def smollm2_table() -> str:
+    """Editors of a pretrained model: Reliability, Generalization and Locality."""
+    rows, editors = read("smollm2")["rows"], _smollm2_editors()
+    lines = [
+        [label, HEADS[metric], *(cell(find(rows, test=test, editor=editor), metric) for editor in editors)]
+        for test, label in SMOLLM2_TESTS
+        for metric in (R, G, L)
+    ]
+    return markdown(["test", "metric", *editors], lines)
+
+
+def smollm2_scope_table() -> str:
+    """Scope on a pretrained model: the share of deciding probes that do what the task asks."""
+    rows, editors = read("smollm2")["rows"], _smollm2_editors()
+    controls = (
+        ("", "own name and description"),
+        (", name-swapped", "name of the opposite scope"),
+        (", test templates", "unseen texts, neutral name"),
+        (", swapped-scope, test templates", "unseen texts of the opposite scope, neutral name"),
+    )
+    lines = [
+        [f"`{task}`: {outcome}", label]
+        + [cell(find(rows, test=task + suffix, editor=editor), "following") for editor in editors]
+        for task, outcome in (("this-fact", "neighbours kept"), ("rename", "neighbours changed"))
+        for suffix, label in controls
+    ]
+    return markdown(["task", "instruction", *editors], lines)
+
+
+def smollm2_knowledge_table() -> str:
+    """`counterfact` on a pretrained model by what it knew before the edit."""
+    rows = [row for row in read("smollm2")["rows"] if row["test"] == "counterfact"]
+    parts = list(dict.fromkeys(part for row in rows for part in row["by_knowledge"]))
+    lines = [
+        [part, HEADS[metric], *(interval(row["by_knowledge"].get(part, {}).get(metric)) for row in rows)]
+        for part in parts
+        for metric in (R, G, L)
+    ]
+    return markdown(["facts before the edit", "metric", *(row["editor"] for row in rows)], lines)

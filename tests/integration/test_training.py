@@ -347,6 +347,21 @@ def test_validation_subjects_are_never_trained_on(pools: dict[str, list[str]], p
     assert (training, validation) == split_validation(found, per_task, seed)
 
 
+def test_validation_loss_is_that_of_the_tasks_by_their_shares(gpt2: LanguageModel, data: Path) -> None:
+    wanted = recipe(2, validate_every=2)
+    weighted = tuple(mix.model_copy(update={"weight": 3.0 if i == 0 else 1.0}) for i, mix in enumerate(wanted.tasks))
+    wanted = wanted.model_copy(update={"tasks": weighted, "scope_template_share": 0.9})
+    train(wanted, gpt2, data / "out", data)
+    [entry] = log_of(data / "out", "validation")
+    shares = [mix.weight / sum(mix.weight for mix in weighted) for mix in weighted]
+    weights = wanted.objective
+    expected = sum(
+        share * (weights.edit_weight * part["edit"] + weights.locality_weight * part["locality"])
+        for share, part in zip(shares, entry["tasks"].values(), strict=True)
+    )
+    assert entry["loss"] == pytest.approx(expected, abs=2e-4)
+
+
 def test_validation_takes_the_requested_number() -> None:
     found = {"a": [record_of(f"s{i}", i) for i in range(50)]}
     training, validation = split_validation(found, 7, 0)

@@ -35,8 +35,8 @@ def validate(
         rng = random.Random(f"{recipe.seed}-validation-{source.task.name}")
         for start in range(0, count, recipe.optimisation.batch):
             size = min(recipe.optimisation.batch, count - start)
-            share, noise = recipe.scope_template_share, recipe.instruction_noise
-            examples = draw_batch([source], [1.0], size, recipe.objective, share, rng, noise)
+            template_share, noise = recipe.scope_template_share, recipe.instruction_noise
+            examples = draw_batch([source], [1.0], size, recipe.objective, template_share, rng, noise)
             examples = in_chat(examples, recipe.chat, language_model.chat_prompt, rng)
             with torch.enable_grad():
                 deltas = editor(language_model, [e.request for e in examples], [e.instruction for e in examples])
