@@ -35,7 +35,8 @@ class Result:
 
 def environment(columns: int = 100) -> dict[str, str]:
     """Return this process's environment, without a network and with a terminal of a known width."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": str(columns), "HF_HUB_OFFLINE": "1"}
+    threads = os.environ.get("OMP_NUM_THREADS", "1")
+    return os.environ | {"OMP_NUM_THREADS": threads, "COLUMNS": str(columns), "HF_HUB_OFFLINE": "1"}
 
 
 def run(*arguments: str | Path, cwd: Path, columns: int = 100) -> Result:

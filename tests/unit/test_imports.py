@@ -15,7 +15,7 @@ PACKAGE = Path(instructedit.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 #: A package may import from packages of a lower rank, and from itself; a module listed by itself has its own rank.
 RANKS = {
-    **dict.fromkeys(("records", "errors", "storage", "assets", "artifacts"), 0),
+    **dict.fromkeys(("records", "errors", "threads", "storage", "assets", "artifacts"), 0),
     **dict.fromkeys(("data", "instructions.grammar"), 1),
     "instructions.templates": 2,
     "tasks": 3,

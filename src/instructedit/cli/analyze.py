@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries
+from instructedit.cli.console import emit_json, err, out, progress
 from instructedit.cli.options import Device, Dtype, Model
+from instructedit.cli.threads import prepare_computation
 from instructedit.errors import DataError, EditorError
 from instructedit.storage.reading import read_json_file
 
@@ -61,7 +62,7 @@ def directions_command(
     same edits are made under every task's instruction, and a figure (PCA and t-SNE). This share is zero for an editor
     that ignores its instruction.
     """
-    quiet_libraries()
+    prepare_computation()
     try:
         from instructedit.analysis.report import LabelledEditor, TaskEdits, analyse
     except ImportError as error:

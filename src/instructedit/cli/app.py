@@ -27,6 +27,8 @@ from instructedit.cli import (
 )
 from instructedit.cli.console import discard_output, err, fail, log_to_console, out
 from instructedit.cli.failures import INTERRUPTED, ClickException, failure_of
+from instructedit.cli.threads import request_threads
+from instructedit.threads import sleep_while_waiting
 
 app = typer.Typer(
     name="instructedit",
@@ -65,12 +67,19 @@ def _start(
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version and exit.")
     ] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Number of CPU threads. Default: the environment variable OMP_NUM_THREADS, or the free cores."
+        ),
+    ] = None,
 ) -> None:
-    pass
+    request_threads(threads)
 
 
 def main() -> None:
     """Run the command; every error becomes a message and an exit code (see :mod:`instructedit.cli.failures`)."""
+    sleep_while_waiting()
     sys.exit(_run(sys.argv[1:]))
 
 

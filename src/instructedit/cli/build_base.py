@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries
+from instructedit.cli.console import emit_json, err, out, progress
 from instructedit.cli.options import DataFolder, JsonFile
+from instructedit.cli.threads import prepare_computation
 
 
 def build_base_command(
@@ -27,7 +28,7 @@ def build_base_command(
     The bundled model is built in five stages; the first takes about 45 minutes on two CPU cores. An interrupted build
     resumes after its last complete epoch.
     """
-    quiet_libraries()
+    prepare_computation()
     logging.getLogger("instructedit").setLevel(logging.WARNING)
     from instructedit.base_model.build import build_stages
     from instructedit.base_model.recipe import load_build_stages

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from instructedit.artifacts import DEMO, base_of, demo_file, shipped_editors
-from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries, styled, table
+from instructedit.cli.console import emit_json, err, out, progress, styled, table
 from instructedit.cli.options import JsonFile, known_model
+from instructedit.cli.threads import prepare_computation
 from instructedit.errors import DataError, ModelError
 from instructedit.models.catalogue import known_models
 
@@ -53,7 +54,7 @@ def demo(
     use held-out instruction templates, queries contain no instruction (protocol `plain`). Baseline: multi-task MEND,
     which ignores instructions.
     """
-    quiet_libraries()
+    prepare_computation()
     from instructedit.editors.saving import load_editor
     from instructedit.evaluation.demonstration import make_examples
     from instructedit.models.language_model import load_language_model

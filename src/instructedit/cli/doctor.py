@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from instructedit.cli.console import emit_json, out, quiet_libraries, table
+from instructedit.cli.console import emit_json, out, table
 from instructedit.cli.options import Device, DeviceMap, Dtype, JsonFile, Model
+from instructedit.cli.threads import prepare_computation
 
 if TYPE_CHECKING:
     from instructedit.editors.footprint import Footprint
@@ -50,7 +51,7 @@ def doctor(
 
     If the model is not supported, a message says why, and the exit code is 2.
     """
-    quiet_libraries()
+    prepare_computation()
     from instructedit.editors.footprint import footprint
     from instructedit.editors.gradient import chosen_matrices, editor_config
     from instructedit.editors.saving import load_editor

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from instructedit.cli.console import emit_json, err, out, quiet_libraries, table
+from instructedit.cli.console import emit_json, err, out, table
 from instructedit.cli.options import Device, DeviceMap, Dtype, EditorFile, JsonFile, Model, TemplateFile, writable
+from instructedit.cli.threads import prepare_computation
 from instructedit.errors import DataError
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def edit(
     The report shows for every edit whether it succeeded (the generated answer is the target), the probability of the
     new and the old answer before and after, answers to paraphrases, and which of 24 unrelated answers changed.
     """
-    quiet_libraries()
+    prepare_computation()
     from instructedit.deltas.saving import save_delta
     from instructedit.evaluation.edit_report import report_edit
     from instructedit.models.language_model import load_language_model

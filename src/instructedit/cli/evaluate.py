@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries, table
+from instructedit.cli.console import emit_json, err, out, progress, table
 from instructedit.cli.options import Device, DeviceMap, Dtype, EditorFile, JsonFile, Model, TemplateFile
+from instructedit.cli.threads import prepare_computation
 from instructedit.errors import DataError
 from instructedit.evaluation.protocols import Control, Protocol
 
@@ -84,7 +85,7 @@ def evaluate_command(
 
     Run `instructedit metrics` for a list of the metrics.
     """
-    quiet_libraries()
+    prepare_computation()
     from instructedit.editors.lookup import find_editor
     from instructedit.evaluation.metrics import MetricGroup, registered_metrics
     from instructedit.evaluation.provenance import provenance

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries, styled, table
+from instructedit.cli.console import emit_json, err, out, progress, styled, table
 from instructedit.cli.optimize import optimize
 from instructedit.cli.options import Device, Dtype, EditorFile, JsonFile, Model, TemplateFile, writable
 from instructedit.cli.proposer import (
@@ -18,6 +18,7 @@ from instructedit.cli.proposer import (
     ProposerName,
     make_proposer,
 )
+from instructedit.cli.threads import prepare_computation
 from instructedit.cli.trial import Seed, TaskName, ValidationFile, make_trial
 from instructedit.errors import DataError
 
@@ -114,7 +115,7 @@ def score(
     json_: JsonFile = None,
 ) -> None:
     """Score the instruction templates of a task or a template file on validation edits."""
-    quiet_libraries()
+    prepare_computation()
     from instructedit.evaluation.intervals import estimate
     from instructedit.instructions.template_files import load_task_with_templates
     from instructedit.instructions.trial import edit_means, metric_means, overall_score

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries, table
+from instructedit.cli.console import emit_json, err, out, progress, table
 from instructedit.cli.options import Device, Dtype, EditorFile, JsonFile, Model, TemplateFile, writable
 from instructedit.cli.proposer import (
     OPENAI,
@@ -20,6 +20,7 @@ from instructedit.cli.proposer import (
     make_proposer,
     public_address,
 )
+from instructedit.cli.threads import prepare_computation
 from instructedit.cli.trial import Seed, TaskName, ValidationFile, make_trial
 from instructedit.errors import DataError
 
@@ -70,7 +71,7 @@ def optimize(
     gain is not above zero, the output file contains the current templates. An interrupted search resumes from its
     trace.
     """
-    quiet_libraries()
+    prepare_computation()
     from instructedit.instructions.search import Budget, optimise
     from instructedit.instructions.search_trace import SearchTrace
     from instructedit.instructions.template_files import load_task_with_templates, write_templates

@@ -20,7 +20,7 @@ def reproduce(
     name: Annotated[
         str,
         typer.Argument(
-            help="Experiment: quality, table1, table3, fig2, fig3, paper, scope, sensitivity, seeds or larger "
+            help="Experiment: quality, table1, table3, fig2, fig3, paper, scope, sensitivity, seeds, larger or smollm2 "
             "(recipes/experiments/), or a YAML file."
         ),
     ],

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from instructedit.cli.console import Progress, emit_json, err, out, progress, quiet_libraries
+from instructedit.cli.console import Progress, emit_json, err, out, progress
 from instructedit.cli.hub import offline_if_unreachable
 from instructedit.cli.options import DataFolder, Device, DeviceMap, JsonFile, known_model
+from instructedit.cli.threads import prepare_computation
 
 if TYPE_CHECKING:
     from instructedit.training.progress import Report
@@ -43,7 +44,7 @@ def train_command(
     `checkpoint.safetensors`. To train with several processes, use
     `accelerate launch -m instructedit.cli.app train …` (docs/training.md).
     """
-    quiet_libraries()
+    prepare_computation()
     from instructedit.models.allocator import keep_freed_memory
     from instructedit.models.language_model import load_language_model
     from instructedit.storage.writing import make_folder

@@ -26,6 +26,7 @@ from instructedit.records import EditRecord
 from instructedit.storage.writing import as_json, locked, make_folder, write_atomically
 from instructedit.tasks.edits import read_edits
 from instructedit.tasks.loading import load_task
+from instructedit.threads import THREADS_VARIABLE, free_threads
 from instructedit.training.log import LOG, training_cost
 from instructedit.training.loop import EDITOR
 from instructedit.training.memory import peak_bytes
@@ -65,8 +66,7 @@ def run_all(
 def _run_all(
     path: Path, experiment: Experiment, out: Path, data: Path, jobs: int, on_done: Callable[[str], None]
 ) -> None:
-    cores = os.cpu_count() or 1
-    environment = {"OMP_NUM_THREADS": str(max(1, cores // jobs)), **os.environ}
+    environment = {THREADS_VARIABLE: str(max(1, free_threads() // jobs)), **os.environ}
     edits = str(experiment.edits)
     seeds = [str(seed) for seed in experiment.seeds]
     failed: list[str] = []
