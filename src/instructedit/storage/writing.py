@@ -123,11 +123,15 @@ def make_folder(path: str | Path) -> Path:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold an exclusive lock on a folder, or an existing file, inside the ``with`` block.
 
     The lock is on the folder itself: there is no lock file, and the system releases the lock when the process ends.
     Temporary files that a killed process has left in the folder are removed.
+
+    Args:
+        path: the folder or file.
+        wait: wait until another process releases the lock, instead of raising an error.
 
     Raises:
         DataError: another process holds the lock, or the folder cannot be opened.
@@ -138,7 +142,7 @@ def locked(path: Path) -> Iterator[None]:
         raise DataError(f"cannot be opened: {error.strerror}", file=path) from None
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(
                 "another process is writing here. Wait until it ends, or choose another --out", file=path
