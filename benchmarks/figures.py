@@ -20,6 +20,8 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot
 
+from instructedit.storage.pictures import save_figure
+
 
 def varied(name: str, row: dict[str, Any]) -> int:
     """What a sweep varies, of one of its rows."""
@@ -45,7 +47,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         panel.set_ylim(bottom=0)
         panel.set_title(f"{rows[0]['what']}, ms an edit", fontsize=10)
         panel.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 def draw_curves(result: dict[str, Any], path: Path) -> None:
@@ -61,7 +63,7 @@ def draw_curves(result: dict[str, Any], path: Path) -> None:
     panel.set_ylabel("loss of unseen edits")
     panel.grid(alpha=0.3)
     panel.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 def draw_matched(result: dict[str, Any], path: Path) -> None:
@@ -79,7 +81,7 @@ def draw_matched(result: dict[str, Any], path: Path) -> None:
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("Generalization, %")
     panels[0].legend(fontsize=8, loc="lower left")
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from instructedit.artifacts import LOG, shipped_editors
+from instructedit.artifacts import log_entries
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
@@ -27,15 +27,10 @@ def read(name: str) -> Any:
     return json.loads(text.replace("test wordings", "test templates"))
 
 
-def open_log(name: str) -> list[str]:
-    """Return the lines of the training log of a shipped editor."""
-    return (shipped_editors()[name] / LOG).read_text(encoding="utf-8").splitlines()
-
-
 def minutes(log: str) -> float:
     """Return the minutes of a training log's steps; its ``seconds`` start again after every resume."""
     total = last = 0.0
-    for row in map(json.loads, open_log(log)):
+    for row in log_entries(log):
         if row["phase"] == "train":
             total, last = total + (last if row["seconds"] < last else 0.0), row["seconds"]
     return (total + last) / 60

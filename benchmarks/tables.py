@@ -9,15 +9,15 @@ renders every page again and compares.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import experiment_tables as experiments
-from rendering import HEADS, G, L, P, R, Row, cell, find, interval, markdown, minutes, open_log, read
+from rendering import HEADS, G, L, P, R, Row, cell, find, interval, markdown, minutes, read
 
+from instructedit.artifacts import log_entries
 from instructedit.tasks.loading import listed_tasks
 
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -175,7 +175,7 @@ def _trainings() -> list[Training]:
         ("400 steps", short["training_seconds"] / 60, short["training_peak_bytes"], short, short_zsre)
     ]
     for label, log, result in TRAININGS:
-        peaks = [row["peak_bytes"] for row in map(json.loads, open_log(log)) if "peak_bytes" in row]
+        peaks = [row["peak_bytes"] for row in log_entries(log) if "peak_bytes" in row]
         scores = read(result)["rows"]
         main, held_out = (
             find(scores, task=task, file=file, protocol="plain", instruction="unseen")

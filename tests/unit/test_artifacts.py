@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from instructedit.artifacts import CARD, LOG, RECIPE, recipe_file, shipped_editors, shipped_models
+from instructedit.artifacts import CARD, LOG, RECIPE, log_entries, recipe_file, shipped_editors, shipped_models
 from instructedit.base_model.recipe import load_build_stages
 from instructedit.editors.saving import digest_of, training_of
 from instructedit.models.language_model import load_language_model
@@ -33,15 +33,16 @@ def test_what_ships() -> None:
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: f"{folder.parent.name}-{folder.name}")
 def test_folders_are_complete(folder: Path) -> None:
-    assert {RECIPE, CARD, LOG} <= {file.name for file in folder.iterdir()}
+    assert {RECIPE, CARD} <= {file.name for file in folder.iterdir()}
     card = card_of(folder)
     assert card["name"] == folder.name
     assert {"kind", "summary", "training_data", "metrics", "limits", "reproducible", "reproducibility"} <= card.keys()
-    assert all(isinstance(json.loads(line), dict) for line in (folder / LOG).read_text().splitlines())
+    if folder in shipped_models().values():
+        assert all(isinstance(json.loads(line), dict) for line in (folder / LOG).read_text().splitlines())
 
 
 @pytest.mark.parametrize("name", shipped_editors())
-def test_card_of_an_editor(name: str) -> None:
+def test_card_of_an_editor(name: str, tmp_path: Path) -> None:
     folder = shipped_editors()[name]
     card, stages = card_of(folder), load_stages(name)
     assert card["tensors_sha256"] == digest_of(name)
@@ -50,9 +51,9 @@ def test_card_of_an_editor(name: str) -> None:
     assert card["training"]["stages"] == len(stages)
     assert card["training"]["steps"] == sum(stage.optimisation.steps for stage in stages)
     assert training_of(name)["step"] == stages[-1].optimisation.steps
-    assert (
-        card["training"]["minutes"] >= training_cost(folder / LOG)[0] / 60 - 0.1
-    )  # one log has a clock that restarted
+    (tmp_path / LOG).write_text("".join(json.dumps(entry) + "\n" for entry in log_entries(name)))
+    minutes = training_cost(tmp_path / LOG)[0] / 60
+    assert card["training"]["minutes"] >= minutes - 0.1  # one log has a clock that restarted
     source = Path(__file__).parents[2] / card["metrics"]["source"]
     rows = {row["file"]: row for row in json.loads(source.read_text())["rows"][::-1] if row["protocol"] == "plain"}
     first = card["metrics"]["tasks"]["counterfact"]

@@ -19,6 +19,7 @@ from instructedit.editors.lookup import find_editor
 from instructedit.errors import DataError
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRecord
+from instructedit.storage.pictures import save_figure
 from instructedit.tasks.task import Task
 
 #: Unit vectors (edits, width) of an editor and the task of each, by ``matrix, side``.
@@ -258,5 +259,5 @@ def draw(all_directions: Mapping[str, Directions], side: str, path: Path, seed: 
             panel.set_xticks([])
             panel.set_yticks([])
     panels[0][0].legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
     pyplot.close(figure)

@@ -1,17 +1,19 @@
 """Shipped artefacts: one folder per base model or editor, with weights, recipe, card and training log.
 
     models/<name>/     config.json, model.safetensors, tokenizer, recipe.yaml, card.json, log.jsonl
-    editors/<name>/    editor.safetensors, recipe.yaml, card.json, log.jsonl, and for some demo.yaml
+    editors/<name>/    editor.safetensors, recipe.yaml, card.json, log.jsonl.gz, and for some demo.yaml
 
 The folder's name is the artefact's name everywhere: in commands, recipes, results and documentation.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 ARTIFACTS = Path(__file__).parent
 MODEL_WEIGHTS = "model.safetensors"
@@ -19,6 +21,8 @@ EDITOR_WEIGHTS = "editor.safetensors"
 RECIPE = "recipe.yaml"
 CARD = "card.json"
 LOG = "log.jsonl"
+#: The training log of an editor is compressed: it is ten times as long as the file.
+COMPRESSED_LOG = LOG + ".gz"
 DEMO = "demo.yaml"
 
 
@@ -61,3 +65,9 @@ def base_of(name: str) -> str:
     """Return the name of the base model of a shipped editor, as its card has it."""
     card = json.loads((shipped_editors()[name] / CARD).read_text(encoding="utf-8"))
     return str(card["base"]["name"])
+
+
+def log_entries(name: str) -> list[dict[str, Any]]:
+    """Return the entries of the training log of a shipped editor."""
+    content = gzip.decompress((shipped_editors()[name] / COMPRESSED_LOG).read_bytes())
+    return [json.loads(line) for line in content.splitlines()]

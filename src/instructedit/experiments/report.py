@@ -13,6 +13,7 @@ from instructedit.evaluation.intervals import estimate
 from instructedit.evaluation.metrics import get_metric
 from instructedit.experiments.cells import cell_file, kept_cell, settings
 from instructedit.experiments.plan import Entry, EvaluationSpec, Experiment
+from instructedit.storage.pictures import save_figure
 
 #: The scores of one editor on one test, one cell per seed.
 Cells = Sequence[Mapping[str, Any]]
@@ -295,7 +296,7 @@ def draw(experiment: Experiment, summary: Mapping[str, Any], path: Path) -> None
         panel.grid(axis="y", alpha=0.3)
     handles = [Patch(color=colour, label=metric) for metric, colour in colours.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=8)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
     pyplot.close(figure)
 
 
