@@ -22,7 +22,8 @@ import yaml
 from tqdm import tqdm
 
 from instructedit.data.locations import find_data
-from instructedit.editors.base import DirectEditor, editor_class
+from instructedit.editors.base import DirectEditor
+from instructedit.editors.registry import editor_class
 from instructedit.errors import EditorError
 from instructedit.evaluation.metrics import MetricGroup, registered_metrics
 from instructedit.evaluation.runner import evaluate
