@@ -14,8 +14,6 @@ FILES = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.py"))
 def test_a_benchmark_is_imported(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
     module = importlib.import_module(name)
     assert module.__doc__
     if not hasattr(module, "main"):
