@@ -50,8 +50,11 @@ def settings(experiment: Experiment, entry: Entry, seed: int, test: EvaluationSp
         "base": experiment.base,
         "edits": experiment.edits,
     }
+    # Settings that came later are left out at their defaults, so that older cells stay valid.
     if experiment.dtype != "float32":
         content["dtype"] = experiment.dtype
+    if experiment.by_knowledge:
+        content["by_knowledge"] = True
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

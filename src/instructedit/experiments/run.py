@@ -32,6 +32,8 @@ from instructedit.training.loop import EDITOR
 from instructedit.training.memory import peak_bytes
 from instructedit.training.stages import train_stages
 
+#: What an experiment's `by_knowledge` measures besides the metrics of its tests.
+KNOWLEDGE = ("known", "certainty")
 #: Number of edits that are timed.
 TIMED_EDITS = 32
 
@@ -125,7 +127,7 @@ def _run_one(experiment: Experiment, label: str, seed: int, out: Path, data: Pat
         key = _score_key(editor, test)
         if key not in evaluations:
             evaluations[key] = _evaluate(
-                editor, language_model, test, experiment.edits, records[test.task, test.file], caching_editors
+                editor, language_model, test, experiment, records[test.task, test.file], caching_editors
             )
         evaluation, seconds, peak = evaluations[key]
         cell = {
@@ -163,19 +165,20 @@ def _evaluate(
     editor: Editor,
     language_model: LanguageModel,
     test: EvaluationSpec,
-    edits: int,
+    experiment: Experiment,
     records: Sequence[EditRecord],
     caching_editors: dict[tuple[object, ...], CachingEditor],
 ) -> tuple[Evaluation, float, int]:
     """Return an editor's scores, seconds per edit, and the process's peak memory until then in bytes."""
     task = load_task(test.task)
-    sample = random.Random(0).sample(records, min(edits, len(records)))
+    sample = random.Random(0).sample(records, min(experiment.edits, len(records)))
     timed = [record.request for record in sample[:TIMED_EDITS]]
     instructions = [task.instructions.render_held_out(request) for request in timed]
     editor.edit(language_model, timed[:1], instructions[:1])  # one-off work, such as statistics, is not timed
     began = time.perf_counter()
     editor.edit(language_model, timed, instructions)
     seconds, peak = (time.perf_counter() - began) / len(timed), peak_bytes()
+    knowledge = map(get_metric, KNOWLEDGE if experiment.by_knowledge else ())
     edit_key = (test.task, test.file, test.instruction, test.templates, test.opposite)
     evaluation = evaluate(
         caching_editors.setdefault(edit_key, CachingEditor(editor)),
@@ -186,7 +189,7 @@ def _evaluate(
         instruction=test.instruction,
         templates=test.templates,
         opposite=test.opposite,
-        metrics=registered_metrics(*metric_groups(test)),
+        metrics=tuple(dict.fromkeys((*registered_metrics(*metric_groups(test)), *knowledge))),
     )
     return evaluation, seconds, peak
 
