@@ -403,6 +403,19 @@ def test_batch_is_as_mixed_as_the_mixture() -> None:
         assert Counter(item.request.subject[0] for item in drawn) == {"0": 2, "1": 6}
 
 
+def test_requests_of_other_records_are_kept_as_well() -> None:
+    sources = sources_of(5, 5)
+    plain, more = (
+        draw_batch(sources, [0.5, 0.5], 4, Objective(other_requests=count), 0.0, random.Random(0)) for count in (0, 2)
+    )
+    requests = {
+        prompt for source in sources for r in source.pool.records for prompt in (r.request.prompt, *r.rephrases)
+    }
+    assert more[0].locality_targets[:-2] == plain[0].locality_targets
+    for example in more:
+        assert {prompt for prompt, _ in example.locality_targets[-2:]} <= requests
+
+
 def test_rare_task_is_drawn_by_its_share() -> None:
     drawn = [
         item.request.subject[0]

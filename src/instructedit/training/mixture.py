@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from instructedit.data.opinions import opinion_questions
@@ -124,7 +124,9 @@ def draw_batch(
                 chosen = index
                 break
         source = sources[chosen]
-        examples.append(make_example(source, source.draw(rng), objective, scope_template_share, rng, noise))
+        example = make_example(source, source.draw(rng), objective, scope_template_share, rng, noise)
+        others = _other_requests(sources, objective.other_requests, rng)
+        examples.append(replace(example, locality_targets=example.locality_targets + others))
     return examples
 
 
@@ -248,3 +250,13 @@ def _locality_targets(
     if missing > 0 and ProbeKind.UNRELATED in kinds:
         targets += [(probe.prompt, probe.answers[0]) for probe in source.pool.unrelated(record, missing, rng)]
     return targets
+
+
+def _other_requests(sources: Sequence[Source], count: int, rng: random.Random) -> tuple[tuple[str, str], ...]:
+    """Return (prompt, answer) of other records of any task, in one of their phrasings; some are questions."""
+    drawn = []
+    for _ in range(count):
+        record = rng.choice(rng.choice(sources).pool.records)
+        request = record.request
+        drawn.append((rng.choice((request.prompt, *record.rephrases)), request.ground_truth or request.target))
+    return tuple(drawn)

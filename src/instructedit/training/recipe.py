@@ -100,6 +100,13 @@ class Objective(Settings):
         "prompt", description="KL averaged per prompt, or per token, where long answers weigh more"
     )
     locality_probes: int = Field(3, ge=1, le=1000, description="locality prompts per edit and step")
+    other_requests: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="locality prompts per edit that are requests of other records of any task; some are questions, and "
+        "without questions among what must stay an edit answers every question",
+    )
     neighbours: int = Field(
         2, ge=1, le=1000, description="same-object neighbours, and probes of each kind in scope, per edit and step"
     )
