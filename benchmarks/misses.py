@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from quality import write_result
+from result_files import write_result
 
 from instructedit.data.locations import find_data
 from instructedit.editors.base import Editor

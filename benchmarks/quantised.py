@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from gguf import GGMLQuantizationType, dequantize, quantize
-from quality import write_result
+from result_files import write_result
 from tqdm import tqdm
 
 from instructedit.data.locations import find_data

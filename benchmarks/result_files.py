@@ -1,0 +1,19 @@
+"""Result files of the benchmarks that are no experiments."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from instructedit.models.language_model import LanguageModel
+from instructedit.storage.writing import write_atomically
+
+
+def write_result(path: Path, model: LanguageModel, rows: Sequence[dict[str, Any]], **about: Any) -> None:
+    """Write rows as JSON, with the model and the versions that they were measured with, and what else is to be said."""
+    versions = {package: version(package) for package in ("instructedit", "torch", "transformers")}
+    result = {"base": model.fingerprint, **about, "versions": versions, "rows": rows}
+    write_atomically(path, (json.dumps(result, indent=2) + "\n").encode())
