@@ -188,7 +188,7 @@ def _fault_of(path: Path) -> Outcome | None:
         return Outcome.HALF_FILE
     content = path.read_bytes()
     try:
-        if content.startswith(b"# Instructions") or path.suffix in {".yaml", ".yml"}:
+        if content.startswith(b"#") or path.suffix in {".yaml", ".yml"}:  # templates under any name
             if content[8:9] != b"{":  # else a delta under such a name, which is the user's choice
                 yaml.safe_load(content.decode())
         elif path.suffix == ".json":
