@@ -276,7 +276,7 @@ def smollm2_scope_table() -> str:
 
 def smollm2_knowledge_table() -> str:
     """`counterfact` on a pretrained model by what it knew before the edit."""
-    rows = [row for row in read("smollm2")["rows"] if row["test"] == "counterfact"]
+    rows = [row for row in read("smollm2")["rows"] if row["test"] == "counterfact" and "by_knowledge" in row]
     parts = list(dict.fromkeys(part for row in rows for part in row["by_knowledge"]))
     lines = [
         [part, HEADS[metric], *(interval(row["by_knowledge"].get(part, {}).get(metric)) for row in rows)]
