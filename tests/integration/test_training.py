@@ -283,8 +283,8 @@ def test_diverged_training_is_reported(gpt2: LanguageModel, data: Path, monkeypa
 def test_accumulating_the_same_batch_changes_nothing(
     gpt2: LanguageModel, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = loop.draw_batch
-    monkeypatch.setattr(loop, "draw_batch", lambda *args: real(*args[:5], random.Random(0), *args[6:]))
+    real = loop.draw_examples
+    monkeypatch.setattr(loop, "draw_examples", lambda *args: real(*args[:-1], random.Random(0)))
     norms = []
     for accumulate in (1, 2):
         out = data / str(accumulate)

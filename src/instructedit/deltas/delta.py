@@ -20,7 +20,7 @@ from instructedit.deltas.factors import Factor
 from instructedit.errors import DeltaError
 from instructedit.models.hooks import execution_device, removed_on_exit
 from instructedit.models.language_model import LanguageModel
-from instructedit.models.near import is_near
+from instructedit.models.near import fits
 from instructedit.models.structure import linear_shape
 from instructedit.records import EditRequest
 
@@ -152,9 +152,7 @@ class Delta:
         if language_model.merged:
             raise DeltaError(language_model.merged_message)
         made = self.metadata
-        if made.base != language_model.fingerprint and not is_near(
-            language_model, "this delta", made.base, made.architecture, made.sketch
-        ):
+        if not fits(language_model, "this delta", made.base, made.architecture, made.sketch):
             raise DeltaError(
                 f"this delta was made for the base model {made.base or '?'} "
                 f"({made.source or 'source unknown'}), not for {language_model.fingerprint} "

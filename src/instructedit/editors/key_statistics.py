@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from instructedit.data.facts import read_facts
+from instructedit.data.facts import shipped_facts
 from instructedit.errors import DataError
 from instructedit.models.hooks import removed_on_exit
 from instructedit.models.language_model import LanguageModel
@@ -78,7 +78,7 @@ def _cached(path: Path, module: torch.nn.Module) -> Tensor | None:
 def _compute(language_model: LanguageModel, matrix: str, sentences: int, seed: int) -> Tensor:
     """Return C, see :func:`second_moment`."""
     rng = random.Random(seed)
-    facts = read_facts()
+    facts = shipped_facts()
     texts = [f"{rng.choice(f.statements())} {f.object}." for f in rng.sample(facts, min(sentences, len(facts)))]
     texts.sort(key=len)
     inputs: list[Tensor] = []

@@ -17,7 +17,7 @@ from instructedit.editors.gradient import GradientEditor, GradientEditorConfig, 
 from instructedit.errors import DataError, EditorError, validation_messages
 from instructedit.models.finite import finite
 from instructedit.models.language_model import LanguageModel
-from instructedit.models.near import is_near
+from instructedit.models.near import fits
 from instructedit.storage.reading import parse_json, read_bytes
 from instructedit.storage.tensors import TENSORS_DIGEST, pack, unpack
 from instructedit.storage.writing import write_atomically
@@ -128,9 +128,8 @@ def load_editor(path: str | Path, language_model: LanguageModel, *, to_train: bo
         raise EditorError(f"file {path}: no such file; the shipped editors are {', '.join(shipped_editors())}")
     header, tensors = unpack(file, FORMAT, "an editor", EditorError)
     base = header.get("base", "")
-    if base != language_model.fingerprint and not is_near(
-        language_model, f"the editor {path}", base, header.get("architecture", ""), header.get("sketch", "")
-    ):
+    architecture, sketch = header.get("architecture", ""), header.get("sketch", "")
+    if not fits(language_model, f"the editor {path}", base, architecture, sketch):
         raise EditorError(
             f"file {path}: this editor was trained for the base model {base} ({header.get('source')}), "
             f"not for {language_model.fingerprint} ({language_model.source}); train one with `instructedit train`"

@@ -97,7 +97,7 @@ def _row(test: EvaluationSpec, label: str, cells: Cells) -> dict[str, Any]:
 
 
 def _parts(experiment: Experiment, test: EvaluationSpec, cells: Cells) -> dict[str, Any]:
-    """Return the metrics by what the base model knew of the fact before the edit, where that is asked for."""
+    """Return the metrics by what the base model knew before the edit, if the experiment has `by_knowledge`."""
     if not experiment.by_knowledge:
         return {}
     known, certainty = _by_edit(cells, "known"), _by_edit(cells, "certainty")

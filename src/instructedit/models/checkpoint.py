@@ -194,7 +194,15 @@ def load_weights(
         # pass alone can take a third of a training step.
         attn_implementation="eager" if eager_attention else None,
     )
-    model: PreTrainedModel
+    return complete_model(loaded, source)
+
+
+def complete_model(loaded: tuple[PreTrainedModel, Mapping[str, Any]], source: object) -> PreTrainedModel:
+    """Return the model of ``from_pretrained(..., output_loading_info=True)``.
+
+    Raises:
+        ModelError: the checkpoint lacks weights of the model.
+    """
     model, report = loaded
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])

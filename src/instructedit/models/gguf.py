@@ -9,9 +9,10 @@ from typing import Any
 import psutil
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from instructedit.errors import ModelError
+from instructedit.models.checkpoint import complete_model
 
 SUFFIX = ".gguf"
 _MAGIC = b"GGUF"
@@ -68,8 +69,7 @@ def load_gguf(
     """
     check_header(path, dtype.itemsize)
     folder = str(path.parent)
-    config = AutoConfig.from_pretrained(folder, gguf_file=path.name, trust_remote_code=False)
-    # Releases that can keep quantised weights do so unless they are told otherwise; edits need dense ones.
+    # By default some releases of transformers keep the weights quantised; edits need dense ones.
     packed = getattr(transformers, "GgufConfig", None)
     dense = {} if packed is None else {"quantization_config": packed(dequantize=True)}
     loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -82,15 +82,11 @@ def load_gguf(
         device_map=device_map,
         attn_implementation="eager" if eager_attention else None,
     )
-    model: PreTrainedModel
-    model, report = loaded
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise ModelError(f"{path} lacks {len(missing)} of the model's weights, for example {missing[0]}")
+    model = complete_model(loaded, path)
     if hasattr(model.config, "quantization_config"):  # the weights are dense now
         del model.config.quantization_config
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=path.name, trust_remote_code=False)
-    _limit_positions(tokenizer, config)
+    _limit_positions(tokenizer, model.config)
     return model, tokenizer
 
 

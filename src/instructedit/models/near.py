@@ -17,16 +17,18 @@ NEAR = 0.25
 _warned: set[tuple[str, str]] = set()
 
 
-def is_near(language_model: LanguageModel, what: str, base: str, architecture: str, sketch: str) -> bool:
-    """Return whether something made for another model may be used on this one; if so, warn once of the distance.
+def fits(language_model: LanguageModel, what: str, base: str, architecture: str, sketch: str) -> bool:
+    """Return whether something made for a model may be used on this one; warn once if this one only is near.
 
     Args:
-        language_model: the model.
+        language_model: this model.
         what: what is used, for the warning.
-        base: weights fingerprint of the other model.
+        base: weights fingerprint of the model that it was made for.
         architecture: its architecture fingerprint; empty if unknown.
         sketch: its sketch; empty if unknown.
     """
+    if base == language_model.fingerprint:
+        return True
     distance = language_model.distance_to(architecture, sketch) if architecture and sketch else None
     if distance is None or distance > NEAR:
         return False

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import random
 import string
-from functools import cache
 
-from instructedit.data.facts import Fact, read_facts
+from instructedit.data.facts import shipped_facts
 from instructedit.instructions.templates import NEUTRAL_NAME
 from instructedit.tasks.loading import shipped_tasks
 from instructedit.tasks.task import Task
@@ -43,17 +42,11 @@ def with_name_noise(instruction: str, noise: InstructionNoise, rng: random.Rando
 def silent_instruction(rng: random.Random) -> str:
     """Return an instruction whose description says nothing about an edit: a fact, or letters without a meaning."""
     if rng.random() < 0.5:
-        facts = rng.sample(_facts(), rng.randint(1, 3))
+        facts = rng.sample(shipped_facts(), rng.randint(1, 3))
         text = " ".join(f"{rng.choice(fact.statements())} {fact.object}." for fact in facts)
     else:
         text = " ".join(_letters(rng) for _ in range(rng.randint(2, 20)))
     return f"{_PREFIX}{_other_name(rng)}\nDescription: {text}"
-
-
-@cache
-def _facts() -> list[Fact]:
-    """Return the shipped facts, which take a third of a second to read."""
-    return read_facts()
 
 
 def _other_name(rng: random.Random) -> str:

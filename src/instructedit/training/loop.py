@@ -29,12 +29,12 @@ from instructedit.models.trunk_cache import TrunkCache
 from instructedit.storage.checkpoints import load_checkpoint, save_checkpoint
 from instructedit.storage.writing import make_folder
 from instructedit.tasks.loading import load_task
-from instructedit.training.chat_queries import in_chat
+from instructedit.training.batches import draw_examples
 from instructedit.training.data import read_sources
 from instructedit.training.environment import numerics, trunk_cache
 from instructedit.training.log import LOG, TrainingLog
 from instructedit.training.memory import peak_bytes
-from instructedit.training.mixture import Example, Source, draw_batch, task_shares
+from instructedit.training.mixture import Example, Source, task_shares
 from instructedit.training.objective import Losses, loss_and_backward
 from instructedit.training.processes import (
     locked_by_first_process,
@@ -210,9 +210,7 @@ class Trainer:
     def draw_batch(self, step: int, part: int) -> list[Example]:
         """Draw a batch; return this process's share of it."""
         rng = random.Random(f"{self.recipe.seed}-{step}-{part}")
-        share, noise = self.recipe.scope_template_share, self.recipe.instruction_noise
-        batch = draw_batch(self.sources, self.shares, self.opt.batch, self.recipe.objective, share, rng, noise)
-        batch = in_chat(batch, self.recipe.chat, self.language_model.chat_prompt, rng)
+        batch = draw_examples(self.recipe, self.language_model, self.sources, self.shares, self.opt.batch, rng)
         # In strides, so that every process gets every task.
         return batch[self.accelerator.process_index :: self.accelerator.num_processes]
 

@@ -10,8 +10,8 @@ import torch
 
 from instructedit.editors.gradient import GradientEditor
 from instructedit.models.language_model import LanguageModel
-from instructedit.training.chat_queries import in_chat
-from instructedit.training.mixture import Source, draw_batch, task_shares
+from instructedit.training.batches import draw_examples
+from instructedit.training.mixture import Source, task_shares
 from instructedit.training.objective import Losses, compute_loss
 from instructedit.training.recipe import Recipe
 
@@ -35,9 +35,7 @@ def validate(
         rng = random.Random(f"{recipe.seed}-validation-{source.task.name}")
         for start in range(0, count, recipe.optimisation.batch):
             size = min(recipe.optimisation.batch, count - start)
-            template_share, noise = recipe.scope_template_share, recipe.instruction_noise
-            examples = draw_batch([source], [1.0], size, recipe.objective, template_share, rng, noise)
-            examples = in_chat(examples, recipe.chat, language_model.chat_prompt, rng)
+            examples = draw_examples(recipe, language_model, [source], [1.0], size, rng)
             with torch.enable_grad():
                 deltas = editor(language_model, [e.request for e in examples], [e.instruction for e in examples])
             norms += deltas.norms().tolist()
