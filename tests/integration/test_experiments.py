@@ -18,6 +18,7 @@ from instructedit.errors import EditorError, RecipeError
 from instructedit.experiments import caching, run
 from instructedit.experiments.caching import CachingEditor
 from instructedit.experiments.cells import cell_file
+from instructedit.experiments.cluster import Cluster
 from instructedit.experiments.plan import Experiment, load_experiment, needed_files, stages_of
 from instructedit.experiments.report import as_markdown, draw, summarise
 from instructedit.experiments.run import run_all, run_one
@@ -191,7 +192,13 @@ def test_the_memory_of_edits_is_bounded(gpt2: LanguageModel, monkeypatch: pytest
     assert len(editor._batches) == 2
 
 
-def test_processes_do_the_same_and_a_failure_spares_the_others(place: Path) -> None:
+@pytest.fixture(params=["processes", "cluster"])
+def cluster(request: pytest.FixtureRequest) -> Cluster | None:
+    return None if request.param == "processes" else Cluster("local", threads=1)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+def test_processes_do_the_same_and_a_failure_spares_the_others(place: Path, cluster: Cluster | None) -> None:
     raw = yaml.safe_load((place / "tiny.yaml").read_text())
     raw["editors"] = {"MEND": raw["editors"]["MEND"], "broken": {"pretrained": "nothing"}}
     raw |= {"seeds": [0], "tests": raw["tests"][:1], "compare": [], "published": {}}
@@ -199,13 +206,18 @@ def test_processes_do_the_same_and_a_failure_spares_the_others(place: Path) -> N
     experiment = load_experiment(place / "tiny.yaml")
     done: list[str] = []
     with pytest.raises(EditorError, match=r"(?s)run the command again.*broken, seed 0: EditorError: .*nothing"):
-        run_all(place / "tiny.yaml", experiment, place / "apart", place, 2, done.append)
+        run_all(place / "tiny.yaml", experiment, place / "apart", place, 2, done.append, cluster)
     assert sorted(done) == ["MEND, seed 0", "broken, seed 0"]
     run_one(experiment, "MEND", 0, place / "here", place)
     here, apart = (
         json.loads(cell_file(place / name, "MEND", 0, experiment.tests[0]).read_text()) for name in ("here", "apart")
     )
     assert here["records"] == apart["records"]
+
+
+def test_a_cluster_that_is_not_there_is_reported() -> None:
+    with pytest.raises(EditorError, match=r"there is no Ray cluster at 127\.0\.0\.1:1: "):
+        Cluster("127.0.0.1:1", threads=1)
 
 
 def test_metrics_are_reported_apart_for_known_and_unknown_facts(place: Path) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from instructedit.cli.console import emit_json, err, out, progress, quiet_libraries
 from instructedit.cli.options import DataFolder, JsonFile
+from instructedit.cli.threads import requested_threads
 from instructedit.errors import DataError
 
 FOLDER = Path("recipes/experiments")
@@ -30,7 +31,21 @@ def reproduce(
     edits: Annotated[
         int | None, typer.Option(min=1, help="Number of test edits. Default: that of the experiment.")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Number of parallel processes; they share the CPU cores.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of parallel processes; they share the CPU cores. Default: 1; with --ray as many as fit.",
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Run the processes on this Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Its nodes need the "
+            "package and the same folders; each process takes --threads cores (1 by default).",
+        ),
+    ] = None,
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Write the report of the finished runs, without starting others.")
     ] = False,
@@ -43,6 +58,7 @@ def reproduce(
     """
     quiet_libraries()
     from instructedit.data.locations import find_data
+    from instructedit.experiments.cluster import Cluster
     from instructedit.experiments.plan import load_experiment, needed_files
     from instructedit.experiments.report import as_markdown, draw, summarise
     from instructedit.experiments.run import run_all
@@ -58,7 +74,8 @@ def reproduce(
         data = data or find_data(needed_files(experiment))
         with progress() as bar:
             job = bar.add_task(path.stem, total=len(experiment.work()), note="")
-            run_all(path, experiment, folder, data, jobs, lambda what: bar.update(job, advance=1, note=what))
+            cluster = None if ray is None else Cluster(ray, requested_threads() or 1)
+            run_all(path, experiment, folder, data, jobs, lambda what: bar.update(job, advance=1, note=what), cluster)
     result = summarise(experiment, folder)
     if not result["rows"]:
         raise DataError("has no finished runs; use the command without --report-only first", file=folder)

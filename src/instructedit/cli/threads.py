@@ -14,15 +14,21 @@ def request_threads(count: int | None) -> None:
         os.environ[THREADS_VARIABLE] = str(count)
 
 
+def requested_threads() -> int | None:
+    """Return the number that ``--threads`` or ``OMP_NUM_THREADS`` gives; None where neither gives one."""
+    given = os.environ.get(THREADS_VARIABLE, "")
+    return int(given) if given.isdecimal() and int(given) > 0 else None
+
+
 def prepare_computation() -> None:
     """Import PyTorch quietly and set its threads; say so if some cores are left to other processes."""
     quiet_libraries()
     import torch
 
-    given = os.environ.get(THREADS_VARIABLE, "")
-    if given:
-        if given.isdecimal() and int(given) > 0:  # PyTorch may have been imported before it was set
-            torch.set_num_threads(int(given))
+    requested = requested_threads()
+    if requested is not None:  # PyTorch may have been imported before it was set
+        torch.set_num_threads(requested)
+    if os.environ.get(THREADS_VARIABLE):
         return
     threads, cores = free_threads(), usable_cores()
     torch.set_num_threads(threads)

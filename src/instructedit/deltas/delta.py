@@ -251,18 +251,18 @@ class DeltaBatch:
         """Return the same values without their graph."""
         return replace(self, factors={name: factor.map(Tensor.detach) for name, factor in self.factors.items()})
 
-    def leaves(self) -> DeltaBatch:
-        """Return the same values without their graph; they collect gradients for :meth:`backward`."""
-        detached = self.detach()
-        for factor in detached.factors.values():
-            for tensor in factor.tensors.values():
-                tensor.requires_grad_()
-        return detached
+    def leaves(self, dtype: torch.dtype | None = None) -> DeltaBatch:
+        """Return the same values in ``dtype`` without their graph; they collect gradients for :meth:`backward`."""
+
+        def leaf(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(dtype or tensor.dtype).requires_grad_()
+
+        return replace(self, factors={name: factor.map(leaf) for name, factor in self.factors.items()})
 
     def backward(self, leaves: DeltaBatch) -> None:
         """Pass the gradients that :meth:`leaves` have collected on to what these factors were made from."""
         pairs = [
-            (tensor, leaf.grad)
+            (tensor, leaf.grad.to(tensor.dtype))
             for name, factor in self.factors.items()
             for tensor, leaf in zip(factor.tensors.values(), leaves.factors[name].tensors.values(), strict=True)
             if tensor.requires_grad and leaf.grad is not None

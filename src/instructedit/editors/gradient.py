@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, Generic, Literal, Self
 
 import torch
@@ -33,7 +34,11 @@ class GradientEditorConfig(EditorConfig):
 
     name: str = Field(description="of the method")
     blocks: int = Field(3, ge=1, le=10_000, description="the MLPs of the last blocks are edited")
-    matrices: tuple[str, ...] | None = Field(None, description="edit these modules instead")
+    matrices: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="edit these linear layers instead; names or shell patterns, such as model.layers.2[0-9].*.o_proj",
+    )
     step_size: float = Field(1e-3, gt=0, le=1e6, description="alpha at the start of training")
     edit_loss: Literal["mean", "sum"] = Field(
         "mean",
@@ -176,18 +181,18 @@ def chosen_matrices(language_model: LanguageModel, config: GradientEditorConfig)
     """Return the matrices that a config edits in this model.
 
     Raises:
-        ModelError: a named module is missing or is not linear, or the model has fewer blocks than are to be edited.
+        ModelError: no linear layer has such a name, or the model has fewer blocks than are to be edited.
     """
     if config.matrices is None:
         return language_model.structure.last_mlps(config.blocks)
-    modules = dict(language_model.model.named_modules())
-    matrices = []
-    for name in config.matrices:
-        shape = linear_shape(modules[name]) if name in modules else None
-        if shape is None:
-            raise ModelError(f"{name} is not a linear layer of this model; `instructedit doctor` lists the matrices")
-        matrices.append(Matrix(name, *shape))
-    return tuple(matrices)
+    shapes = {name: linear_shape(module) for name, module in language_model.model.named_modules()}
+    names: set[str] = set()
+    for pattern in config.matrices:
+        matching = {name for name, shape in shapes.items() if shape is not None and fnmatchcase(name, pattern)}
+        if not matching:
+            raise ModelError(f"{pattern} is not a linear layer of this model; `instructedit doctor` lists the matrices")
+        names |= matching
+    return tuple(Matrix(name, *shape) for name, shape in shapes.items() if shape is not None and name in names)
 
 
 def lowest_block(language_model: LanguageModel, matrices: Sequence[Matrix]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,13 +23,13 @@ class Children:
         self._running: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
 
-    def run(self, command: Sequence[str]) -> tuple[int, str]:
-        """Return exit status and standard error of a process; nothing is started after :meth:`end`."""
+    def run(self, arguments: Sequence[str]) -> tuple[int, str]:
+        """Return exit status and standard error of a Python process; nothing is started after :meth:`end`."""
         with self._lock:
             if self.ended:
                 return 0, ""
             child = subprocess.Popen(
-                command,
+                [sys.executable, *arguments],
                 env=self._environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,

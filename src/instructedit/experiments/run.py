@@ -19,6 +19,7 @@ from instructedit.evaluation.provenance import provenance
 from instructedit.evaluation.runner import Evaluation, evaluate
 from instructedit.experiments.caching import CachingEditor
 from instructedit.experiments.cells import cell_file, cell_folder, kept_cell, settings, slug
+from instructedit.experiments.cluster import Cluster
 from instructedit.experiments.plan import Entry, EvaluationSpec, Experiment, load_experiment, stages_of
 from instructedit.experiments.processes import Children, end_with_parent
 from instructedit.models.language_model import LanguageModel, load_language_model
@@ -43,8 +44,9 @@ def run_all(
     experiment: Experiment,
     out: Path,
     data: Path,
-    jobs: int,
+    jobs: int | None,
     on_done: Callable[[str], None] = lambda what: None,
+    cluster: Cluster | None = None,
 ) -> None:
     """Train and evaluate all that has no results yet.
 
@@ -53,33 +55,40 @@ def run_all(
         experiment: Its content, with what the command line overrides.
         out: Folder for everything.
         data: Folder with the data sets.
-        jobs: Number of processes at a time, which share the cores.
+        jobs: Number of processes at a time, which share the cores; None for 1, or as many as a cluster takes.
         on_done: Called with editor and seed, in words, after each process.
+        cluster: Runs the processes, in place of this machine.
 
     Raises:
         DataError: ``out`` cannot be written, or another process runs an experiment there.
         EditorError: Some processes failed; the others are done.
     """
+    work = experiment.work()
+    jobs = jobs or (1 if cluster is None else max(1, len(work)))
+    processes = cluster or Children({THREADS_VARIABLE: str(max(1, free_threads() // jobs)), **os.environ})
     make_folder(out)
     with locked(out):
-        _run_all(path, experiment, out, data, jobs, on_done)
+        _run_all(path.resolve(), experiment, out.resolve(), data.resolve(), jobs, on_done, processes)
 
 
 def _run_all(
-    path: Path, experiment: Experiment, out: Path, data: Path, jobs: int, on_done: Callable[[str], None]
+    path: Path,
+    experiment: Experiment,
+    out: Path,
+    data: Path,
+    jobs: int,
+    on_done: Callable[[str], None],
+    processes: Children | Cluster,
 ) -> None:
-    environment = {THREADS_VARIABLE: str(max(1, free_threads() // jobs)), **os.environ}
     edits = str(experiment.edits)
     seeds = [str(seed) for seed in experiment.seeds]
     failed: list[str] = []
-    children = Children(environment)
 
     def run(work: tuple[str, int]) -> None:
         label, seed = work
-        command = [sys.executable, "-m", "instructedit.experiments.run"]
-        command += [str(path), str(out), str(data), edits, ",".join(seeds), label, str(seed)]
-        status, errors = children.run(command)
-        if children.ended:
+        arguments = ["-m", "instructedit.experiments.run", str(path), str(out), str(data)]
+        status, errors = processes.run([*arguments, edits, ",".join(seeds), label, str(seed)])
+        if processes.ended:
             return
         if status:
             failed.append(f"{label}, seed {seed}: {(errors.strip().splitlines() or ['?'])[-1]}")
@@ -89,7 +98,7 @@ def _run_all(
         try:
             list(pool.map(run, experiment.work()))
         finally:
-            children.end()  # some are left after Ctrl-C
+            processes.end()  # some are left after Ctrl-C
     if failed:
         raise EditorError(
             "some runs failed, all others are finished; run the command again to retry:\n" + "\n".join(failed)

@@ -97,7 +97,8 @@ def loss_and_backward(
         scale: Factor on the gradient; 1 / number of accumulated batches.
         mean_over_processes: Averages a number over the processes that share the batch.
     """
-    leaves = deltas.leaves()
+    # In bfloat16 the deltas are rounded once here, and not by every product with the base model's states.
+    leaves = deltas.leaves(torch.bfloat16 if language_model.model.dtype is torch.bfloat16 else None)
     losses = _losses(editor, language_model, leaves, examples, objective, scale, mean_over_processes)
     deltas.backward(leaves)
     return losses

@@ -129,10 +129,12 @@ def test_rows_of_a_batch_carry_their_own_dense_edits(gpt2: LanguageModel) -> Non
         torch.testing.assert_close(rows[row], alone, rtol=1e-4, atol=1e-4)
 
 
-def test_gradients_of_dense_leaves_are_passed_on() -> None:
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_gradients_of_dense_leaves_are_passed_on(dtype: torch.dtype | None) -> None:
     start = torch.randn(2, INPUTS, OUTPUTS, requires_grad=True)
     batch = DeltaBatch({"up": Dense(2 * start)})
-    leaves = batch.leaves()
+    leaves = batch.leaves(dtype)
+    assert leaves.factors["up"].dtype is (dtype or torch.float32)
     (leaves.factors["up"].tensors["change"] * 3).sum().backward()
     batch.backward(leaves)
     torch.testing.assert_close(start.grad, torch.full_like(start, 6))

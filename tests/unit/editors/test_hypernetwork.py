@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -377,9 +378,16 @@ def test_matrices_can_be_chosen_by_name(gpt2: LanguageModel) -> None:
     assert Mend.create(config, gpt2).split_layer == 1
 
 
-@pytest.mark.parametrize("name", ["transformer.h.1.mlp", "transformer.h.7.mlp.c_fc"])
+def test_matrices_can_be_chosen_by_pattern_and_come_from_the_bottom_up(gpt2: LanguageModel) -> None:
+    config = MendConfig(matrices=("transformer.h.[23].attn.c_proj", "*.2.mlp.*"))
+    names = [matrix.name.removeprefix("transformer.h.") for matrix in chosen_matrices(gpt2, config)]
+    assert names == ["2.attn.c_proj", "2.mlp.c_fc", "2.mlp.c_proj", "3.attn.c_proj"]
+    assert Mend.create(config, gpt2).split_layer == 2
+
+
+@pytest.mark.parametrize("name", ["transformer.h.1.mlp", "transformer.h.7.mlp.c_fc", "*.mlp.v_proj"])
 def test_wrong_matrix_is_refused(gpt2: LanguageModel, name: str) -> None:
-    with pytest.raises(ModelError, match=f"{name} is not a linear layer"):
+    with pytest.raises(ModelError, match=f"{re.escape(name)} is not a linear layer"):
         chosen_matrices(gpt2, MendConfig(matrices=(name,)))
 
 
