@@ -36,7 +36,8 @@ class Result:
 def environment(columns: int = 100) -> dict[str, str]:
     """Return this process's environment, without a network and with a terminal of a known width."""
     threads = os.environ.get("OMP_NUM_THREADS", "1")
-    return os.environ | {"OMP_NUM_THREADS": threads, "COLUMNS": str(columns), "HF_HUB_OFFLINE": "1"}
+    offline = {"HF_HUB_OFFLINE": "1", "PIP_NO_INDEX": "1"}
+    return os.environ | offline | {"OMP_NUM_THREADS": threads, "COLUMNS": str(columns)}
 
 
 def run(*arguments: str | Path, cwd: Path, columns: int = 100) -> Result:

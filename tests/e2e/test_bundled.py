@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import run
+from command import run_apart
 
 from instructedit.artifacts import weights_file
 from instructedit.data.facts import read_facts
@@ -95,8 +95,12 @@ def test_the_scope_instruction_is_read(task: str, metric: str, editor: Mend, bas
     assert told.mean - swapped.mean > 0.3
 
 
-def test_demo_prints_one_json_object(tmp_path: Path) -> None:
-    found = run("demo", "--json", "-", "--edits", "4", cwd=tmp_path).json()
+def test_demo_without_a_network_edits_the_bundled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INSTRUCTEDIT_CACHE", str(tmp_path))  # no model that was downloaded earlier
+    result = run_apart("demo", "--json", "-", "--edits", "4", cwd=tmp_path)
+    assert "the bundled model is used instead" in result.err
+    found = result.json()
+    assert (found["model"], found["editor"]) == ("bundled", "bundled")
     assert set(found["tasks"]) == {"counterfact", "recent", "convsent", "zsre", "this-fact", "rename"}
     for row in found["tasks"].values():
         for figure in row.values():

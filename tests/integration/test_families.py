@@ -40,12 +40,12 @@ INSTRUCTION = "Task: Edit\nDescription: Change this fact alone."
 OTHER_INSTRUCTION = "Task: Edit\nDescription: Rename it everywhere, whoever has it."
 
 CONDITIONINGS = (
-    {"name": "mend"},
+    {"name": "mend", "contrast": True},
     {"conditioning": "none"},
     {"conditioning": "prefix"},
     {"conditioning": "hypernetwork"},
     {"conditioning": "both"},
-    {"conditioning": "hypernetwork", "encoder": "base"},
+    {"conditioning": "hypernetwork", "encoder": "base", "contrast": True},
 )
 conditioned = pytest.mark.parametrize(
     "config", CONDITIONINGS, ids=lambda config: "-".join(str(value) for value in config.values())

@@ -28,7 +28,9 @@ Tables = Mapping[str, Mapping[str, Any]]
 
 
 def demo(
-    edits: Annotated[int, typer.Option(min=1, help="Number of test edits per task.")] = 100,
+    edits: Annotated[
+        int | None, typer.Option(min=1, help="Number of test edits per task. Default: that of the editor's demo.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Random seed for the test edits.")] = 0,
     model: Annotated[
         str | None,
@@ -69,6 +71,7 @@ def demo(
     script = as_mapping(read_yaml_file(script_file), script_file)
     single, scopes = make_examples(trained, language_model, script)
     mend = load_editor(script["baseline"], language_model) if own_script and "baseline" in script else None
+    edits = edits or int(script["test_edits"])
     tables, mend_tables, files = _measure(trained, mend, language_model, edits, seed)
     seconds = round(time.monotonic() - began, 1)
     content = {

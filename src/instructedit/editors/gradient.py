@@ -15,12 +15,13 @@ from typing_extensions import TypeVar
 from instructedit.deltas.delta import DeltaBatch
 from instructedit.deltas.factors import LowRank
 from instructedit.editors.base import Editor, EditorConfig
+from instructedit.editors.contrast import OtherInputs
 from instructedit.editors.registry import editor_class
 from instructedit.editors.signals import Signal, read_signals
 from instructedit.errors import EditorError, ModelError
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import Matrix, linear_shape
-from instructedit.models.text import pad, with_period
+from instructedit.models.text import Encoded, pad, with_period
 from instructedit.records import EditRequest
 
 #: The method of a config that names none.
@@ -105,6 +106,16 @@ class GradientEditor(Editor, Generic[ConfigT]):
         """Return the embeddings (edits, width) that condition the editor; None here."""
         return None
 
+    def other_inputs(
+        self,
+        language_model: LanguageModel,
+        requests: Sequence[EditRequest],
+        instructions: Sequence[str | None],
+        queries: Sequence[Encoded],
+    ) -> OtherInputs | None:
+        """Return the matrices' inputs for the requests with another subject; None here, where they are not used."""
+        return None
+
     def prompt(self, request: EditRequest, instruction: str | None) -> str:
         """Return the text whose gradient is read; the bare prompt here."""
         return request.prompt
@@ -125,7 +136,12 @@ class GradientEditor(Editor, Generic[ConfigT]):
         batch = pad(queries, text.pad_id).to(language_model.device)
         state = language_model.split(self.split_layer).trunk(batch)
         signals = read_signals(
-            language_model, state, self.split_layer, self.matrices, average=self.config.edit_loss == "mean"
+            language_model,
+            state,
+            self.split_layer,
+            self.matrices,
+            average=self.config.edit_loss == "mean",
+            others=self.other_inputs(language_model, requests, instructions, queries),
         )
         return self.deltas(signals, self.embeddings(language_model, requests, instructions), len(requests))
 

@@ -156,7 +156,13 @@ class Hypernetwork(nn.Module):
         self.norm_delta.update(delta)
 
     def forward(
-        self, u: Tensor, delta: Tensor, sizes: Sequence[int], embeddings: Tensor | None, edit: Tensor
+        self,
+        u: Tensor,
+        delta: Tensor,
+        sizes: Sequence[int],
+        embeddings: Tensor | None,
+        edit: Tensor,
+        others: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the pseudo-signals, of the same shapes as the signals.
 
@@ -166,8 +172,15 @@ class Hypernetwork(nn.Module):
             sizes: how many tokens each matrix has.
             embeddings: (edits, embedding_dim), or None.
             edit: (tokens,) index of the edit that a token belongs to.
+            others: u with another subject (tokens, inputs), zero where there is none, and kappa (tokens, 1); see
+                :mod:`instructedit.editors.contrast`.
         """
-        x = torch.cat((self.norm_u(u), self.norm_delta(delta)), dim=-1).to(self.dtype)
+        normalised_u = self.norm_u(u)
+        if others is not None:
+            other_u, kappa = others
+            exists = (other_u != 0).any(-1, keepdim=True)
+            normalised_u = normalised_u - kappa * exists * self.norm_u(other_u)
+        x = torch.cat((normalised_u, self.norm_delta(delta)), dim=-1).to(self.dtype)
         for layer in self.layers:
             x = layer(x, sizes, embeddings, edit)
         return x[:, : self.inputs], x[:, self.inputs :]

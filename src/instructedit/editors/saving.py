@@ -65,6 +65,11 @@ def digest_of(name_or_path: str | Path) -> str | None:
     return _header_of(file).get(TENSORS_DIGEST) or hashlib.sha256(read_bytes(file)).hexdigest()
 
 
+def base_fingerprint_of(path: str | Path) -> str:
+    """Return the fingerprint of the base model that an editor was trained for; empty where there is no editor file."""
+    return _header_of(weights_file(path)).get("base", "")
+
+
 def training_of(path: str | Path) -> dict[str, Any]:
     """Return what made an editor, as its file says: recipe and step; empty where there is no editor file."""
     try:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from instructedit.editors.contrast import OtherInputs
 from instructedit.errors import EditorError
 from instructedit.models.finite import finite
 from instructedit.models.hooks import removed_on_exit
@@ -37,11 +38,14 @@ class Signal:
         u: (tokens, inputs).
         delta: (tokens, outputs).
         edit: (tokens,) index of the edit that a token belongs to; ascending.
+        other_u: (tokens, inputs) u with another subject in the prompt, zero where there is none; None if it was not
+            read. See :mod:`instructedit.editors.contrast`.
     """
 
     u: Tensor
     delta: Tensor
     edit: Tensor
+    other_u: Tensor | None = None
 
 
 def edit_loss(logits: Tensor, batch: TokenBatch, average: bool = True) -> Tensor:
@@ -57,6 +61,7 @@ def read_signals(
     split_layer: int,
     matrices: Sequence[Matrix],
     average: bool = True,
+    others: OtherInputs | None = None,
 ) -> dict[str, Signal]:
     """Return the signals of a batch of edits, one edit a row: one forward and one backward pass through the top.
 
@@ -72,6 +77,7 @@ def read_signals(
         matrices: the edited matrices.
         average: over the target's tokens, as MEND has it: a long target's tokens then each leave a weaker signal than
             a short one's. Else the losses of the tokens are summed.
+        others: inputs of the matrices with another subject, which are added to the signals.
 
     Raises:
         EditorError: a matrix was not reached, or an edit's gradient is zero or not finite there.
@@ -110,11 +116,14 @@ def read_signals(
         u, delta = (t.reshape(*state.batch.mask.shape, -1) for t in (inputs[matrix.name], gradient))
         if half:
             u, delta = u.float(), delta.float() / FLOAT16_SCALE
-        signals[matrix.name] = _tokens_with_gradient(matrix.name, u, delta, state.batch)
+        other_u = None if others is None else others[matrix.name]
+        signals[matrix.name] = _tokens_with_gradient(matrix.name, u, delta, state.batch, other_u)
     return signals
 
 
-def _tokens_with_gradient(name: str, u: Tensor, delta: Tensor, batch: TokenBatch) -> Signal:
+def _tokens_with_gradient(
+    name: str, u: Tensor, delta: Tensor, batch: TokenBatch, other_u: Tensor | None = None
+) -> Signal:
     """Return the signal of the tokens whose delta is not zero; u and delta are (rows, tokens, width).
 
     Raises:
@@ -128,7 +137,8 @@ def _tokens_with_gradient(name: str, u: Tensor, delta: Tensor, batch: TokenBatch
             f"the gradient at {name} is exactly zero for edits {without[:10]} of the batch: their loss is "
             "already zero, or their prompts do not use this matrix. Choose another target or another matrix"
         )
-    signal = Signal(u[used], delta[used], used.nonzero()[:, 0])
+    others = None if other_u is None else other_u.to(u.device, u.dtype)[used]
+    signal = Signal(u[used], delta[used], used.nonzero()[:, 0], others)
     if not (finite(signal.delta) and finite(signal.u)):
         raise EditorError(
             f"the signals at {name} are not finite; load the base model in float32 or bfloat16 instead of float16"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 from instructedit.models.language_model import LanguageModel
 from instructedit.training.chat_queries import in_chat
@@ -31,4 +32,10 @@ def draw_examples(
     """
     share, noise = recipe.scope_template_share, recipe.instruction_noise
     examples = draw_batch(sources, shares, count, recipe.objective, share, rng, noise)
+    if recipe.without_subject:
+        examples = [_without_subject(e) if rng.random() < recipe.without_subject else e for e in examples]
     return in_chat(examples, recipe.chat, language_model.chat_prompt, rng)
+
+
+def _without_subject(example: Example) -> Example:
+    return replace(example, request=example.request.model_copy(update={"subject": None}))

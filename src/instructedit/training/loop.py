@@ -51,6 +51,8 @@ from instructedit.training.warmup import warm_up_encoder
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
+#: Parameters with one number for each matrix: step sizes alpha and contrasts kappa, before exponential and sigmoid.
+PER_MATRIX = ("log_lr", "contrast_logit")
 EDITOR = EDITOR_WEIGHTS
 
 
@@ -293,11 +295,12 @@ def checkpoint_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def make_optimizer(editor: GradientEditor, opt: Optimisation) -> torch.optim.Optimizer:
-    """Return Adam over the editor's trainable parameters, with a learning rate of its own for the step sizes."""
-    others = [p for name, p in editor.named_parameters() if name != "log_lr" and p.requires_grad]
+    """Return Adam over the editor's trainable parameters, with a learning rate of its own for numbers per matrix."""
+    trained = [(name, p) for name, p in editor.named_parameters() if p.requires_grad]
+    rates = {False: opt.learning_rate, True: opt.step_size_learning_rate}
     groups = [
-        {"params": others, "lr": opt.learning_rate, "initial_lr": opt.learning_rate},
-        {"params": [editor.log_lr], "lr": opt.step_size_learning_rate, "initial_lr": opt.step_size_learning_rate},
+        {"params": [p for name, p in trained if (name in PER_MATRIX) is per_matrix], "lr": rate, "initial_lr": rate}
+        for per_matrix, rate in rates.items()
     ]
     return torch.optim.Adam(groups, fused=True)
 

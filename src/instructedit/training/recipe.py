@@ -215,6 +215,9 @@ class Recipe(Settings):
     )
     instruction_noise: InstructionNoise = InstructionNoise()
     chat: float = Field(0.0, ge=0, le=1, description="share of queries and edits in the base model's chat template")
+    without_subject: float = Field(
+        0.0, ge=0, le=1, description="share of edits that do not name their subject, which `editor.contrast` uses"
+    )
     encoder_warmup: EncoderWarmup = EncoderWarmup()
     objective: Objective = Objective()
     optimisation: Optimisation = Optimisation()

@@ -1,0 +1,103 @@
+"""What a token's input owes to the sentence, and what to the subject: the same prompt with another subject.
+
+At the last token of "The Eiffel Tower is located in", the input u of most matrices is more like that of the same
+sentence about the Louvre than like that of a paraphrase about the Eiffel Tower (benchmarks/keys.py). An edit with the
+key u therefore reaches other subjects before it reaches paraphrases. With u0, the input at the same token of the same
+sentence about somebody else,
+
+    u - kappa u0,    0 <= kappa <= 1,
+
+keeps what is the subject's own: with kappa = 1 other subjects' inputs are orthogonal to it on average. The editor
+learns kappa for each matrix, and the instruction moves it: an edit that is to hold for all subjects needs the sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from instructedit.models.hooks import removed_on_exit
+from instructedit.models.language_model import LanguageModel
+from instructedit.models.structure import Matrix
+from instructedit.models.text import Encoded, TokenBatch, pad
+
+#: Stands in the place of every subject.
+OTHER_SUBJECT = "Maria Keller"
+
+
+#: (rows, length, inputs) by matrix: its inputs at an edit's tokens with the other subject; zero where there are none.
+OtherInputs = Mapping[str, Tensor]
+
+
+def with_other_subject(prompt: str, subject: str | None) -> str | None:
+    """Return the prompt with :data:`OTHER_SUBJECT` in the subject's place; None where the prompt does not name it."""
+    if not subject or subject not in prompt or subject == OTHER_SUBJECT:
+        return None
+    return prompt.replace(subject, OTHER_SUBJECT)
+
+
+def matching_tokens(edit: Sequence[int], other: Sequence[int]) -> list[int]:
+    """Return for every token of an edit the index of the token in its place in the other text, or -1.
+
+    They are the tokens that both texts begin with and those that both end with.
+    """
+    shorter = min(len(edit), len(other))
+    start = next((i for i in range(shorter) if edit[i] != other[i]), shorter)
+    end = next((i for i in range(shorter - start) if edit[-1 - i] != other[-1 - i]), shorter - start)
+    moved = len(other) - len(edit)
+    return [i if i < start else i + moved if i >= len(edit) - end else -1 for i in range(len(edit))]
+
+
+@torch.no_grad()
+def read_other_inputs(
+    language_model: LanguageModel,
+    edits: Sequence[Encoded],
+    others: Sequence[Encoded | None],
+    split_layer: int,
+    matrices: Sequence[Matrix],
+) -> OtherInputs:
+    """Return the inputs of the edited matrices for the texts with the other subject: one more forward pass.
+
+    Args:
+        language_model: the base model.
+        edits: prompts and targets of a batch of edits.
+        others: the same with the other subject; None for an edit that names no subject.
+        split_layer: the block at which the top begins.
+        matrices: the edited matrices.
+    """
+    device = language_model.device
+    length = max(len(edit.ids) for edit in edits)
+    index = torch.full((len(edits), length), -1)
+    for row, (edit, other) in enumerate(zip(edits, others, strict=True)):
+        if other is not None:
+            index[row, : len(edit.ids)] = torch.tensor(matching_tokens(edit.ids, other.ids))
+    texts = [other or edit for edit, other in zip(edits, others, strict=True)]
+    batch = pad(texts, language_model.text.pad_id).to(device)
+    index = index.to(device)
+    inputs = _inputs(language_model, batch, split_layer, matrices)
+    rows = torch.arange(len(edits), device=device)[:, None]
+    return {name: states[rows, index.clamp(min=0)] * (index >= 0)[..., None] for name, states in inputs.items()}
+
+
+def _inputs(
+    language_model: LanguageModel, batch: TokenBatch, split_layer: int, matrices: Sequence[Matrix]
+) -> dict[str, Tensor]:
+    """Return the inputs (rows, length, inputs) of the matrices by name."""
+    inputs: dict[str, Tensor] = {}
+
+    def keep(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        inputs[name] = args[0].reshape(*batch.mask.shape, -1)  # some families flatten rows and positions
+
+    split = language_model.split(split_layer)
+    state = split.trunk(batch)
+    with language_model.lock, ExitStack() as stack:
+        for matrix in matrices:
+            module = language_model.model.get_submodule(matrix.name)
+            stack.enter_context(removed_on_exit(module.register_forward_pre_hook(partial(keep, matrix.name))))
+        split.top(state)
+    return inputs
