@@ -286,9 +286,9 @@ def smollm2_knowledge_table() -> str:
     return markdown(["facts before the edit", "metric", *(row["editor"] for row in rows)], lines)
 
 
-#: Matrices of `keys-smollm2`: block, end of the module's name.
+#: Matrices of `keys-smollm2` that the table shows: block, name in the block.
 KEY_MATRICES = tuple(
-    (block, module) for block in (10, 20, 28) for module in ("v_proj", "o_proj", "gate_proj", "down_proj")
+    (block, name) for block in (10, 28) for name in ("self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj")
 )
 
 
@@ -298,13 +298,9 @@ def keys_table() -> str:
     lines = []
     for block, module in KEY_MATRICES:
         for key in ("last token", "last token, contrast", "subject"):
-            row = find(rows, matrix=f"model.layers.{block}.{SUBMODULES[module]}.{module}", key=key)
+            row = find(rows, matrix=f"model.layers.{block}.{module}", key=key)
             assert row is not None
             response, more = row["response"], row["paraphrase_more"]
             cells = [f"{response[kind]:.2f}" + (f" ({more[kind]:.0%})" if kind in more else "") for kind in response]
             lines.append([str(block), f"`{module}`", key, *cells])
     return markdown(["block", "matrix", "key", "paraphrase", "neighbour", "same sentence, other subject"], lines)
-
-
-#: The part of a block that a matrix belongs to.
-SUBMODULES = {"v_proj": "self_attn", "o_proj": "self_attn", "gate_proj": "mlp", "down_proj": "mlp"}

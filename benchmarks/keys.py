@@ -14,21 +14,20 @@ from __future__ import annotations
 
 import argparse
 import random
-from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from result_files import write_result
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from instructedit.data.locations import find_data
-from instructedit.editors.contrast import OTHER_SUBJECT
+from instructedit.editors.contrast import with_other_subject
 from instructedit.editors.gradient import chosen_matrices
 from instructedit.editors.mend import MendConfig
-from instructedit.models.hooks import removed_on_exit
+from instructedit.editors.subject_activations import subject_token
+from instructedit.models.inputs import read_inputs
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.models.structure import Matrix
 from instructedit.models.text import pad
@@ -40,28 +39,11 @@ MATRICES = ("*.self_attn.[vo]_proj", "*.mlp.gate_proj", "*.mlp.down_proj")
 PROBES = ("paraphrase", "neighbour", "same sentence")
 
 
-@torch.no_grad()
 def inputs_of(language_model: LanguageModel, matrices: tuple[Matrix, ...], prompt: str) -> list[Tensor]:
     """Return the input of every matrix at every token of a prompt, (tokens, inputs) each."""
-    inputs: dict[str, Tensor] = {}
     batch = pad([language_model.text.encode_prompt(prompt)], language_model.text.pad_id)
-    with ExitStack() as stack:
-        for matrix in matrices:
-            module = language_model.model.get_submodule(matrix.name)
-            stack.enter_context(removed_on_exit(module.register_forward_pre_hook(partial(_keep, inputs, matrix.name))))
-        language_model.model(input_ids=batch.ids, attention_mask=batch.mask.long(), use_cache=False)
-    return [inputs[matrix.name] for matrix in matrices]
-
-
-def _keep(inputs: dict[str, Tensor], name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-    inputs[name] = args[0][0]
-
-
-def last_token_of(language_model: LanguageModel, prompt: str, subject: str) -> int:
-    """Return the index of the subject's last token in a prompt that contains the subject."""
-    end = prompt.rindex(subject) + len(subject)
-    offsets = language_model.tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
-    return max(index for index, (start, _) in enumerate(offsets) if start < end)
+    inputs = read_inputs(language_model, batch, [matrix.name for matrix in matrices])
+    return [inputs[matrix.name][0] for matrix in matrices]
 
 
 def usable(record: EditRecord) -> bool:
@@ -77,7 +59,7 @@ def prompts_of(record: EditRecord, other: EditRecord) -> dict[str, str]:
     prompt, subject = record.request.prompt, record.request.subject or ""
     return {
         "edit": prompt,
-        "other": prompt.replace(subject, OTHER_SUBJECT),
+        "other": with_other_subject(prompt, subject) or prompt,
         "paraphrase": record.rephrases[0],
         "neighbour": record.of_kind(ProbeKind.NEIGHBOUR)[0].prompt,
         "same sentence": prompt.replace(subject, other.request.subject or ""),
@@ -87,9 +69,7 @@ def prompts_of(record: EditRecord, other: EditRecord) -> dict[str, str]:
 def measure(language_model: LanguageModel, matrices: tuple[Matrix, ...], records: list[EditRecord]) -> list[Any]:
     """Return a row for each matrix and key."""
     prompts = [prompts_of(record, records[index - 1]) for index, record in enumerate(records)]
-    subjects = [
-        last_token_of(language_model, record.request.prompt, record.request.subject or "") for record in records
-    ]
+    subjects = [subject_token(language_model, record.request.prompt, record.request) for record in records]
     inputs = [
         {kind: inputs_of(language_model, matrices, prompt) for kind, prompt in each.items()}
         for each in tqdm(prompts, unit="edit")

@@ -14,21 +14,17 @@ learns kappa for each matrix, and the instruction moves it: an edit that is to h
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from instructedit.models.hooks import removed_on_exit
+from instructedit.models.inputs import read_inputs
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import Matrix
-from instructedit.models.text import Encoded, TokenBatch, pad
+from instructedit.models.text import Encoded, pad
 
 #: Stands in the place of every subject.
 OTHER_SUBJECT = "Maria Keller"
-
 
 #: (rows, length, inputs) by matrix: its inputs at an edit's tokens with the other subject; zero where there are none.
 OtherInputs = Mapping[str, Tensor]
@@ -60,7 +56,7 @@ def read_other_inputs(
     others: Sequence[Encoded | None],
     split_layer: int,
     matrices: Sequence[Matrix],
-) -> OtherInputs:
+) -> OtherInputs | None:
     """Return the inputs of the edited matrices for the texts with the other subject: one more forward pass.
 
     Args:
@@ -69,7 +65,12 @@ def read_other_inputs(
         others: the same with the other subject; None for an edit that names no subject.
         split_layer: the block at which the top begins.
         matrices: the edited matrices.
+
+    Returns:
+        None if no edit names its subject; nothing is computed then.
     """
+    if not any(others):
+        return None
     device = language_model.device
     length = max(len(edit.ids) for edit in edits)
     index = torch.full((len(edits), length), -1)
@@ -79,25 +80,6 @@ def read_other_inputs(
     texts = [other or edit for edit, other in zip(edits, others, strict=True)]
     batch = pad(texts, language_model.text.pad_id).to(device)
     index = index.to(device)
-    inputs = _inputs(language_model, batch, split_layer, matrices)
+    inputs = read_inputs(language_model, batch, [matrix.name for matrix in matrices], split_layer)
     rows = torch.arange(len(edits), device=device)[:, None]
     return {name: states[rows, index.clamp(min=0)] * (index >= 0)[..., None] for name, states in inputs.items()}
-
-
-def _inputs(
-    language_model: LanguageModel, batch: TokenBatch, split_layer: int, matrices: Sequence[Matrix]
-) -> dict[str, Tensor]:
-    """Return the inputs (rows, length, inputs) of the matrices by name."""
-    inputs: dict[str, Tensor] = {}
-
-    def keep(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-        inputs[name] = args[0].reshape(*batch.mask.shape, -1)  # some families flatten rows and positions
-
-    split = language_model.split(split_layer)
-    state = split.trunk(batch)
-    with language_model.lock, ExitStack() as stack:
-        for matrix in matrices:
-            module = language_model.model.get_submodule(matrix.name)
-            stack.enter_context(removed_on_exit(module.register_forward_pre_hook(partial(keep, matrix.name))))
-        split.top(state)
-    return inputs

@@ -15,13 +15,13 @@ from typing_extensions import TypeVar
 from instructedit.deltas.delta import DeltaBatch
 from instructedit.deltas.factors import LowRank
 from instructedit.editors.base import Editor, EditorConfig
-from instructedit.editors.contrast import OtherInputs
+from instructedit.editors.contrast import read_other_inputs, with_other_subject
 from instructedit.editors.registry import editor_class
 from instructedit.editors.signals import Signal, read_signals
 from instructedit.errors import EditorError, ModelError
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import Matrix, linear_shape
-from instructedit.models.text import Encoded, pad, with_period
+from instructedit.models.text import pad, with_period
 from instructedit.records import EditRequest
 
 #: The method of a config that names none.
@@ -64,6 +64,8 @@ class GradientEditor(Editor, Generic[ConfigT]):
 
     Attributes:
         Config: the class of its hyperparameters; every field has a default.
+        reads_other_subject: whether the signals have the inputs with another subject; see
+            :mod:`instructedit.editors.contrast`.
         log_lr: (matrices,) logarithms of the step sizes alpha.
         usual_norms: 1st and 99th percentile of the norms of its edits of held-out requests in training; None where
             they are not known.
@@ -72,6 +74,7 @@ class GradientEditor(Editor, Generic[ConfigT]):
     Config: type[GradientEditorConfig]
     config: ConfigT
     needs_training = True
+    reads_other_subject = False
     usual_norms: tuple[float, float] | None = None
     log_lr: nn.Parameter
 
@@ -106,16 +109,6 @@ class GradientEditor(Editor, Generic[ConfigT]):
         """Return the embeddings (edits, width) that condition the editor; None here."""
         return None
 
-    def other_inputs(
-        self,
-        language_model: LanguageModel,
-        requests: Sequence[EditRequest],
-        instructions: Sequence[str | None],
-        queries: Sequence[Encoded],
-    ) -> OtherInputs | None:
-        """Return the matrices' inputs for the requests with another subject; None here, where they are not used."""
-        return None
-
     def prompt(self, request: EditRequest, instruction: str | None) -> str:
         """Return the text whose gradient is read; the bare prompt here."""
         return request.prompt
@@ -129,10 +122,14 @@ class GradientEditor(Editor, Generic[ConfigT]):
     ) -> DeltaBatch:
         """Return the deltas as :meth:`edit` does, with gradients with respect to the editor's parameters."""
         text = language_model.text
-        queries = [
-            text.encode_pair(self.prompt(request, instruction), self.answer(request.target))
-            for request, instruction in zip(requests, instructions, strict=True)
-        ]
+        prompts = [self.prompt(*pair) for pair in zip(requests, instructions, strict=True)]
+        answers = [self.answer(request.target) for request in requests]
+        queries = [text.encode_pair(*pair) for pair in zip(prompts, answers, strict=True)]
+        others = None
+        if self.reads_other_subject:
+            swapped = [with_other_subject(prompt, r.subject) for prompt, r in zip(prompts, requests, strict=True)]
+            encoded = [None if p is None else text.encode_pair(p, a) for p, a in zip(swapped, answers, strict=True)]
+            others = read_other_inputs(language_model, queries, encoded, self.split_layer, self.matrices)
         batch = pad(queries, text.pad_id).to(language_model.device)
         state = language_model.split(self.split_layer).trunk(batch)
         signals = read_signals(
@@ -141,7 +138,7 @@ class GradientEditor(Editor, Generic[ConfigT]):
             self.split_layer,
             self.matrices,
             average=self.config.edit_loss == "mean",
-            others=self.other_inputs(language_model, requests, instructions, queries),
+            others=others,
         )
         return self.deltas(signals, self.embeddings(language_model, requests, instructions), len(requests))
 

@@ -20,6 +20,15 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 
+def zero_linear(embedding_dim: int, outputs: int) -> nn.Linear | None:
+    """Return a linear map of the instruction embedding that is zero at the start; None without an embedding."""
+    if not embedding_dim:
+        return None
+    linear = nn.Linear(embedding_dim, outputs, bias=False)
+    nn.init.zeros_(linear.weight)
+    return linear
+
+
 class RunningNorm(nn.Module):
     """Normalises features by the mean and standard deviation of all tokens seen in training (Welford).
 
@@ -82,9 +91,7 @@ class LowRankResidual(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
         self.scale = nn.Parameter(torch.ones(matrices, width))
         self.shift = nn.Parameter(torch.zeros(matrices, width))
-        self.condition = nn.Linear(embedding_dim, 2 * width, bias=False) if embedding_dim else None
-        if self.condition is not None:
-            nn.init.zeros_(self.condition.weight)
+        self.condition = zero_linear(embedding_dim, 2 * width)
         self.relu = relu
 
     def forward(self, x: Tensor, sizes: Sequence[int], embeddings: Tensor | None, edit: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from instructedit.data.facts import shipped_facts
 from instructedit.errors import DataError
-from instructedit.models.hooks import removed_on_exit
+from instructedit.models.inputs import read_inputs
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import linear_shape
 from instructedit.models.text import pad
@@ -81,18 +81,12 @@ def _compute(language_model: LanguageModel, matrix: str, sentences: int, seed: i
     facts = shipped_facts()
     texts = [f"{rng.choice(f.statements())} {f.object}." for f in rng.sample(facts, min(sentences, len(facts)))]
     texts.sort(key=len)
-    inputs: list[Tensor] = []
-    module = language_model.model.get_submodule(matrix)
     total, tokens = torch.zeros(()), 0
-    with (
-        language_model.lock,
-        removed_on_exit(module.register_forward_hook(lambda _, args, output: inputs.append(args[0]))),
-    ):
-        for start in range(0, len(texts), 64):
-            queries = [language_model.text.encode_prompt(text) for text in texts[start : start + 64]]
-            batch = pad(queries, language_model.text.pad_id).to(language_model.device)
-            language_model.split(0).full(batch)
-            keys = inputs.pop().reshape(*batch.mask.shape, -1)[batch.mask].float()
-            total = total.to(keys.device) + keys.T @ keys
-            tokens += len(keys)
+    for start in range(0, len(texts), 64):
+        queries = [language_model.text.encode_prompt(text) for text in texts[start : start + 64]]
+        batch = pad(queries, language_model.text.pad_id).to(language_model.device)
+        keys = read_inputs(language_model, batch, [matrix])[matrix]
+        keys = keys[batch.mask.to(keys.device)].float()
+        total = total.to(keys.device) + keys.T @ keys
+        tokens += len(keys)
     return total / tokens

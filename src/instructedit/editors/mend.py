@@ -19,14 +19,10 @@ from torch import Tensor, nn
 
 from instructedit.deltas.delta import DeltaBatch
 from instructedit.deltas.factors import Factor
-from instructedit.editors.contrast import OtherInputs, read_other_inputs, with_other_subject
 from instructedit.editors.gradient import GradientEditor, GradientEditorConfig, stack_tokens
-from instructedit.editors.hypernetwork import Hypernetwork
+from instructedit.editors.hypernetwork import Hypernetwork, zero_linear
 from instructedit.editors.signals import Signal
-from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import Matrix
-from instructedit.models.text import Encoded
-from instructedit.records import EditRequest
 
 
 class HypernetworkConfig(GradientEditorConfig):
@@ -86,12 +82,13 @@ class HypernetworkEditor(GradientEditor[HypernetworkConfigT]):
             }
         )
         self.log_lr = nn.Parameter(torch.full((len(self.matrices),), config.step_size).log())
-        self.log_lr_condition = _zero_linear(embedding_dim, len(self.matrices))
+        self.log_lr_condition = zero_linear(embedding_dim, len(self.matrices))
         self.contrast_logit: nn.Parameter | None = None
         self.contrast_condition: nn.Linear | None = None
+        self.reads_other_subject = config.contrast
         if config.contrast:
             self.contrast_logit = nn.Parameter(torch.full((len(self.matrices),), CONTRAST_LOGIT))
-            self.contrast_condition = _zero_linear(embedding_dim, len(self.matrices))
+            self.contrast_condition = zero_linear(embedding_dim, len(self.matrices))
 
     def round_in_place(self, dtype: torch.dtype) -> None:
         """Let the hypernetworks compute in ``dtype``, which is then that of the deltas; for use after training."""
@@ -104,10 +101,7 @@ class HypernetworkEditor(GradientEditor[HypernetworkConfigT]):
 
         alpha = exp(log_lr), or with an embedding c exp(log_lr + S c), where S = 0 at the start.
         """
-        if self.log_lr_condition is None or embeddings is None:
-            return self.log_lr.exp()[None]
-        alpha: Tensor = (self.log_lr + self.log_lr_condition(embeddings)).exp()
-        return alpha
+        return _conditioned(self.log_lr, self.log_lr_condition, embeddings).exp()
 
     def contrasts(self, embeddings: Tensor | None) -> Tensor | None:
         """Return kappa of :mod:`instructedit.editors.contrast`, of the shape of :meth:`step_sizes`; None without it.
@@ -116,28 +110,7 @@ class HypernetworkEditor(GradientEditor[HypernetworkConfigT]):
         """
         if self.contrast_logit is None:
             return None
-        if self.contrast_condition is None or embeddings is None:
-            return self.contrast_logit.sigmoid()[None]
-        kappa: Tensor = (self.contrast_logit + self.contrast_condition(embeddings)).sigmoid()
-        return kappa
-
-    def other_inputs(
-        self,
-        language_model: LanguageModel,
-        requests: Sequence[EditRequest],
-        instructions: Sequence[str | None],
-        queries: Sequence[Encoded],
-    ) -> OtherInputs | None:
-        """See :meth:`GradientEditor.other_inputs`."""
-        if not self.config.contrast:
-            return None
-        prompts = [self.prompt(*pair) for pair in zip(requests, instructions, strict=True)]
-        others = [with_other_subject(prompt, r.subject) for prompt, r in zip(prompts, requests, strict=True)]
-        encoded = [
-            None if other is None else language_model.text.encode_pair(other, self.answer(request.target))
-            for other, request in zip(others, requests, strict=True)
-        ]
-        return read_other_inputs(language_model, queries, encoded, self.split_layer, self.matrices)
+        return _conditioned(self.contrast_logit, self.contrast_condition, embeddings).sigmoid()
 
     def deltas(self, signals: Mapping[str, Signal], embeddings: Tensor | None, edits: int) -> DeltaBatch:
         """See :meth:`GradientEditor.deltas`; one call of each hypernetwork for all its matrices."""
@@ -157,11 +130,11 @@ class HypernetworkEditor(GradientEditor[HypernetworkConfigT]):
             if self.training:
                 network.observe(u, delta)
             others = None
-            if contrasts is not None and all(signal.other_u is not None for signal in inputs):
-                kappa = contrasts.expand(edits, -1)
-                parts = [kappa[s.edit.to(device), index[m.name], None] for m, s in zip(group, inputs, strict=True)]
-                other_u = torch.cat([signal.other_u for signal in inputs if signal.other_u is not None]).to(device)
-                others = (other_u, torch.cat(parts))
+            other_u = [signal.other_u for signal in inputs if signal.other_u is not None]
+            if contrasts is not None and other_u:  # read for all matrices or for none
+                matrix_of_token = torch.tensor([index[m.name] for m in group]).repeat_interleave(torch.tensor(sizes))
+                kappa = contrasts.expand(edits, -1)[edit, matrix_of_token.to(device), None]
+                others = (torch.cat(other_u).to(device), kappa)
             pseudo_u, pseudo_delta = network(u, delta, sizes, embeddings, edit, others)
             for matrix, signal, a, b in zip(
                 group, inputs, pseudo_u.split(sizes), pseudo_delta.split(sizes), strict=True
@@ -172,13 +145,12 @@ class HypernetworkEditor(GradientEditor[HypernetworkConfigT]):
         return DeltaBatch({matrix.name: factors[matrix.name] for matrix in self.matrices}, ranks)
 
 
-def _zero_linear(embedding_dim: int, outputs: int) -> nn.Linear | None:
-    """Return a linear map of the instruction embedding that is zero at the start; None without an embedding."""
-    if not embedding_dim:
-        return None
-    linear = nn.Linear(embedding_dim, outputs, bias=False)
-    nn.init.zeros_(linear.weight)
-    return linear
+def _conditioned(per_matrix: Tensor, condition: nn.Linear | None, embeddings: Tensor | None) -> Tensor:
+    """Return the numbers of the matrices, (1, matrices), or (edits, matrices) moved by the embeddings."""
+    if condition is None or embeddings is None:
+        return per_matrix[None]
+    moved: Tensor = per_matrix + condition(embeddings)
+    return moved
 
 
 class Mend(HypernetworkEditor[MendConfig]):

@@ -63,8 +63,7 @@ def run_all(
         DataError: ``out`` cannot be written, or another process runs an experiment there.
         EditorError: Some processes failed; the others are done.
     """
-    work = experiment.work()
-    jobs = jobs or (1 if cluster is None else max(1, len(work)))
+    jobs = jobs or (1 if cluster is None else max(1, len(experiment.work())))
     processes = cluster or Children({THREADS_VARIABLE: str(max(1, free_threads() // jobs)), **os.environ})
     make_folder(out)
     with locked(out):

@@ -197,21 +197,17 @@ class Trainer:
         """Compute the loss of one of the step's accumulated batches, and add its gradient."""
         batch = self.draw_batch(step, part)
         is_last = part + 1 == self.opt.accumulate  # gradients are averaged over the processes once per step
-        with nullcontext() if is_last else self.accelerator.no_sync(self.model):
-            with self.accelerator.autocast():
-                deltas = self.model(self.language_model, [e.request for e in batch], [e.instruction for e in batch])
-            # A base model in bfloat16 needs no autocast, which would only check and copy tensors.
-            bfloat16 = self.language_model.model.dtype is torch.bfloat16
-            with nullcontext() if bfloat16 else self.accelerator.autocast():
-                return loss_and_backward(
-                    self.editor,
-                    self.language_model,
-                    deltas,
-                    batch,
-                    self.recipe.objective,
-                    scale=1 / self.opt.accumulate,
-                    mean_over_processes=lambda value: mean_over_processes(self.accelerator, value),
-                )
+        with nullcontext() if is_last else self.accelerator.no_sync(self.model), self.accelerator.autocast():
+            deltas = self.model(self.language_model, [e.request for e in batch], [e.instruction for e in batch])
+            return loss_and_backward(
+                self.editor,
+                self.language_model,
+                deltas,
+                batch,
+                self.recipe.objective,
+                scale=1 / self.opt.accumulate,
+                mean_over_processes=lambda value: mean_over_processes(self.accelerator, value),
+            )
 
     def draw_batch(self, step: int, part: int) -> list[Example]:
         """Draw a batch; return this process's share of it."""

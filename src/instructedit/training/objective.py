@@ -13,6 +13,7 @@ the deltas and pass the hypernetwork together, once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Self
 
@@ -97,9 +98,12 @@ def loss_and_backward(
         scale: Factor on the gradient; 1 / number of accumulated batches.
         mean_over_processes: Averages a number over the processes that share the batch.
     """
-    # In bfloat16 the deltas are rounded once here, and not by every product with the base model's states.
-    leaves = deltas.leaves(torch.bfloat16 if language_model.model.dtype is torch.bfloat16 else None)
-    losses = _losses(editor, language_model, leaves, examples, objective, scale, mean_over_processes)
+    # In bfloat16 the deltas are rounded once here, and not by every product with the base model's states; autocast
+    # would only check and copy tensors then.
+    bfloat16 = language_model.model.dtype is torch.bfloat16
+    leaves = deltas.leaves(torch.bfloat16 if bfloat16 else None)
+    with torch.autocast(language_model.device.type, enabled=False) if bfloat16 else nullcontext():
+        losses = _losses(editor, language_model, leaves, examples, objective, scale, mean_over_processes)
     deltas.backward(leaves)
     return losses
 
