@@ -12,6 +12,7 @@ from instructedit.data.locations import BUNDLED_EDITS
 from instructedit.data.readers import read_records
 from instructedit.editors.gradient import GradientEditor
 from instructedit.editors.lookup import find_editor
+from instructedit.editors.mend import Mend, MendConfig
 from instructedit.evaluation.edit_report import EditReport, paraphrases_of, unrelated_prompts, unwritable
 from instructedit.models.language_model import LanguageModel
 
@@ -73,6 +74,14 @@ def test_twenty_five_stacked_edits_say_how_many_are_lost(report: Callable[..., E
 def test_a_subject_that_is_not_in_the_prompt_is_reported(report: Callable[..., EditReport]) -> None:
     found = report(HENDRIX.model_copy(update={"subject": "Freddie Mercury"}))
     assert "'Freddie Mercury' does not occur in the prompt" in found.requests[0].warnings[0]
+
+
+def test_a_request_without_a_subject_is_reported_where_the_editor_compares_subjects(base: LanguageModel) -> None:
+    unnamed = HENDRIX.model_copy(update={"subject": None})
+    for contrast in (False, True):
+        method = Mend.create(MendConfig(blocks=1, rank=2, contrast=contrast), base).eval()
+        found = report_edit(base, make_edit(method, base, [unnamed], None), method, new_tokens=2)
+        assert any("does not name its subject" in text for text in found.requests[0].warnings) is contrast
 
 
 def test_a_delta_of_an_unusual_size_is_reported(base: LanguageModel) -> None:

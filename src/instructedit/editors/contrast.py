@@ -18,10 +18,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from instructedit.models.inputs import read_inputs
+from instructedit.models.inputs import read_top_inputs
 from instructedit.models.language_model import LanguageModel
+from instructedit.models.split import TrunkState
 from instructedit.models.structure import Matrix
-from instructedit.models.text import Encoded, pad
+from instructedit.models.text import Encoded
 
 #: Stands in the place of every subject.
 OTHER_SUBJECT = "Maria Keller"
@@ -49,37 +50,29 @@ def matching_tokens(edit: Sequence[int], other: Sequence[int]) -> list[int]:
     return [i if i < start else i + moved if i >= len(edit) - end else -1 for i in range(len(edit))]
 
 
-@torch.no_grad()
 def read_other_inputs(
     language_model: LanguageModel,
     edits: Sequence[Encoded],
     others: Sequence[Encoded | None],
+    state: TrunkState,
     split_layer: int,
     matrices: Sequence[Matrix],
-) -> OtherInputs | None:
-    """Return the inputs of the edited matrices for the texts with the other subject: one more forward pass.
+) -> OtherInputs:
+    """Return the inputs of the edited matrices for the texts with the other subject.
 
     Args:
         language_model: the base model.
         edits: prompts and targets of a batch of edits.
         others: the same with the other subject; None for an edit that names no subject.
+        state: the trunk's state of the others, and of anything where there is none; as long as that of the edits.
         split_layer: the block at which the top begins.
         matrices: the edited matrices.
-
-    Returns:
-        None if no edit names its subject; nothing is computed then.
     """
-    if not any(others):
-        return None
-    device = language_model.device
-    length = max(len(edit.ids) for edit in edits)
-    index = torch.full((len(edits), length), -1)
+    index = torch.full(state.batch.mask.shape, -1)
     for row, (edit, other) in enumerate(zip(edits, others, strict=True)):
         if other is not None:
             index[row, : len(edit.ids)] = torch.tensor(matching_tokens(edit.ids, other.ids))
-    texts = [other or edit for edit, other in zip(edits, others, strict=True)]
-    batch = pad(texts, language_model.text.pad_id).to(device)
-    index = index.to(device)
-    inputs = read_inputs(language_model, batch, [matrix.name for matrix in matrices], split_layer)
-    rows = torch.arange(len(edits), device=device)[:, None]
+    index = index.to(state.hidden.device)
+    inputs = read_top_inputs(language_model, state, split_layer, [matrix.name for matrix in matrices])
+    rows = torch.arange(len(edits), device=index.device)[:, None]
     return {name: states[rows, index.clamp(min=0)] * (index >= 0)[..., None] for name, states in inputs.items()}

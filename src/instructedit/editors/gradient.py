@@ -21,7 +21,7 @@ from instructedit.editors.signals import Signal, read_signals
 from instructedit.errors import EditorError, ModelError
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import Matrix, linear_shape
-from instructedit.models.text import pad, with_period
+from instructedit.models.text import Encoded, pad, with_period
 from instructedit.records import EditRequest
 
 #: The method of a config that names none.
@@ -125,20 +125,26 @@ class GradientEditor(Editor, Generic[ConfigT]):
         prompts = [self.prompt(*pair) for pair in zip(requests, instructions, strict=True)]
         answers = [self.answer(request.target) for request in requests]
         queries = [text.encode_pair(*pair) for pair in zip(prompts, answers, strict=True)]
-        others = None
+        others: list[Encoded | None] = []
         if self.reads_other_subject:
             swapped = [with_other_subject(prompt, r.subject) for prompt, r in zip(prompts, requests, strict=True)]
-            encoded = [None if p is None else text.encode_pair(p, a) for p, a in zip(swapped, answers, strict=True)]
-            others = read_other_inputs(language_model, queries, encoded, self.split_layer, self.matrices)
-        batch = pad(queries, text.pad_id).to(language_model.device)
-        state = language_model.split(self.split_layer).trunk(batch)
+            others = [None if p is None else text.encode_pair(p, a) for p, a in zip(swapped, answers, strict=True)]
+        # One pass of the trunk for both: at few edits at a time its cost is that of reading the weights.
+        compared = [other or query for other, query in zip(others, queries, strict=True)] if any(others) else []
+        batch = pad([*queries, *compared], text.pad_id).to(language_model.device)
+        state, other_state = language_model.split(self.split_layer).trunk(batch).split(len(queries))
+        other_inputs = None
+        if compared:
+            other_inputs = read_other_inputs(
+                language_model, queries, others, other_state, self.split_layer, self.matrices
+            )
         signals = read_signals(
             language_model,
             state,
             self.split_layer,
             self.matrices,
             average=self.config.edit_loss == "mean",
-            others=others,
+            others=other_inputs,
         )
         return self.deltas(signals, self.embeddings(language_model, requests, instructions), len(requests))
 

@@ -158,7 +158,7 @@ def report_edit(
     reports = []
     for request, prompts_of, answer, (target, past) in zip(requests, paraphrases, first, probabilities, strict=True):
         own = tuple(next(others) for _ in prompts_of)
-        warnings = (*_about_request(language_model, request), *_about_answer(answer, request, target))
+        warnings = (*_about_request(language_model, request, editor), *_about_answer(answer, request, target))
         reports.append(RequestReport(request, answer, target, past, own, warnings))
     changed = tuple(answer for answer in unrelated_answers if normalised(answer.before) != normalised(answer.after))
     norm = delta.norm()
@@ -209,9 +209,14 @@ def _probabilities(
     return list(zip(pairs[::2], pairs[1::2], strict=True))  # of the target, of the old answer
 
 
-def _about_request(language_model: LanguageModel, request: EditRequest) -> list[str]:
+def _about_request(language_model: LanguageModel, request: EditRequest, editor: Editor | None) -> list[str]:
     """Return warnings that do not depend on the edit."""
     warnings = []
+    if isinstance(editor, GradientEditor) and editor.reads_other_subject and not request.subject:
+        warnings.append(
+            f"the request {request.prompt!r} does not name its subject, so the editor cannot compare it with another "
+            "subject, and other subjects may change too. Give the subject, spelled as in the prompt"
+        )
     if request.subject and request.subject.casefold() not in request.prompt.casefold():
         warnings.append(
             f"the subject {request.subject!r} does not occur in the prompt {request.prompt!r}; spell it as the prompt "

@@ -38,6 +38,11 @@ class TrunkState:
     hidden: Tensor
     batch: TokenBatch
 
+    def split(self, rows: int) -> tuple[TrunkState, TrunkState]:
+        """Return the states of the first rows and those of the others."""
+        before, after = self.batch.split(rows)
+        return TrunkState(self.hidden[:rows], before), TrunkState(self.hidden[rows:], after)
+
 
 class SplitForward:
     """Trunk and top of a model, split before block ``split_layer``.

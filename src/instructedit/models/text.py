@@ -183,6 +183,15 @@ class TokenBatch:
         """Return the batch on another device."""
         return TokenBatch(*(t.to(device) for t in (self.ids, self.mask, self.predicts, self.labels, self.rows)))
 
+    def split(self, rows: int) -> tuple[TokenBatch, TokenBatch]:
+        """Return the first rows and the others; both keep the padding."""
+        first = self.rows < rows
+        ids, mask, predicts = self.ids, self.mask, self.predicts
+        return (
+            TokenBatch(ids[:rows], mask[:rows], predicts[:rows], self.labels[first], self.rows[first]),
+            TokenBatch(ids[rows:], mask[rows:], predicts[rows:], self.labels[~first], self.rows[~first] - rows),
+        )
+
 
 def pad(queries: Sequence[Encoded], pad_id: int, side: str = "right") -> TokenBatch:
     """Pad queries to the length of the longest.

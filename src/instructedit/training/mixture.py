@@ -18,6 +18,7 @@ from instructedit.tasks.task import Task
 from instructedit.training.instruction_noise import with_noise
 from instructedit.training.recipe import InstructionNoise, Objective
 from instructedit.training.recombine import Recombination
+from instructedit.training.unrelated_questions import draw_question
 
 #: Share of edits whose request is phrased as a paraphrase; the original prompt is then the paraphrase to generalise to.
 PARAPHRASED_REQUESTS = 0.25
@@ -126,6 +127,7 @@ def draw_batch(
         source = sources[chosen]
         example = make_example(source, source.draw(rng), objective, scope_template_share, rng, noise)
         others = _other_requests(sources, objective.other_requests, rng)
+        others += tuple(draw_question(_any_record(sources, rng), rng) for _ in range(objective.unrelated_questions))
         examples.append(replace(example, locality_targets=example.locality_targets + others))
     return examples
 
@@ -256,7 +258,12 @@ def _other_requests(sources: Sequence[Source], count: int, rng: random.Random) -
     """Return (prompt, answer) of other records of any task, in one of their phrasings; some are questions."""
     drawn = []
     for _ in range(count):
-        record = rng.choice(rng.choice(sources).pool.records)
+        record = _any_record(sources, rng)
         request = record.request
         drawn.append((rng.choice((request.prompt, *record.rephrases)), request.ground_truth or request.target))
     return tuple(drawn)
+
+
+def _any_record(sources: Sequence[Source], rng: random.Random) -> EditRecord:
+    """Return a record of any task, every task being as likely."""
+    return rng.choice(rng.choice(sources).pool.records)

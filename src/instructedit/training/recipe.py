@@ -107,6 +107,13 @@ class Objective(Settings):
         description="locality prompts per edit that are requests of other records of any task; some are questions, and "
         "without questions among what must stay an edit answers every question",
     )
+    unrelated_questions: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="locality prompts per edit that are questions about anything else, typed as people type them: an "
+        "editor that meets few kinds of questions answers the others by the edit",
+    )
     neighbours: int = Field(
         2, ge=1, le=1000, description="same-object neighbours, and probes of each kind in scope, per edit and step"
     )

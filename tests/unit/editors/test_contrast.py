@@ -5,11 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from instructedit.editors.contrast import OTHER_SUBJECT, matching_tokens, read_other_inputs, with_other_subject
+from instructedit.editors.contrast import (
+    OTHER_SUBJECT,
+    OtherInputs,
+    matching_tokens,
+    read_other_inputs,
+    with_other_subject,
+)
 from instructedit.editors.gradient import chosen_matrices
 from instructedit.editors.instructedit import InstructEdit, InstructEditConfig
 from instructedit.editors.mend import Mend, MendConfig
 from instructedit.models.language_model import LanguageModel
+from instructedit.models.text import Encoded, pad
 from instructedit.records import EditRequest
 
 REQUEST = EditRequest(subject="Lena", prompt="Lena was born in", target="Oston")
@@ -43,8 +50,13 @@ def test_other_inputs_are_those_of_the_other_prompt(gpt2: LanguageModel) -> None
     prompts = ["Lena was born in", "Who?"]
     edits = [gpt2.text.encode_pair(prompt, "Oston") for prompt in prompts]
     other = gpt2.text.encode_pair("Maria Keller was born in", "Oston")
-    found = read_other_inputs(gpt2, edits, [other, None], 2, matrices)
-    [alone] = [read_other_inputs(gpt2, [other], [other], 2, matrices)]
+
+    def read(edits: list[Encoded], others: list[Encoded | None], texts: list[Encoded]) -> OtherInputs:
+        state = gpt2.split(2).trunk(pad(texts, gpt2.text.pad_id))
+        return read_other_inputs(gpt2, edits, others, state, 2, matrices)
+
+    found = read(edits, [other, None], [other, edits[1]])
+    alone = read([other], [other], [other])
     for matrix in matrices:
         states, own = found[matrix.name], alone[matrix.name][0]
         torch.testing.assert_close(states[0, len(edits[0].ids) - 1], own[len(other.ids) - 1])
