@@ -3,7 +3,12 @@
     python benchmarks/speed.py --shape gpt2 --easyedit ../EasyEdit --out docs/results/speed-gpt2-cpu.json
 
 Both run on the same random-weight model, the same edited matrices, rank and token counts, each measurement in a
-process of its own, so that peaks of memory do not mix. Without ``--easyedit`` the peer's rows are left out.
+process of its own, so that peaks of memory do not mix. Without ``--easyedit`` the peer's rows are left out. With
+``--recipe smollm2`` ours is the editor of that recipe, with its matrices, rank, instruction and contrast, and the peer
+is MEND as published:
+
+    python benchmarks/speed.py --shape smollm2-135m --recipe smollm2 --easyedit ../EasyEdit \\
+        --out docs/results/speed-smollm2-cpu.json
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ from floor import floor
 from tqdm import tqdm
 from workload import SHAPES, Load, load_model, make_examples
 
-from instructedit.editors.gradient import GradientEditor, create_editor
+from instructedit.editors.gradient import GradientEditor, GradientEditorConfig, create_editor
 from instructedit.editors.mend import MendConfig
 from instructedit.evaluation.metrics import MetricGroup, registered_metrics
 from instructedit.evaluation.runner import evaluate
@@ -43,6 +48,7 @@ from instructedit.training.memory import peak_bytes
 from instructedit.training.mixture import Example
 from instructedit.training.objective import loss_and_backward
 from instructedit.training.recipe import Objective, Optimisation
+from instructedit.training.recipe_file import load_stages
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class Job:
             setting for float32 products).
         batch: edits at a time; the peer takes one.
         cache: whether trunk states are remembered (the second and later times are measured).
+        recipe: whose editor is ours; MEND's published settings without one.
     """
 
     what: str
@@ -72,6 +79,7 @@ class Job:
     cache: bool = False
     repetitions: int = 5
     load: Load = field(default_factory=Load)
+    recipe: str | None = None
     easyedit: str | None = None
 
 
@@ -109,7 +117,9 @@ def _remembering(job: Job, language_model: LanguageModel, split_layer: int) -> I
 
 
 def _ours(job: Job, language_model: LanguageModel) -> list[float]:
-    config = MendConfig(blocks=job.blocks, rank=job.rank, last_relu=True, step_size=1e-4)
+    config: GradientEditorConfig = MendConfig(blocks=job.blocks, rank=job.rank, last_relu=True, step_size=1e-4)
+    if job.recipe:
+        config = load_stages(job.recipe)[0].editor
     vocabulary = SHAPES[job.shape].vocabulary
     examples = make_examples(job.batch, job.load, vocabulary)
     requests = [example.request for example in examples]
@@ -122,7 +132,8 @@ def _ours(job: Job, language_model: LanguageModel) -> list[float]:
     if job.what != "train" and job.numbers == "fast":
         editor.round_in_place(torch.bfloat16)  # as `load_editor` does
     if job.what == "edit":
-        return _seconds(lambda _: editor.edit(language_model, requests, [None] * job.batch), job)
+        instructions = [example.instruction for example in examples]
+        return _seconds(lambda _: editor.edit(language_model, requests, instructions), job)
     if job.what == "evaluate":
         records = [_record(example, index) for index, example in enumerate(examples)]
         task = load_task("counterfact")
@@ -139,7 +150,7 @@ def train_step(
     editor: GradientEditor, language_model: LanguageModel, examples: list[Example], optimizer: torch.optim.Optimizer
 ) -> float:
     """What the training loop does in one step; returns the mean loss of the edits."""
-    deltas = editor(language_model, [e.request for e in examples], [None] * len(examples))
+    deltas = editor(language_model, [e.request for e in examples], [e.instruction for e in examples])
     losses = loss_and_backward(editor, language_model, deltas, examples, Objective())
     torch.nn.utils.clip_grad_norm_(editor.parameters(), 100.0)
     optimizer.step()
@@ -268,6 +279,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="edits at a time")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--rank", type=int, default=1920)
+    parser.add_argument("--recipe", help="whose editor is ours; default: MEND with --rank")
     parser.add_argument("--easyedit", type=Path, help="a checkout of EasyEdit, for the peer's rows")
     parser.add_argument("--sweep", action="store_true", help="also cost against batch, length, blocks and edits")
     parser.add_argument("--out", type=Path, help="write the result as JSON here")
@@ -285,6 +297,7 @@ def main() -> None:
         threads=options.threads,
         rank=options.rank,
         repetitions=options.repetitions,
+        recipe=options.recipe,
         easyedit=str(options.easyedit) if options.easyedit else None,
     )
     sweeps = sweep_jobs(base, max(options.batches)) if options.sweep else {}

@@ -35,10 +35,25 @@ def _gpt2(blocks: int, width: int, heads: int) -> Callable[[], PreTrainedModel]:
     )
 
 
+def _smollm2() -> PreTrainedModel:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=49_152,
+            hidden_size=576,
+            intermediate_size=1536,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            tie_word_embeddings=True,
+        )
+    )
+
+
 SHAPES = {
     "tiny": Shape(_gpt2(4, 64, 4), 50_257),
     "gpt2": Shape(_gpt2(12, 768, 12), 50_257),
     "gpt2-xl": Shape(_gpt2(48, 1600, 25), 50_257),
+    "smollm2-135m": Shape(_smollm2, 49_152),
     "llama-7b": Shape(lambda: LlamaForCausalLM(LlamaConfig()), 32_000),
 }
 
@@ -50,6 +65,8 @@ class Load:
     Attributes:
         edit: tokens of prompt and target together.
         target: of them the target's.
+        subject: of them the subject's, at the beginning.
+        instruction: tokens of the instruction, for an editor that reads one.
         stays: locality prompts.
         stay: tokens of each, answer included.
         answer: of them the answer's.
@@ -57,6 +74,8 @@ class Load:
 
     edit: int = 48
     target: int = 3
+    subject: int = 2
+    instruction: int = 40
     stays: int = 4
     stay: int = 16
     answer: int = 3
@@ -92,7 +111,10 @@ def make_examples(count: int, load: Load, vocabulary: int, seed: int = 0) -> lis
 
     found = []
     for _ in range(count):
-        request = EditRequest(prompt=words(load.edit - load.target), target=words(load.target))
+        prompt = words(load.edit - load.target)
+        subject = " ".join(prompt.split()[: load.subject])
+        request = EditRequest(prompt=prompt, target=words(load.target), subject=subject)
         stay = tuple((words(load.stay - load.answer), words(load.answer)) for _ in range(load.stays))
-        found.append(Example("random", request, "", (WeightedTarget(request.prompt, request.target, 1.0),), (), stay))
+        wanted = WeightedTarget(request.prompt, request.target, 1.0)
+        found.append(Example("random", request, words(load.instruction), (wanted,), (), stay))
     return found

@@ -42,6 +42,24 @@ def test_a_text_has_one_embedding_whatever_stands_beside_it(tiny: Callable[[str]
     assert (together[0] - together[1]).abs().max() > 1e-3
 
 
+def test_after_training_a_text_is_read_once_and_by_itself(gpt2: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = encoder_of(gpt2)
+    read: list[int] = []
+    split = gpt2.split(encoder.block)
+    trunk = split._trunk
+    monkeypatch.setattr(split, "_trunk", lambda batch: read.append(len(batch)) or trunk(batch))
+    with torch.no_grad():
+        alone = encoder(gpt2, TEXTS[:1])
+        together = encoder(gpt2, [*TEXTS, TEXTS[0]])
+    assert read == [1, 1, 1]
+    assert torch.equal(together[0], alone[0]), "bit for bit"
+    with torch.no_grad():
+        encoder.out.weight.mul_(2.0)
+        changed = encoder(gpt2, TEXTS[:1])
+    assert read == [1, 1, 1, 1], "the embeddings of other parameters are forgotten"
+    assert not torch.equal(changed, alone)
+
+
 def test_the_states_are_read_in_the_middle_and_never_in_an_edited_block(gpt2: LanguageModel) -> None:
     assert encoder_of(gpt2).block == 2  # of 4
     assert encoder_of(gpt2, encoder_block=1).block == 1

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 #: Memory for the states of instructions while an encoder is trained on them.
 _CACHE_BYTES = 2_000_000_000
+#: So many embeddings of texts are kept after training.
+_KNOWN_TEXTS = 1000
 
 
 def warn_of_long(text: str, tokens: int, limit: int) -> None:
@@ -172,13 +174,30 @@ class BaseStateEncoder(InstructionEncoder):
         self.middle = nn.Linear(heads * head_width, 2 * width)
         self.out = nn.Linear(2 * width, width)
         self.dropout = nn.Dropout(0.1)
+        self._known: dict[str, Tensor] = {}
+        self._known_for: tuple[object, ...] = ()
 
     def cached(self, language_model: LanguageModel) -> AbstractContextManager[object]:
         """See :meth:`InstructionEncoder.cached`."""
         return language_model.cache_trunk(self.block, memory=_CACHE_BYTES)
 
     def encode(self, language_model: LanguageModel, texts: Sequence[str]) -> Tensor:
-        """See :meth:`InstructionEncoder.encode`."""
+        """See :meth:`InstructionEncoder.encode`.
+
+        After training each text is encoded by itself, once: the same few instructions come again and again, and an
+        edit does not depend on the others of its batch.
+        """
+        if self.training or torch.is_grad_enabled():
+            return self._encode(language_model, texts)
+        known_for = (language_model.fingerprint, *(parameter._version for parameter in self.parameters()))
+        if known_for != self._known_for or len(self._known) > _KNOWN_TEXTS:
+            self._known, self._known_for = {}, known_for
+        for text in texts:
+            if text not in self._known:
+                self._known[text] = self._encode(language_model, [text])[0]
+        return torch.stack([self._known[text].to(self.out.weight) for text in texts])
+
+    def _encode(self, language_model: LanguageModel, texts: Sequence[str]) -> Tensor:
         batch = pad([language_model.text.encode_prompt(text) for text in texts], language_model.text.pad_id)
         state = language_model.split(self.block).trunk(batch.to(language_model.device))
         mask = state.batch.mask[..., None]
