@@ -18,9 +18,11 @@ from instructedit.cli import (
     edit,
     editors,
     evaluate,
+    export,
     instructions,
     metrics,
     models,
+    push,
     reproduce,
     tasks,
     train,
@@ -41,6 +43,8 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("edit")(edit.edit)
+app.command("export")(export.export)
+app.command("push")(push.push)
 app.command("evaluate")(evaluate.evaluate_command)
 app.command("train")(train.train_command)
 app.command("reproduce")(reproduce.reproduce)

@@ -39,6 +39,29 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         _replace(target, content, None if mode is None else stat.S_IMODE(mode))
 
 
+@contextmanager
+def replaced_atomically(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of the file, for a writer that takes a path; rename it at the end.
+
+    After an error the file is as it was.
+
+    Raises:
+        DataError: the folder cannot be created or written, or the path is a folder.
+    """
+    with _os_errors_as_data_errors(path):
+        target, _ = _target(path)
+    temporary = _temporary(target.parent)
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        raise DataError(f"cannot be written: {error.strerror or error}", file=path) from None
+    finally:
+        temporary.unlink(missing_ok=True)  # it exists only after an error
+
+
 def as_json(value: Any, *, indent: int | None = None, file: object = None) -> str:
     """Return a value as standard JSON, which has no NaN and no infinity.
 

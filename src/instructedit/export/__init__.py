@@ -1,0 +1,1 @@
+"""Edits in the formats of other programs: PEFT, GGUF, merged checkpoints."""
