@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -222,9 +222,11 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Statistics of ones instead of measured ones; what was asked for."""
     asked: list[str] = []
 
-    def measure(language_model: LanguageModel, matrix: str, sentences: int, seed: int) -> torch.Tensor:
-        asked.append(matrix)
-        return torch.ones(80, 80)
+    def measure(
+        language_model: LanguageModel, matrices: Sequence[str], sentences: int, seed: int
+    ) -> dict[str, torch.Tensor]:
+        asked.extend(matrices)
+        return {matrix: torch.ones(80, 80) for matrix in matrices}
 
     monkeypatch.setattr(key_statistics, "_compute", measure)
     return asked

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,27 +29,39 @@ logger = logging.getLogger(__name__)
 
 
 def second_moment(language_model: LanguageModel, matrix: str, sentences: int = 3000, seed: int = 0) -> Tensor:
-    """Return C, (inputs, inputs): the mean of k^T k over the tokens of ``sentences`` sentences.
+    """Return C of one matrix, see :func:`second_moments`."""
+    return second_moments(language_model, [matrix], sentences, seed)[matrix]
 
-    A cache file that cannot be read, or holds something else, is written again. Where none can be written, C is
-    computed again the next time.
+
+def second_moments(
+    language_model: LanguageModel, matrices: Sequence[str], sentences: int = 3000, seed: int = 0
+) -> dict[str, Tensor]:
+    """Return C, (inputs, inputs), by matrix: the mean of k^T k over the tokens of ``sentences`` sentences.
+
+    What no cache file has is computed in one pass. A cache file that cannot be read, or holds something else, is
+    written again. Where none can be written, C is computed again the next time.
 
     Args:
         language_model: the base model.
-        matrix: name of the module.
+        matrices: names of the modules.
         sentences: how many are read.
         seed: of their choice.
     """
-    name = f"{language_model.fingerprint}-{matrix}-{sentences}-{seed}.safetensors"
-    path = cache_folder() / "keys" / name
-    moment = _cached(path, language_model.model.get_submodule(matrix))
-    if moment is None:
-        moment = _compute(language_model, matrix, sentences, seed)
+    folder = cache_folder() / "keys"
+    paths = {name: folder / f"{language_model.fingerprint}-{name}-{sentences}-{seed}.safetensors" for name in matrices}
+    moments: dict[str, Tensor] = {}
+    for name, path in paths.items():
+        moment = _cached(path, language_model.model.get_submodule(name))
+        if moment is not None:
+            moments[name] = moment
+    computed = _compute(language_model, [name for name in matrices if name not in moments], sentences, seed)
+    for name, moment in computed.items():
         try:
-            write_atomically(path, save({"moment": moment.cpu().contiguous()}))
+            write_atomically(paths[name], save({"moment": moment.cpu().contiguous()}))
         except DataError as error:
             logger.warning("%s; the key statistics are not cached. Set INSTRUCTEDIT_CACHE to another folder", error)
-    return moment.to(language_model.device)
+    moments |= computed
+    return {name: moments[name].to(language_model.device) for name in matrices}
 
 
 def regularised_covariance(language_model: LanguageModel, matrix: str, sentences: int, ridge: float) -> Tensor:
@@ -75,18 +88,22 @@ def _cached(path: Path, module: torch.nn.Module) -> Tensor | None:
 
 
 @torch.no_grad()
-def _compute(language_model: LanguageModel, matrix: str, sentences: int, seed: int) -> Tensor:
-    """Return C, see :func:`second_moment`."""
+def _compute(language_model: LanguageModel, matrices: Sequence[str], sentences: int, seed: int) -> dict[str, Tensor]:
+    """Return C by matrix, see :func:`second_moments`."""
+    if not matrices:
+        return {}
     rng = random.Random(seed)
     facts = shipped_facts()
     texts = [f"{rng.choice(f.statements())} {f.object}." for f in rng.sample(facts, min(sentences, len(facts)))]
     texts.sort(key=len)
-    total, tokens = torch.zeros(()), 0
+    totals: dict[str, Tensor] = {}
+    tokens = 0
     for start in range(0, len(texts), 64):
         queries = [language_model.text.encode_prompt(text) for text in texts[start : start + 64]]
         batch = pad(queries, language_model.text.pad_id).to(language_model.device)
-        keys = read_inputs(language_model, batch, [matrix])[matrix]
-        keys = keys[batch.mask.to(keys.device)].float()
-        total = total.to(keys.device) + keys.T @ keys
-        tokens += len(keys)
-    return total / tokens
+        for name, inputs in read_inputs(language_model, batch, matrices).items():
+            keys = inputs[batch.mask.to(inputs.device)].float()
+            products = keys.T @ keys
+            totals[name] = totals[name] + products if name in totals else products
+        tokens += int(batch.mask.sum())
+    return {name: total / tokens for name, total in totals.items()}
