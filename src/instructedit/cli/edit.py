@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -56,8 +56,15 @@ RequestFile = Annotated[
     Path | None,
     typer.Option(
         help="Make several edits at once: a JSON Lines file with the fields prompt, target and optionally subject, "
-        "task, instruction, ground_truth and label. --instruction applies to requests without their own. The deltas "
-        "are added up, which works for a few edits only; the report shows which edits succeeded."
+        "task, instruction, ground_truth and label. --instruction applies to requests without their own. The report "
+        "shows which edits succeeded."
+    ),
+]
+Combine = Annotated[
+    Literal["merge", "sum"],
+    typer.Option(
+        help="How several requests become one delta. `merge`: by the normal equation over their keys, so that tens and "
+        "hundreds hold together. `sum`: added up, which is faster and smaller, and works for a few."
     ),
 ]
 DeltaFiles = Annotated[
@@ -88,6 +95,7 @@ def edit(
     template_file: TemplateFile = None,
     label: Label = None,
     requests: RequestFile = None,
+    combine: Combine = "merge",
     apply: DeltaFiles = None,
     ask: ExtraPrompts = None,
     out_file: DeltaOut = None,
@@ -135,7 +143,7 @@ def edit(
     if apply:
         delta = _saved_delta(apply)
     else:
-        delta, method = _make_delta(language_model, edits, editor, task, template_file, no_instruction)
+        delta, method = _make_delta(language_model, edits, editor, task, template_file, no_instruction, combine)
     if rank is not None:
         delta = delta.compress(rank)
     delta.check(language_model)
@@ -231,17 +239,23 @@ def _make_delta(
     task: str | None,
     template_file: Path | None,
     no_instruction: bool,
+    combine: str,
 ) -> tuple[Delta, Editor]:
     """Make the edit, print how each task was chosen, and return the delta with its editor."""
     from instructedit.editors.editing import make_edit
     from instructedit.editors.lookup import find_editor
+    from instructedit.merging.normal_equation import make_merged_edit
 
     tasks: list[Task | None] = [None] * len(requests)
     notes: list[str] = []
     if not no_instruction:
         tasks, notes = _tasks_of(requests, task, template_file, language_model)
     method = find_editor(editor, language_model)
-    delta = make_edit(method, language_model, requests, tasks)
+    if len(requests) > 1 and combine == "merge":
+        err.print(f"merging {len(requests)} edits")
+        delta = make_merged_edit(method, language_model, requests, tasks)
+    else:
+        delta = make_edit(method, language_model, requests, tasks)
     for note in notes:
         err.print(note)
     return delta, method

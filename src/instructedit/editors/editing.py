@@ -20,6 +20,9 @@ from instructedit.storage.reading import short_repr
 from instructedit.tasks.loading import FREE_TEXT, free_text_task, load_task
 from instructedit.tasks.task import Task
 
+#: More requests are edited in several batches.
+EDITS_AT_A_TIME = 32
+
 
 def make_edit(
     editor: Editor,
@@ -27,7 +30,18 @@ def make_edit(
     requests: Sequence[EditRequest],
     tasks: Task | str | Path | Sequence[Task | None] | None,
 ) -> Delta:
-    """Return the sum of the deltas of ``requests``, each made by itself under its instruction.
+    """Return the sum of :func:`make_edits`; for more than a few requests see :mod:`instructedit.merging`."""
+    first, *others = make_edits(editor, language_model, requests, tasks)
+    return sum(others, start=first)
+
+
+def make_edits(
+    editor: Editor,
+    language_model: LanguageModel,
+    requests: Sequence[EditRequest],
+    tasks: Task | str | Path | Sequence[Task | None] | None,
+) -> list[Delta]:
+    """Return the deltas of ``requests``, each made by itself under its instruction.
 
     A request's own instruction takes the place of its task's; it is rendered with a neutral task name.
 
@@ -45,14 +59,15 @@ def make_edit(
     """
     each = _tasks_of(_checked(requests), tasks)
     texts = [instruction_of(request, task) for request, task in zip(requests, each, strict=True)]
-    batch = editor.edit(language_model, requests, texts)
-    if not isinstance(batch, DeltaBatch):
-        raise EditorError(f"{editor.name} does not change weights, so its edits cannot be stored as a delta")
     versions = {name: version(name) for name in ("instructedit", "torch", "transformers")}
-    deltas = [
-        batch.select(
-            index,
-            DeltaMetadata(
+    deltas: list[Delta] = []
+    for start in range(0, len(requests), EDITS_AT_A_TIME):
+        part = slice(start, start + EDITS_AT_A_TIME)
+        batch = editor.edit(language_model, requests[part], texts[part])
+        if not isinstance(batch, DeltaBatch):
+            raise EditorError(f"{editor.name} does not change weights, so its edits cannot be stored as a delta")
+        for index, (request, text, task) in enumerate(zip(requests[part], texts[part], each[part], strict=True)):
+            metadata = DeltaMetadata(
                 base=language_model.fingerprint,
                 architecture=language_model.architecture,
                 sketch=language_model.sketch,
@@ -61,14 +76,9 @@ def make_edit(
                 requests=(_with_task(request, task),),
                 instruction=text,
                 versions=versions,
-            ),
-        )
-        for index, (request, text, task) in enumerate(zip(requests, texts, each, strict=True))
-    ]
-    total = deltas[0]
-    for delta in deltas[1:]:
-        total = total + delta
-    return total
+            )
+            deltas.append(batch.select(index, metadata))
+    return deltas
 
 
 def _checked(requests: object) -> Sequence[EditRequest]:

@@ -264,8 +264,8 @@ def _about_delta(
     failed = sum(not report.answer.success for report in reports)
     if failed and len(reports) > 1:
         warnings.append(
-            f"{failed} of {len(reports)} edits failed. Added deltas interfere: on the bundled model, edits begin to "
-            "fail from about five deltas on"
+            f"{failed} of {len(reports)} edits failed. Deltas that are added up interfere, from about five on with the "
+            "bundled model; merge them (`instructedit edit --requests FILE --combine merge`)"
         )
     if len(changed) > unrelated / 4:
         warnings.append(

@@ -15,23 +15,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from instructedit.deltas.delta import Delta, DeltaBatch, DeltaMetadata
 from instructedit.deltas.factors import Dense, Factor, LowRank
+from instructedit.editors.base import Editor
+from instructedit.editors.editing import make_edits
+from instructedit.editors.gradient import GradientEditor
 from instructedit.editors.key_statistics import second_moments
 from instructedit.errors import DeltaError
+from instructedit.merging.texts import Text, texts_of
 from instructedit.models.inputs import read_inputs, read_top_inputs
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.split import TrunkState
 from instructedit.models.text import pad
+from instructedit.records import EditRequest
+from instructedit.tasks.task import Task
 
 #: Texts at a time.
 BATCH = 64
-#: A prompt and the answer after it.
-Text = tuple[str, str]
+#: Weight of the model's other answers, and sentences of ordinary text for C.
+PRESERVE, SENTENCES = 3.0, 1000
 
 
 @dataclass(frozen=True)
@@ -47,14 +54,43 @@ class _Batch:
     edit: Tensor
 
 
+def make_merged_edit(
+    editor: Editor,
+    language_model: LanguageModel,
+    requests: Sequence[EditRequest],
+    tasks: Task | str | Path | Sequence[Task | None] | None,
+    *,
+    preserve: float = PRESERVE,
+    on_matrix: Callable[[str], None] = lambda name: None,
+) -> Delta:
+    """Return all requests as one edit: each is made by itself, then they are merged.
+
+    Args:
+        editor: that makes the edits.
+        language_model: its base model.
+        requests: what to change.
+        tasks: see :func:`make_edits`.
+        preserve: see :func:`merge`.
+        on_matrix: see :func:`merge`.
+
+    Raises:
+        DataError: see :func:`make_edits`.
+        EditorError: see :func:`make_edits`.
+    """
+    deltas = make_edits(editor, language_model, requests, tasks)
+    answer = editor.answer if isinstance(editor, GradientEditor) else str
+    texts = texts_of(requests, language_model, answer)
+    return merge(deltas, texts, language_model, preserve=preserve, on_matrix=on_matrix)
+
+
 @torch.no_grad()
 def merge(
     deltas: Sequence[Delta],
     texts: Sequence[Sequence[Text]],
     language_model: LanguageModel,
     *,
-    preserve: float = 1.0,
-    sentences: int = 3000,
+    preserve: float = PRESERVE,
+    sentences: int = SENTENCES,
     on_matrix: Callable[[str], None] = lambda name: None,
 ) -> Delta:
     """Return one delta that does what each of the deltas does alone.
@@ -143,19 +179,17 @@ def _values(
 
 
 def stack(deltas: Sequence[Delta], names: Sequence[str]) -> DeltaBatch:
-    """Return deltas as a batch; a delta that does not change a matrix has zeros there.
-
-    Raises:
-        DeltaError: a delta is not of low rank.
-    """
+    """Return deltas as a batch; a delta that does not change a matrix has zeros there."""
     factors: dict[str, Factor] = {}
     for name in names:
         own = [delta.factors.get(name) for delta in deltas]
+        low = [factor for factor in own if isinstance(factor, LowRank)]
         present = [factor for factor in own if factor is not None]
-        low = [factor for factor in present if isinstance(factor, LowRank)]
+        inputs, outputs = present[0].shape
         if len(low) < len(present):
-            raise DeltaError(f"the change of {name} is not of low rank; compress the deltas before they are merged")
-        inputs, outputs = low[0].shape
+            zero = torch.zeros(inputs, outputs, dtype=present[0].dtype)
+            factors[name] = Dense(torch.stack([zero if f is None else f.dense().to(zero.dtype) for f in own]))
+            continue
         rank = max(factor.rank for factor in low)
         a, b = low[0].a.new_zeros(len(deltas), inputs, rank), low[0].b.new_zeros(len(deltas), rank, outputs)
         for index, factor in enumerate(own):
