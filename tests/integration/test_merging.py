@@ -111,7 +111,7 @@ def test_dense_changes_are_merged_as_well(
     dense = [Delta({n: Dense(f.dense()) for n, f in delta.factors.items()}, delta.metadata) for delta in low]
     found, wanted = (merge(deltas, texts, gpt2, sentences=SENTENCES) for deltas in (dense, low))
     for name, factor in found.factors.items():
-        torch.testing.assert_close(factor.dense(), wanted.factors[name].dense(), rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(factor.dense(), wanted.factors[name].dense(), rtol=0.05, atol=0.01)
 
 
 @pytest.mark.xdist_group("bundled")

@@ -14,7 +14,7 @@ one after the other, from the bottom up, and the keys of each are read with the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ from instructedit.editors.gradient import GradientEditor
 from instructedit.editors.key_statistics import second_moments
 from instructedit.errors import DeltaError
 from instructedit.merging.texts import Text, texts_of
-from instructedit.models.inputs import read_inputs, read_top_inputs
+from instructedit.models.inputs import read_block_inputs, read_inputs
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.split import TrunkState
 from instructedit.models.text import pad
@@ -43,15 +43,52 @@ PRESERVE, SENTENCES = 3.0, 1000
 
 @dataclass(frozen=True)
 class _Batch:
-    """Texts of several edits, through the trunk.
+    """Texts of several edits on their way through the blocks.
 
     Attributes:
-        state: the trunk's state.
-        edit: (rows,) index of the edit that a row belongs to.
+        deltas: the edits of the texts.
+        rows: (rows,) index of the edit of each text.
+        merged: the state with what has been merged so far.
+        alone: the state with each text's own edit.
     """
 
-    state: TrunkState
-    edit: Tensor
+    deltas: tuple[Delta, ...]
+    rows: Tensor
+    merged: TrunkState
+    alone: TrunkState
+
+    def keys_and_values(
+        self, merged: Delta, language_model: LanguageModel, block: int, names: Sequence[str], name: str, outputs: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return at all tokens a matrix's inputs with what has been merged, and what the own edits add, in float32.
+
+        Args:
+            merged: what has been merged so far.
+            language_model: the base model.
+            block: index of the block.
+            names: of the matrices that are changed in it.
+            name: of the matrix.
+            outputs: its width.
+        """
+        with merged.attached(language_model):
+            inputs, _ = read_block_inputs(language_model, self.merged, block, [name])
+        own = stack(self.deltas, names)
+        with own.attached(language_model, self.rows):
+            alone, _ = read_block_inputs(language_model, self.alone, block, [name])
+        mask = self.merged.batch.mask
+        keys = inputs[name][mask].float().cpu()
+        if name not in own.factors:  # no edit of this batch changes the matrix
+            return keys, torch.zeros(len(keys), outputs)
+        factor = own.factors[name].select(self.rows)
+        return keys, factor.apply(alone[name].to(factor.device, factor.dtype))[mask].float().cpu()
+
+    def after(self, merged: Delta, language_model: LanguageModel, block: int, names: Sequence[str]) -> _Batch:
+        """Return the batch before the next block."""
+        split = language_model.split(block)
+        with merged.attached(language_model):
+            together = split.one_block(self.merged)
+        with stack(self.deltas, names).attached(language_model, self.rows):
+            return replace(self, merged=together, alone=split.one_block(self.alone))
 
 
 def make_merged_edit(
@@ -115,24 +152,29 @@ def merge(
     for delta in deltas:
         delta.check(language_model)
     names = _in_order_of_use(deltas, texts, language_model)
-    split_layer = min(language_model.structure.block_of(name) for name in names)
-    batches = list(_batches(texts, language_model, split_layer))
-    values = [_values(batch, deltas, language_model, split_layer, names) for batch in batches]
-    merged = Delta({}, _metadata(deltas))
+    block_of = language_model.structure.block_of
+    blocks = range(block_of(names[0]), block_of(names[-1]) + 1)
+    batches = list(_batches(texts, deltas, language_model, blocks[0]))
     moments = second_moments(language_model, names, sentences)
-    for name in names:
-        moment = moments[name].cpu()
-        left = preserve * len(deltas) * moment
-        right = torch.zeros(len(moment), next(d.factors[name].shape[1] for d in deltas if name in d.factors))
-        for batch, by_name in zip(batches, values, strict=True):
-            keys = _keys(batch, merged, language_model, split_layer, name)
-            left = left + keys.mT @ keys
-            right = right + keys.mT @ by_name[name].float()
-        # A little of the diagonal, so that directions that no text has do not make the equation singular.
-        left = left + 1e-6 * left.diagonal().mean() * torch.eye(len(left))
-        change = torch.linalg.solve(left, right)
-        merged = Delta({**merged.factors, name: Dense(change)}, merged.metadata)
-        on_matrix(name)
+    merged = Delta({}, _metadata(deltas))
+    for block in blocks:
+        own = [name for name in names if block_of(name) == block]
+        for name in own:
+            left = preserve * len(deltas) * moments[name].cpu()
+            outputs = next(delta.factors[name].shape[1] for delta in deltas if name in delta.factors)
+            right = torch.zeros(len(left), outputs)
+            for batch in batches:
+                keys, values = batch.keys_and_values(merged, language_model, block, own, name, outputs)
+                left = left + keys.mT @ keys
+                right = right + keys.mT @ values
+            # A little of the diagonal, so that directions that no text has do not make the equation singular.
+            left = left + 1e-6 * left.diagonal().mean() * torch.eye(len(left))
+            merged = Delta(
+                {**merged.factors, name: Dense(torch.linalg.solve(left.double(), right.double()).float())},
+                merged.metadata,
+            )
+            on_matrix(name)
+        batches = [batch.after(merged, language_model, block, own) for batch in batches]
     return merged
 
 
@@ -145,7 +187,9 @@ def _in_order_of_use(
     return list(read_inputs(language_model, batch, changed))
 
 
-def _batches(texts: Sequence[Sequence[Text]], language_model: LanguageModel, split_layer: int) -> Iterator[_Batch]:
+def _batches(
+    texts: Sequence[Sequence[Text]], deltas: Sequence[Delta], language_model: LanguageModel, split_layer: int
+) -> Iterator[_Batch]:
     """Yield all texts, those of similar length together."""
     encode = language_model.text.encode_pair
     queries = [(edit, encode(*text)) for edit, own in enumerate(texts) for text in own]
@@ -153,38 +197,20 @@ def _batches(texts: Sequence[Sequence[Text]], language_model: LanguageModel, spl
     for start in range(0, len(queries), BATCH):
         part = queries[start : start + BATCH]
         batch = pad([query for _, query in part], language_model.text.pad_id).to(language_model.device)
-        yield _Batch(language_model.split(split_layer).trunk(batch), torch.tensor([edit for edit, _ in part]))
-
-
-def _keys(batch: _Batch, merged: Delta, language_model: LanguageModel, split_layer: int, name: str) -> Tensor:
-    """Return the inputs (tokens, inputs) of a matrix with the merged changes below it, in float32."""
-    with merged.attached(language_model):
-        inputs = read_top_inputs(language_model, batch.state, split_layer, [name])[name]
-    return inputs[batch.state.batch.mask].float().cpu()
-
-
-def _values(
-    batch: _Batch, deltas: Sequence[Delta], language_model: LanguageModel, split_layer: int, names: Sequence[str]
-) -> dict[str, Tensor]:
-    """Return what each row's own edit adds to the outputs of the matrices, (tokens, outputs), by name."""
-    edits, rows = batch.edit.unique(return_inverse=True)
-    stacked = stack([deltas[edit] for edit in edits.tolist()], names)
-    with stacked.attached(language_model, rows):
-        inputs = read_top_inputs(language_model, batch.state, split_layer, names)
-    mask = batch.state.batch.mask
-    return {
-        name: factor.select(rows).apply(inputs[name].to(factor.dtype))[mask].to(torch.bfloat16).cpu()
-        for name, factor in stacked.factors.items()
-    }
+        state = language_model.split(split_layer).trunk(batch)
+        edits, rows = torch.tensor([edit for edit, _ in part]).unique(return_inverse=True)
+        yield _Batch(tuple(deltas[edit] for edit in edits.tolist()), rows, state, state)
 
 
 def stack(deltas: Sequence[Delta], names: Sequence[str]) -> DeltaBatch:
-    """Return deltas as a batch; a delta that does not change a matrix has zeros there."""
+    """Return deltas as a batch, of the matrices that any of them changes; the others have zeros there."""
     factors: dict[str, Factor] = {}
     for name in names:
         own = [delta.factors.get(name) for delta in deltas]
         low = [factor for factor in own if isinstance(factor, LowRank)]
         present = [factor for factor in own if factor is not None]
+        if not present:
+            continue
         inputs, outputs = present[0].shape
         if len(low) < len(present):
             zero = torch.zeros(inputs, outputs, dtype=present[0].dtype)

@@ -34,6 +34,23 @@ def read_top_inputs(
     return inputs
 
 
+@torch.no_grad()
+def read_block_inputs(
+    language_model: LanguageModel, state: TrunkState, block: int, modules: Iterable[str]
+) -> tuple[dict[str, Tensor], TrunkState]:
+    """Return what :func:`read_inputs` does, for modules of one block, and the state before the next block.
+
+    Args:
+        language_model: the model.
+        state: the trunk's state before the block.
+        block: index of the block.
+        modules: names of modules in it.
+    """
+    with _kept(language_model, modules, state.batch) as inputs:
+        after = language_model.split(block).one_block(state)
+    return inputs, after
+
+
 @contextmanager
 def _kept(language_model: LanguageModel, modules: Iterable[str], batch: TokenBatch) -> Iterator[dict[str, Tensor]]:
     """Keep the inputs of modules in the dictionary that is yielded."""

@@ -98,18 +98,38 @@ class SplitForward:
         Returns:
             (predicted, vocabulary) logits where ``state.batch.predicts`` is True, in row-major order.
         """
+        with self.lock, self._bypassed(self.blocks[: self.split_layer]), self._beginning_with(state):
+            return self._run(state.batch, state.batch.predicts)
+
+    @torch.no_grad()
+    def one_block(self, state: TrunkState) -> TrunkState:
+        """Run block ``split_layer`` alone; what it returns is the trunk's state before the next block."""
+        captured: list[Tensor] = []
+
+        def capture(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            captured.append(output[0] if isinstance(output, tuple) else output)
+
+        block = self.blocks[self.split_layer]
+        with (
+            self.lock,
+            self._bypassed([other for other in self.blocks if other is not block]),
+            self._beginning_with(state),
+            removed_on_exit(block.register_forward_hook(capture)),
+        ):
+            self._run(state.batch, torch.zeros_like(state.batch.predicts))
+        return TrunkState(captured[0], state.batch)
+
+    @contextmanager
+    def _beginning_with(self, state: TrunkState) -> Iterator[None]:
+        """Give block ``split_layer`` the trunk's output as its input inside the ``with`` block."""
 
         def inject(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
             if "hidden_states" in kwargs:
                 return args, {**kwargs, "hidden_states": state.hidden}
             return (state.hidden, *args[1:]), kwargs
 
-        with (
-            self.lock,
-            self._bypassed(self.blocks[: self.split_layer]),
-            removed_on_exit(self.blocks[self.split_layer].register_forward_pre_hook(inject, with_kwargs=True)),
-        ):
-            return self._run(state.batch, state.batch.predicts)
+        with removed_on_exit(self.blocks[self.split_layer].register_forward_pre_hook(inject, with_kwargs=True)):
+            yield
 
     def full(self, batch: TokenBatch) -> Tensor:
         """Run the model without splitting it; the logits are those of :meth:`top`."""
