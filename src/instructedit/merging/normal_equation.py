@@ -38,7 +38,7 @@ from instructedit.tasks.task import Task
 #: Texts at a time.
 BATCH = 64
 #: Weight of the model's other answers, and sentences of ordinary text for C.
-PRESERVE, SENTENCES = 3.0, 1000
+PRESERVE, SENTENCES = 0.3, 1000
 
 
 @dataclass(frozen=True)
