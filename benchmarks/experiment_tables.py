@@ -256,6 +256,30 @@ def smollm2_table() -> str:
     return markdown(["test", "metric", *editors], lines)
 
 
+#: Columns of the README's table: name in the results, label.
+SMOLLM2_SUMMARY = (
+    ("InstructEdit, `smollm2`", "InstructEdit (`smollm2`)"),
+    ("MEND", "MEND"),
+    ("FT-L", "FT-L, tuned"),
+    ("Fact in the prompt", "the new fact in the prompt"),
+)
+
+
+def smollm2_summary_table() -> str:
+    """The README's table: Reliability, Generalization and Locality of each test in one cell."""
+    rows = read("smollm2")["rows"]
+
+    def means(test: str, editor: str) -> str:
+        row = find(rows, test=test, editor=editor)
+        return "–" if row is None else "/".join(f"{float(cell(row, m).partition(' ')[0]):.0f}" for m in (R, G, L))
+
+    lines = [[label, *(means(test, editor) for editor, _ in SMOLLM2_SUMMARY)] for test, label in SMOLLM2_TESTS[:7]]
+    for task, outcome in (("this-fact", "neighbours kept"), ("rename", "neighbours changed")):
+        found = [find(rows, test=f"{task}, test templates", editor=editor) for editor, _ in SMOLLM2_SUMMARY]
+        lines.append([f"{outcome}, told in free text", *(cell(row, "following").partition(" ")[0] for row in found)])
+    return markdown(["", *(label for _, label in SMOLLM2_SUMMARY)], lines)
+
+
 def smollm2_scope_table() -> str:
     """Scope on a pretrained model: the share of deciding probes that do what the task asks."""
     rows, editors = read("smollm2")["rows"], _smollm2_editors()

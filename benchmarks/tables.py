@@ -59,24 +59,6 @@ def generation_table() -> str:
     return _by_method("generation", (R, G, L, P), [HEADS[metric] for metric in (R, G, L, P)])
 
 
-def summary_table() -> str:
-    """The README's table: the three methods on the main tests, and the scope under its instruction."""
-    results = [read(file)["rows"] for _, file in METHODS]
-    tests = [("counterfact", "plain", R), ("counterfact", "plain", G), ("counterfact", "plain", L)]
-    tests += [("recent", "generation", R), ("zsre", "plain", R)]
-    lines = [
-        [f"`{task}` {HEADS[metric][0]}{', generation' if protocol == 'generation' else ''}"]
-        + [cell(find(rows, task=task, protocol=protocol, instruction="unseen"), metric) for rows in results]
-        for task, protocol, metric in tests
-    ]
-    for task, outcome in (("this-fact", "kept"), ("rename", "changed")):
-        tuned = cell(find(results[2], task=task, protocol="plain", instruction="unseen"), "following")
-        for suffix, given in (("", "task name"), (", test templates", "free text")):
-            scores = [following(task + suffix, editor) for editor in (INSTRUCTEDIT, MEND)]
-            lines.append([f"`{task}` {outcome}, {given}", *scores, tuned])
-    return markdown(["", *(label for label, _ in METHODS)], lines)
-
-
 #: Test-name suffix in scope.json, and what the editor was given.
 CONTROLS = (
     ("", "own name, own description (unseen)"),
@@ -254,7 +236,7 @@ def tasks_table() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "summary": summary_table,
+    "summary": experiments.smollm2_summary_table,
     "main": main_table,
     "generation": generation_table,
     "instruction": instruction_table,

@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
-from instructedit.artifacts import CARD, LOG, RECIPE, base_of, log_entries, recipe_file, shipped_editors, shipped_models
+from instructedit.artifacts import (
+    CARD,
+    LOG,
+    RECIPE,
+    base_of,
+    editor_for,
+    log_entries,
+    recipe_file,
+    shipped_editors,
+    shipped_models,
+)
 from instructedit.base_model.recipe import load_build_stages
 from instructedit.editors.saving import base_fingerprint_of, digest_of, training_of
 from instructedit.models.catalogue import known_models
@@ -30,6 +40,12 @@ def test_what_ships() -> None:
     assert list(shipped_editors()) == ["bundled", "bundled-core", "bundled-mend", "smollm2"]
     assert recipe_file("bundled-core", shipped_editors()) == shipped_editors()["bundled-core"] / RECIPE
     assert recipe_file("own.yaml", shipped_editors()) == Path("own.yaml")
+
+
+def test_a_model_has_an_editor_by_default() -> None:
+    assert editor_for("bundled") == "bundled"
+    assert editor_for("smollm2-135m-instruct") == "smollm2"
+    assert editor_for("a/folder") == "bundled"
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: f"{folder.parent.name}-{folder.name}")

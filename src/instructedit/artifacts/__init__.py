@@ -67,6 +67,11 @@ def base_of(name: str) -> str:
     return str(card["base"]["name"])
 
 
+def editor_for(model: str) -> str:
+    """Return the name of the first shipped editor of a base model that has a name; ``bundled`` for any other model."""
+    return next((name for name in shipped_editors() if base_of(name) == model), "bundled")
+
+
 def log_entries(name: str) -> list[dict[str, Any]]:
     """Return the entries of the training log of a shipped editor."""
     content = gzip.decompress((shipped_editors()[name] / COMPRESSED_LOG).read_bytes())

@@ -103,7 +103,7 @@ def edit(
     require_success: RequireSuccess = False,
     new_tokens: NewTokens = 16,
     model: Model = "bundled",
-    editor: EditorFile = "bundled",
+    editor: EditorFile = None,
     dtype: Dtype = "float32",
     device: Device = None,
     device_map: DeviceMap = None,
@@ -119,6 +119,7 @@ def edit(
     new and the old answer before and after, answers to paraphrases, and which of 24 unrelated answers changed.
     """
     prepare_computation()
+    from instructedit.artifacts import editor_for
     from instructedit.deltas.saving import save_delta
     from instructedit.evaluation.edit_report import report_edit
     from instructedit.models.language_model import load_language_model
@@ -143,7 +144,9 @@ def edit(
     if apply:
         delta = _saved_delta(apply)
     else:
-        delta, method = _make_delta(language_model, edits, editor, task, template_file, no_instruction, combine)
+        delta, method = _make_delta(
+            language_model, edits, editor or editor_for(model), task, template_file, no_instruction, combine
+        )
     if rank is not None:
         delta = delta.compress(rank)
     delta.check(language_model)

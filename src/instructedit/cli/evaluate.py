@@ -32,7 +32,7 @@ def evaluate_command(
         ),
     ],
     model: Model = "bundled",
-    editor: EditorFile = "bundled",
+    editor: EditorFile = None,
     protocol: Annotated[
         Protocol,
         typer.Option(
@@ -86,6 +86,7 @@ def evaluate_command(
     Run `instructedit metrics` for a list of the metrics.
     """
     prepare_computation()
+    from instructedit.artifacts import editor_for
     from instructedit.editors.lookup import find_editor
     from instructedit.evaluation.metrics import MetricGroup, registered_metrics
     from instructedit.evaluation.provenance import provenance
@@ -103,6 +104,7 @@ def evaluate_command(
     if limit is not None and limit < len(edits):
         edits = random.Random(seed).sample(edits, limit)
     language_model = load_language_model(model, dtype=dtype, device=device, device_map=device_map)
+    editor = editor or editor_for(model)
     loaded_editor = find_editor(editor, language_model)
     groups = [MetricGroup.CORE, MetricGroup.EXTENDED]
     if text_metrics or protocol.generates:

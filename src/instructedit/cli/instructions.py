@@ -108,7 +108,7 @@ def score(
     data: ValidationFile = None,
     edits: Annotated[int, typer.Option(min=1, help="Number of validation edits.")] = 60,
     model: Model = "bundled",
-    editor: EditorFile = "bundled",
+    editor: EditorFile = None,
     dtype: Dtype = "float32",
     device: Device = None,
     seed: Seed = 0,
@@ -116,6 +116,7 @@ def score(
 ) -> None:
     """Score the instruction templates of a task or a template file on validation edits."""
     prepare_computation()
+    from instructedit.artifacts import editor_for
     from instructedit.evaluation.intervals import estimate
     from instructedit.instructions.template_files import load_task_with_templates
     from instructedit.instructions.trial import edit_means, metric_means, overall_score
@@ -123,7 +124,7 @@ def score(
 
     loaded = load_task_with_templates(task, template_file)
     language_model = load_language_model(model, dtype=dtype, device=device)
-    trial, source = make_trial(loaded, language_model, editor, edits, seed, data)
+    trial, source = make_trial(loaded, language_model, editor or editor_for(model), edits, seed, data)
     count = len(trial.records)
     texts = loaded.instructions.all_templates
     with progress() as bar:

@@ -58,7 +58,7 @@ def optimize(
     proposer_model: LanguageModelName = None,
     key_variable: KeyVariable = "OPENAI_API_KEY",
     model: Model = "bundled",
-    editor: EditorFile = "bundled",
+    editor: EditorFile = None,
     dtype: Dtype = "float32",
     device: Device = None,
     seed: Seed = 0,
@@ -72,6 +72,7 @@ def optimize(
     trace.
     """
     prepare_computation()
+    from instructedit.artifacts import editor_for
     from instructedit.instructions.search import Budget, optimise
     from instructedit.instructions.search_trace import SearchTrace
     from instructedit.instructions.template_files import load_task_with_templates, write_templates
@@ -84,6 +85,7 @@ def optimize(
     trace_file = out_file.with_name(f"{out_file.stem}.trace.jsonl")
     check_writable(trace_file)
     language_model = load_language_model(model, dtype=dtype, device=device)
+    editor = editor or editor_for(model)
     trial, source = make_trial(loaded, language_model, editor, edits, seed, data)
     settings = {
         **_searched(loaded, language_model, editor, trial, source),

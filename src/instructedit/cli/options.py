@@ -62,12 +62,13 @@ Model = Annotated[
     ),
 ]
 EditorFile = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--editor",
-        help="Editor: `bundled`, `bundled-core` or `bundled-mend` (trained for the bundled model); a file written by "
-        "`instructedit train`; a method that needs no training, such as `ft` or `rome` (`instructedit editors` lists "
-        "all); or a YAML file with the `name` of a method and its settings.",
+        help="Editor: a shipped one (`bundled`, `bundled-core`, `bundled-mend`, `smollm2`), each for one model; a file "
+        "written by `instructedit train`; a method that needs no training, such as `ft` or `rome` (`instructedit "
+        "editors` lists all); or a YAML file with the `name` of a method and its settings. Default: the shipped editor "
+        "of the model.",
     ),
 ]
 Dtype = Annotated[

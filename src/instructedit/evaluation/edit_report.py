@@ -29,6 +29,10 @@ from instructedit.records import EditRequest
 
 #: Paraphrases of one request, at most.
 MAX_PARAPHRASES = 3
+#: Unrelated prompts whose answers are compared.
+UNRELATED = 24
+#: Of these answers the first words are compared.
+COMPARED_WORDS = 3
 #: A delta's norm is unusual if it differs from those of its editor's training by more than this factor.
 UNUSUAL_NORM_FACTOR = 2.0
 
@@ -78,7 +82,7 @@ class EditReport:
 
     Attributes:
         requests: one report per request.
-        changed: the unrelated prompts whose answers changed.
+        changed: the unrelated prompts whose answers begin in another way, in their first three words.
         unrelated: number of unrelated prompts.
         norm: Frobenius norm of the whole delta.
         warnings: about the delta as a whole.
@@ -138,13 +142,13 @@ def report_edit(
     paraphrases = [paraphrases_of(request) for request in requests]
     rewrites = [(request.prompt, request) for request in requests]
     rewrites += [(prompt, request) for request, own in zip(requests, paraphrases, strict=True) for prompt in own]
-    unrelated = [
-        prompt for prompt in unrelated_prompts() if not any(r.subject and r.subject in prompt for r in requests)
-    ]
-    prompts = [*(prompt for prompt, _ in rewrites), *unrelated]
+    others = [prompt for prompt in unrelated_prompts() if not any(r.subject and r.subject in prompt for r in requests)]
     length = max([new_tokens, *(len(language_model.text.encode_pair("a", r.target).ids) + 4 for r in requests)])
-    old = generate(language_model, prompts, new_tokens=length)
-    new = generate(language_model, prompts, delta=delta, new_tokens=length)
+    old = generate(language_model, [*(prompt for prompt, _ in rewrites), *others], new_tokens=length)
+    certain = _most_certain(language_model, others, old[len(rewrites) :])
+    unrelated = [others[index] for index in certain]
+    old = [*old[: len(rewrites)], *(old[len(rewrites) + index] for index in certain)]
+    new = generate(language_model, [*(prompt for prompt, _ in rewrites), *unrelated], delta=delta, new_tokens=length)
     answers = [
         Answer(prompt, natural_stop(before), natural_stop(after), matches(after, [request.target]))
         for (prompt, request), before, after in zip(rewrites, old, new, strict=False)
@@ -153,14 +157,14 @@ def report_edit(
         Answer(prompt, natural_stop(before), natural_stop(after))
         for prompt, before, after in zip(unrelated, old[len(rewrites) :], new[len(rewrites) :], strict=True)
     ]
-    first, others = answers[: len(requests)], iter(answers[len(requests) :])
+    first, further = answers[: len(requests)], iter(answers[len(requests) :])
     probabilities = _probabilities(language_model, delta, requests, [answer.before for answer in first])
     reports = []
     for request, prompts_of, answer, (target, past) in zip(requests, paraphrases, first, probabilities, strict=True):
-        own = tuple(next(others) for _ in prompts_of)
+        own = tuple(next(further) for _ in prompts_of)
         warnings = (*_about_request(language_model, request, editor), *_about_answer(answer, request, target))
         reports.append(RequestReport(request, answer, target, past, own, warnings))
-    changed = tuple(answer for answer in unrelated_answers if normalised(answer.before) != normalised(answer.after))
+    changed = tuple(answer for answer in unrelated_answers if _beginning(answer.before) != _beginning(answer.after))
     norm = delta.norm()
     return EditReport(
         tuple(reports),
@@ -171,9 +175,26 @@ def report_edit(
     )
 
 
+def _beginning(answer: str) -> list[str]:
+    """Return the words of an answer that are compared: a model that goes on talking changes a later word easily."""
+    return normalised(answer).split()[:COMPARED_WORDS]
+
+
+def _most_certain(language_model: LanguageModel, prompts: Sequence[str], answers: Sequence[str]) -> list[int]:
+    """Return the indices of the :data:`UNRELATED` prompts whose answers the base model is most certain of, in order.
+
+    Where a model only rambles on, any edit changes a word sooner or later, which says nothing about the edit.
+    """
+    texts = [natural_stop(answer) for answer in answers]
+    asked = [index for index, text in enumerate(texts) if text]
+    scored = score(language_model, 0, [Query(0, prompts[index], texts[index]) for index in asked], None)
+    certainty = dict(zip(asked, (each.log_likelihood for each in scored), strict=True))
+    return sorted(sorted(asked, key=lambda index: -certainty[index])[:UNRELATED])
+
+
 @cache
 def unrelated_prompts() -> tuple[str, ...]:
-    """Return the fixed prompts that are unrelated to most edits."""
+    """Return fixed prompts that are unrelated to most edits; :func:`report_edit` asks some of them."""
     return tuple(read_yaml("unrelated_prompts.yaml")["prompts"])
 
 
