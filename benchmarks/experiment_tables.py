@@ -310,6 +310,15 @@ def smollm2_knowledge_table() -> str:
     return markdown(["facts before the edit", "metric", *(row["editor"] for row in rows)], lines)
 
 
+def many_edits_table() -> str:
+    """Edits at once, added up and merged."""
+    lines = [
+        [str(row["edits"]), row["how"], *(interval(row["metrics"][metric]) for metric in (R, G, L))]
+        for row in read("many-edits")["rows"]
+    ]
+    return markdown(["edits", "how", *(HEADS[metric] for metric in (R, G, L))], lines)
+
+
 #: Matrices of `keys-smollm2` that the table shows: block, name in the block.
 KEY_MATRICES = tuple(
     (block, name) for block in (10, 28) for name in ("self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj")

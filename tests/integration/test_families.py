@@ -113,6 +113,15 @@ def test_split_forward_is_the_whole_forward(any_model: LanguageModel, split_laye
     assert halves.shape == (len(batch.labels), any_model.model.config.vocab_size)
 
 
+def test_blocks_one_by_one_are_the_whole_forward(any_model: LanguageModel) -> None:
+    batch = batch_of(any_model, PAIRS)
+    state = any_model.split(1).trunk(batch)
+    with torch.no_grad():
+        for block in (1, 2):
+            state = any_model.split(block).one_block(state)
+        torch.testing.assert_close(any_model.split(3).top(state), any_model.split(0).full(batch), rtol=1e-6, atol=1e-6)
+
+
 def test_whole_forward_is_the_models_own(any_model: LanguageModel) -> None:
     batch = batch_of(any_model, PAIRS)
     with torch.no_grad():

@@ -110,8 +110,7 @@ def test_dense_changes_are_merged_as_well(
     low, texts = deltas_of(gpt2, new_editor(gpt2, blocks=1), requests_), texts_of(requests_)
     dense = [Delta({n: Dense(f.dense()) for n, f in delta.factors.items()}, delta.metadata) for delta in low]
     found, wanted = (merge(deltas, texts, gpt2, sentences=SENTENCES) for deltas in (dense, low))
-    for name, factor in found.factors.items():
-        torch.testing.assert_close(factor.dense(), wanted.factors[name].dense(), rtol=0.05, atol=0.01)
+    torch.testing.assert_close(logits(gpt2, found, requests_), logits(gpt2, wanted, requests_), rtol=0.02, atol=0.05)
 
 
 @pytest.mark.xdist_group("bundled")

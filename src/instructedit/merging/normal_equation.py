@@ -4,9 +4,10 @@ Deltas that are added up disturb one another: each answers a little to the input
 them nothing is left of any. Here every edit is first run alone. At an edited matrix and a token of the edit's own
 texts, its input is the key x, and what its delta adds to the output is the value v = x D_i. The merged change is
 
-    D = argmin sum |x D - v|^2 + preserve * n * E|k D|^2 = (sum x^T x + preserve * n * C)^-1 sum x^T v,
+    D = argmin sum w |x D - v|^2 + preserve * n * E|k D|^2 = (sum w x^T x + preserve * n * C)^-1 sum w x^T v,
 
-with the sums over all tokens of all edits, n edits, and C = E[k^T k] the second moment of the matrix's inputs k over
+with the sums over all tokens of all edits, w = ``own_weight`` for an edit's own prompt and 1 for its other texts, n
+edits, and C = E[k^T k] the second moment of the matrix's inputs k over
 ordinary text: MEMIT's equation (Meng et al. 2023, equation 14) with the values of a trained editor. Matrices are merged
 one after the other, from the bottom up, and the keys of each are read with the changes below it in place.
 """
@@ -39,6 +40,8 @@ from instructedit.tasks.task import Task
 BATCH = 64
 #: Weight of the model's other answers, and sentences of ordinary text for C.
 PRESERVE, SENTENCES = 0.3, 1000
+#: Weight of an edit's own prompt against each of its other texts.
+OWN_WEIGHT = 50.0
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,14 @@ class _Batch:
     Attributes:
         deltas: the edits of the texts.
         rows: (rows,) index of the edit of each text.
+        weights: (rows,) weight of each text.
         merged: the state with what has been merged so far.
         alone: the state with each text's own edit.
     """
 
     deltas: tuple[Delta, ...]
     rows: Tensor
+    weights: Tensor
     merged: TrunkState
     alone: TrunkState
 
@@ -61,6 +66,8 @@ class _Batch:
         self, merged: Delta, language_model: LanguageModel, block: int, names: Sequence[str], name: str, outputs: int
     ) -> tuple[Tensor, Tensor]:
         """Return at all tokens a matrix's inputs with what has been merged, and what the own edits add, in float32.
+
+        Both are multiplied by the root of the text's weight.
 
         Args:
             merged: what has been merged so far.
@@ -76,11 +83,12 @@ class _Batch:
         with own.attached(language_model, self.rows):
             alone, _ = read_block_inputs(language_model, self.alone, block, [name])
         mask = self.merged.batch.mask
-        keys = inputs[name][mask].float().cpu()
+        roots = self.weights.sqrt()[:, None].expand(mask.shape)[mask.cpu()][:, None]
+        keys = inputs[name][mask].float().cpu() * roots
         if name not in own.factors:  # no edit of this batch changes the matrix
             return keys, torch.zeros(len(keys), outputs)
         factor = own.factors[name].select(self.rows)
-        return keys, factor.apply(alone[name].to(factor.device, factor.dtype))[mask].float().cpu()
+        return keys, factor.apply(alone[name].to(factor.device, factor.dtype))[mask].float().cpu() * roots
 
     def after(self, merged: Delta, language_model: LanguageModel, block: int, names: Sequence[str]) -> _Batch:
         """Return the batch before the next block."""
@@ -127,6 +135,7 @@ def merge(
     language_model: LanguageModel,
     *,
     preserve: float = PRESERVE,
+    own_weight: float = OWN_WEIGHT,
     sentences: int = SENTENCES,
     on_matrix: Callable[[str], None] = lambda name: None,
 ) -> Delta:
@@ -138,6 +147,7 @@ def merge(
             paraphrases and for what it leaves unchanged, others. Their answers are read, not trained.
         language_model: the base model.
         preserve: weight of everything else. More of it keeps more of the model and less of the edits.
+        own_weight: weight of the first text of each edit, its own prompt; that of the others is 1.
         sentences: of ordinary text, for C; see :func:`second_moments`.
         on_matrix: called with each matrix's name when it is merged.
 
@@ -154,7 +164,7 @@ def merge(
     names = _in_order_of_use(deltas, texts, language_model)
     block_of = language_model.structure.block_of
     blocks = range(block_of(names[0]), block_of(names[-1]) + 1)
-    batches = list(_batches(texts, deltas, language_model, blocks[0]))
+    batches = list(_batches(texts, deltas, own_weight, language_model, blocks[0]))
     moments = second_moments(language_model, names, sentences)
     merged = Delta({}, _metadata(deltas))
     for block in blocks:
@@ -188,18 +198,26 @@ def _in_order_of_use(
 
 
 def _batches(
-    texts: Sequence[Sequence[Text]], deltas: Sequence[Delta], language_model: LanguageModel, split_layer: int
+    texts: Sequence[Sequence[Text]],
+    deltas: Sequence[Delta],
+    own_weight: float,
+    language_model: LanguageModel,
+    split_layer: int,
 ) -> Iterator[_Batch]:
     """Yield all texts, those of similar length together."""
-    encode = language_model.text.encode_pair
-    queries = [(edit, encode(*text)) for edit, own in enumerate(texts) for text in own]
-    queries.sort(key=lambda query: len(query[1].ids))
+    queries = [
+        (edit, own_weight if number == 0 else 1.0, language_model.text.encode_pair(*text))
+        for edit, own in enumerate(texts)
+        for number, text in enumerate(own)
+    ]
+    queries.sort(key=lambda query: len(query[2].ids))
     for start in range(0, len(queries), BATCH):
         part = queries[start : start + BATCH]
-        batch = pad([query for _, query in part], language_model.text.pad_id).to(language_model.device)
+        batch = pad([query for _, _, query in part], language_model.text.pad_id).to(language_model.device)
         state = language_model.split(split_layer).trunk(batch)
-        edits, rows = torch.tensor([edit for edit, _ in part]).unique(return_inverse=True)
-        yield _Batch(tuple(deltas[edit] for edit in edits.tolist()), rows, state, state)
+        edits, rows = torch.tensor([edit for edit, _, _ in part]).unique(return_inverse=True)
+        weights = torch.tensor([weight for _, weight, _ in part])
+        yield _Batch(tuple(deltas[edit] for edit in edits.tolist()), rows, weights, state, state)
 
 
 def stack(deltas: Sequence[Delta], names: Sequence[str]) -> DeltaBatch:

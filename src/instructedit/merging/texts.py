@@ -36,10 +36,10 @@ class Counts:
         prefixed_templates: the same, behind another sentence.
     """
 
-    others: int = 4
-    prefixed: int = 4
-    templates: int = 8
-    prefixed_templates: int = 8
+    others: int = 2
+    prefixed: int = 2
+    templates: int = 4
+    prefixed_templates: int = 2
 
 
 def texts_of(
