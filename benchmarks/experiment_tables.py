@@ -310,6 +310,15 @@ def smollm2_knowledge_table() -> str:
     return markdown(["facts before the edit", "metric", *(row["editor"] for row in rows)], lines)
 
 
+def quantised_table() -> str:
+    """An editor of one model on quantised copies of it."""
+    lines = [
+        [row["format"], f"{100 * row['distance']:.1f}%", *(interval(row["metrics"][metric]) for metric in (R, G, L))]
+        for row in read("quantised-smollm2")["rows"]
+    ]
+    return markdown(["weights", "distance", *(HEADS[metric] for metric in (R, G, L))], lines)
+
+
 def many_edits_table() -> str:
     """Edits at once, added up and merged."""
     lines = [

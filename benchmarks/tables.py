@@ -261,6 +261,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "base": experiments.base_table,
     "smollm2": experiments.smollm2_table,
     "keys": experiments.keys_table,
+    "quantised": experiments.quantised_table,
     "many-edits": experiments.many_edits_table,
     "smollm2-scope": experiments.smollm2_scope_table,
     "smollm2-knowledge": experiments.smollm2_knowledge_table,

@@ -186,10 +186,10 @@ def _most_certain(language_model: LanguageModel, prompts: Sequence[str], answers
     Where a model only rambles on, any edit changes a word sooner or later, which says nothing about the edit.
     """
     texts = [natural_stop(answer) for answer in answers]
-    asked = [index for index, text in enumerate(texts) if text]
-    scored = score(language_model, 0, [Query(0, prompts[index], texts[index]) for index in asked], None)
-    certainty = dict(zip(asked, (each.log_likelihood for each in scored), strict=True))
-    return sorted(sorted(asked, key=lambda index: -certainty[index])[:UNRELATED])
+    answered = [index for index, text in enumerate(texts) if text]
+    scored = score(language_model, 0, [Query(0, prompts[index], texts[index]) for index in answered], None)
+    certainty = dict(zip(answered, (each.log_likelihood for each in scored), strict=True))
+    return sorted(sorted(answered, key=lambda index: -certainty[index])[:UNRELATED])
 
 
 @cache

@@ -119,7 +119,7 @@ def tensor_names(delta: Delta, language_model: LanguageModel) -> Mapping[str, st
     """
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(kinds[_architecture(language_model)], len(language_model.structure.blocks))
-    found = {}
+    stored: dict[str, str] = {}
     for module in delta.factors:
         name = names.get_name(f"{module}.weight", try_suffixes=(".weight",))
         if name is None:
@@ -129,8 +129,8 @@ def tensor_names(delta: Delta, language_model: LanguageModel) -> Mapping[str, st
                 f"{module}: llama.cpp stores query and key matrices in another order, which is not supported; edit "
                 "other matrices, or use --format merged"
             )
-        found[module] = name
-    return found
+        stored[module] = name
+    return stored
 
 
 def _architecture(language_model: LanguageModel) -> str:

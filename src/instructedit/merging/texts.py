@@ -1,7 +1,7 @@
 """The texts at whose tokens a merged edit is to do what the edit does alone.
 
 Its own prompt is not enough: the merged change would answer to that wording only. So the prompt also stands behind
-another sentence, is asked about other subjects, which the edit may leave as they are, and its subject is put into
+another sentence, is put about other subjects, which the edit may leave as they are, and its subject is put into
 sentences about the same relation in other words. A text need not be right: what is kept is what the edit does there.
 """
 
@@ -103,11 +103,11 @@ def _nearest(
 @torch.no_grad()
 def _expected(language_model: LanguageModel, prompts: Sequence[str], batch: int = 64) -> Tensor:
     """Return the log probabilities of the next token after each prompt, (prompts, vocabulary)."""
-    found = []
+    rows = []
     for start in range(0, len(prompts), batch):
         part = [language_model.text.encode_pair(prompt, ".") for prompt in prompts[start : start + batch]]
         padded = pad(part, language_model.text.pad_id).to(language_model.device)
         logits = language_model.split(0).full(padded)
         first = torch.searchsorted(padded.rows, torch.arange(len(part), device=padded.rows.device))
-        found.append(logits[first].float().log_softmax(-1).cpu())
-    return torch.cat(found)
+        rows.append(logits[first].float().log_softmax(-1).cpu())
+    return torch.cat(rows)
