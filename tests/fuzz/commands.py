@@ -10,7 +10,7 @@ import types
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 from unittest.mock import patch
 
 import typer
@@ -39,6 +39,11 @@ _GOOD: dict[str, tuple[str, ...]] = {
     "--device-map": ("auto", "cpu", '{"": "cpu"}', '{"transformer": "cpu", "lm_head": "cpu"}'),
     "--protocol": ("plain", "generation", "paper"),
     "--templates": ("validation", "test"),
+    "--combine": ("merge", "sum"),
+    "--format": ("peft", "gguf", "merged", "merged-gguf"),
+    "edits": ("@delta",),
+    "url": ("http://127.0.0.1:9",),
+    "adapter": ("@delta",),
     "--proposer": ("offline",),
     "--base-url": ("http://127.0.0.1:9/v1",),
     "--budget": ("1s",),
@@ -126,6 +131,8 @@ class Parameter:
 def _kind(hint: Any) -> type:
     """The type of one value: ``int`` for ``Annotated[list[int] | None, …]``."""
     while get_origin(hint) is not None:
+        if get_origin(hint) is Literal:
+            return str
         inside = [each for each in get_args(hint) if each is not type(None)]
         assert get_origin(hint) in (Annotated, Union, types.UnionType, list)
         hint = inside[0]
