@@ -274,9 +274,11 @@ def smollm2_summary_table() -> str:
         return "–" if row is None else "/".join(f"{float(cell(row, m).partition(' ')[0]):.0f}" for m in (R, G, L))
 
     lines = [[label, *(means(test, editor) for editor, _ in SMOLLM2_SUMMARY)] for test, label in SMOLLM2_TESTS[:7]]
-    for task, outcome in (("this-fact", "neighbours kept"), ("rename", "neighbours changed")):
+    for task, outcome in (("this-fact", "kept"), ("rename", "changed")):
         found = [find(rows, test=f"{task}, test templates", editor=editor) for editor, _ in SMOLLM2_SUMMARY]
-        lines.append([f"{outcome}, told in free text", *(cell(row, "following").partition(" ")[0] for row in found)])
+        lines.append(
+            [f"`{task}`, free text: neighbours {outcome}", *(cell(row, "following").partition(" ")[0] for row in found)]
+        )
     return markdown(["", *(label for _, label in SMOLLM2_SUMMARY)], lines)
 
 

@@ -53,30 +53,30 @@ def comparable(text: str) -> list[str]:
     return [re.sub(r"\s+", " ", re.sub(r"\d\.\d{3}", "_", line)).strip() for line in text.strip().splitlines()]
 
 
-@pytest.mark.parametrize("block", TESTED)
-def test_block_runs(block: str, tmp_path: Path) -> None:
+def printed_by(block: str, folder: Path) -> str:
+    """Run a block of commands in a folder and return its standard output."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "COLUMNS": "128"}
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block], cwd=tmp_path, env=environment, capture_output=True, text=True
+        ["bash", "-euo", "pipefail", "-c", block], cwd=folder, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("block", TESTED)
+def test_block_runs(block: str, tmp_path: Path) -> None:
+    printed_by(block, tmp_path)
 
 
 @pytest.mark.parametrize(("model", "block"), WITH_MODEL)
 def test_block_with_a_downloaded_model_runs_and_prints_what_is_shown(model: str, block: str, tmp_path: Path) -> None:
     if not known_models()[model].is_fetched:
         pytest.skip(f"{model} has not been fetched")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "COLUMNS": "128"}
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    printed = printed_by(block, tmp_path)
     [shown] = re.findall(r"```text\n(.*?)```", README.partition(block)[2].partition("\n## ")[0], flags=re.DOTALL)
-    printed = comparable(done.stdout)
     # Rounding depends on the processor; the edit itself and its paraphrase do not.
-    assert printed[:6] == comparable(shown)[:6], done.stdout
+    assert comparable(printed)[:6] == comparable(shown)[:6], printed
 
 
 def test_the_readme_has_examples() -> None:

@@ -120,7 +120,7 @@ def edit(
     """
     prepare_computation()
     from instructedit.artifacts import editor_for
-    from instructedit.deltas.saving import save_delta
+    from instructedit.deltas.saving import load_sum, save_delta
     from instructedit.evaluation.edit_report import report_edit
     from instructedit.models.language_model import load_language_model
 
@@ -142,7 +142,7 @@ def edit(
     language_model = load_language_model(model, dtype=dtype, device=device, device_map=device_map)
     method = None
     if apply:
-        delta = _saved_delta(apply)
+        delta = load_sum(apply)
     else:
         delta, method = _make_delta(
             language_model, edits, editor or editor_for(model), task, template_file, no_instruction, combine
@@ -222,17 +222,6 @@ def _requests(
     if not (prompt and prompt.strip() and target and target.strip()):
         raise DataError("an edit needs both --prompt and --target, and neither may be blank")
     return [EditRequest(prompt=prompt, target=target, subject=subject, label=label, instruction=instruction)]
-
-
-def _saved_delta(files: Sequence[Path]) -> Delta:
-    """Return the sum of saved deltas."""
-    from instructedit.deltas.saving import load_delta
-
-    first, *others = [load_delta(file) for file in files]
-    total = first
-    for delta in others:
-        total = total + delta
-    return total
 
 
 def _make_delta(

@@ -78,26 +78,25 @@ def export(
     Layers that are not plain linear ones, as in GPT-2, can only be merged: servers load no LoRA for them.
     """
     prepare_computation()
-    from instructedit.deltas.saving import load_delta
+    from instructedit.deltas.saving import load_sum
     from instructedit.export.card import content_hash
     from instructedit.models.language_model import load_language_model
 
     if (gguf is not None) != (format_ == "merged-gguf"):
         raise DataError("--gguf is needed for --format merged-gguf, and for no other format")
-    first, *more = [load_delta(file) for file in edits]
-    delta = sum(more, start=first)
+    delta = load_sum(edits)
     language_model = load_language_model(model, dtype=dtype, device=device)
     if rank is not None:
         delta = delta.compress(rank)
-    ending = ".gguf" if "gguf" in format_ else ""
-    target = out_path or Path(f"edit-{content_hash(delta)}{ending}")
+    content, ending = content_hash(delta), ".gguf" if "gguf" in format_ else ""
+    target = out_path or Path(f"edit-{content}{ending}")
     name = base_name or _source_of(model)
     written, warnings = _write(delta, language_model, format_, target, name, gguf, kind, others)
     result = {
         "format": format_,
         "out": str(target),
         "edits": len(delta.metadata.requests),
-        "content": content_hash(delta),
+        "content": content,
         "rank": written,
         "compression_error": delta.metadata.compression_error,
         "warnings": list(warnings),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,7 +21,8 @@ Adapter = Annotated[
     ),
 ]
 Kind = Annotated[
-    Literal["llama.cpp", "vllm", "sglang"] | None, typer.Option("--server", help="Default: the server is asked.")
+    Literal["llama.cpp", "vllm", "sglang"] | None,
+    typer.Option("--server", help="Kind of the server. Default: detected."),
 ]
 Name = Annotated[str | None, typer.Option(help="Name of the adapter in the server. Default: the file's or folder's.")]
 Undo = Annotated[bool, typer.Option("--undo", help="Take the adapter back instead; the server answers as before.")]
@@ -61,10 +63,7 @@ def push(
         "adapter": own_name,
         "loaded": True,
         "held": held,
-        "answers": [
-            {"prompt": a.prompt, "target": a.target, "before": a.before, "after": a.after, "success": a.success}
-            for a in answers
-        ],
+        "answers": [{**asdict(answer), "success": answer.success} for answer in answers],
     }
     if not emit_json(result, json_):
         rows = table("prompt", "without the edit", "with it", "success", title=f"{own_name} in {server.kind} at {url}")

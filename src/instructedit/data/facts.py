@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import random
 import re
 import zlib
 from collections import defaultdict
@@ -53,6 +54,10 @@ class Fact:
     def statements(self) -> tuple[str, ...]:
         """Return sentences that the object completes."""
         return self._render("statements", NAMED_STATEMENTS)
+
+    def sentence(self, rng: random.Random) -> str:
+        """Return a whole sentence that states the fact, one of :meth:`statements` at random."""
+        return f"{rng.choice(self.statements())} {self.object}."
 
     def questions(self) -> tuple[str, ...]:
         """Return questions that the object answers."""

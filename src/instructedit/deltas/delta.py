@@ -8,7 +8,7 @@ every row of a batch can carry another delta.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -53,6 +53,19 @@ class DeltaMetadata(BaseModel):
     versions: dict[str, str] = {}
     compression_error: float | None = 0.0
 
+    @classmethod
+    def joined(cls, parts: Sequence[DeltaMetadata], compression_error: float | None) -> DeltaMetadata:
+        """Return the metadata of several deltas as one: all requests and editors; the instruction if all share it."""
+        first = parts[0]
+        return first.model_copy(
+            update={
+                "compression_error": compression_error,
+                "requests": tuple(request for part in parts for request in part.requests),
+                "editor": "+".join(dict.fromkeys(part.editor for part in parts)),
+                "instruction": first.instruction if len({part.instruction for part in parts}) == 1 else None,
+            }
+        )
+
 
 @dataclass(frozen=True)
 class Delta:
@@ -92,18 +105,13 @@ class Delta:
         factors = dict(self.factors)
         for name, added in other.factors.items():
             factors[name] = factors[name] + added if name in factors else added
-        total = Delta(factors)
-        return Delta(
-            factors,
-            mine.model_copy(
-                update={
-                    "compression_error": _error_of_sum(total, self, other),
-                    "requests": mine.requests + theirs.requests,
-                    "editor": mine.editor if mine.editor == theirs.editor else f"{mine.editor}+{theirs.editor}",
-                    "instruction": mine.instruction if mine.instruction == theirs.instruction else None,
-                }
-            ),
-        )
+        error = _error_of_sum(Delta(factors), self, other)
+        return Delta(factors, DeltaMetadata.joined((mine, theirs), error))
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of all factors, as ``<module>.<field>``."""
+        return {f"{name}.{part}": t for name, factor in self.factors.items() for part, t in factor.tensors.items()}
 
     def norm(self) -> float:
         """Return the Frobenius norm of the whole change, sqrt(sum over matrices of ||D||^2)."""

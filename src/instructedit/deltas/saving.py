@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -29,11 +29,14 @@ def save_delta(delta: Delta, path: str | Path) -> None:
     Raises:
         DataError: the file cannot be written.
     """
-    tensors = {
-        f"{name}.{part}": tensor for name, factor in delta.factors.items() for part, tensor in factor.tensors.items()
-    }
     header = {"format": FORMAT, "metadata": delta.metadata.model_dump_json()}
-    write_atomically(path, pack(tensors, header))
+    write_atomically(path, pack(delta.tensors, header))
+
+
+def load_sum(paths: Sequence[str | Path]) -> Delta:
+    """Return the sum of saved deltas; :func:`load_delta` and :meth:`Delta.__add__` say what is raised."""
+    first, *others = [load_delta(path) for path in paths]
+    return sum(others, start=first)
 
 
 def load_delta(path: str | Path) -> Delta:

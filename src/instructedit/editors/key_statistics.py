@@ -94,7 +94,7 @@ def _compute(language_model: LanguageModel, matrices: Sequence[str], sentences: 
         return {}
     rng = random.Random(seed)
     facts = shipped_facts()
-    texts = [f"{rng.choice(f.statements())} {f.object}." for f in rng.sample(facts, min(sentences, len(facts)))]
+    texts = [fact.sentence(rng) for fact in rng.sample(facts, min(sentences, len(facts)))]
     texts.sort(key=len)
     totals: dict[str, Tensor] = {}
     tokens = 0

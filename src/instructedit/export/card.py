@@ -1,4 +1,4 @@
-"""What an exported edit says about itself: its requests, which a server can be asked, and a model card for people."""
+"""What an exported edit says about itself: its requests, for queries to a server, and a model card for people."""
 
 from __future__ import annotations
 
@@ -50,11 +50,7 @@ def exported_requests(adapter: Path) -> tuple[EditRequest, ...]:
 
 def content_hash(delta: Delta) -> str:
     """Return the SHA-256 of a delta's tensors and requests, 12 hex digits: the same edit has the same name."""
-    tensors = {
-        f"{name}.{part}": tensor.detach().cpu().contiguous()
-        for name, factor in delta.factors.items()
-        for part, tensor in factor.tensors.items()
-    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in delta.tensors.items()}
     digest = hashlib.sha256(save(tensors))
     digest.update(delta.metadata.model_dump_json(include={"requests", "instruction"}).encode())
     return digest.hexdigest()[:12]

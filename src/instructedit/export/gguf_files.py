@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def merge_into_gguf(
         DataError: the file cannot be written.
     """
     delta.check(language_model)
-    names = {f"{name}": module for module, name in tensor_names(delta, language_model).items()}
+    names = {name: module for module, name in tensor_names(delta, language_model).items()}
     try:
         reader = GGUFReader(source)
     except (OSError, ValueError) as error:
@@ -165,13 +165,9 @@ def _element_type(stored: Any) -> GGUFValueType | None:
 
 
 def _write(writer: GGUFWriter) -> None:
-    steps: tuple[Callable[[], None], ...] = (
-        writer.write_header_to_file,
-        writer.write_kv_data_to_file,
-        writer.write_tensors_to_file,
-    )
     try:
-        for step in steps:
-            step()
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
     finally:
         writer.close()

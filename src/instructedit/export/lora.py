@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ class LoraAdapter:
     rank: int
     a: Mapping[str, Tensor]
     b: Mapping[str, Tensor]
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
 
 
 def as_lora(delta: Delta, language_model: LanguageModel, *, fill_blocks: bool = False) -> LoraAdapter:

@@ -176,7 +176,7 @@ class ServedAnswer:
 
     Attributes:
         prompt: the question.
-        target: the answer that was asked for.
+        target: the answer that the edit is to give.
         before: the server's answer without the adapter.
         after: its answer with it.
     """
@@ -193,7 +193,7 @@ class ServedAnswer:
 
 
 def find_server(url: str, kind: str | None = None) -> Server:
-    """Return the server at a URL; without a kind it is asked what it is.
+    """Return the server at a URL; without a kind it is detected.
 
     Raises:
         ServerError: nothing answers, or nothing that is known.

@@ -7,14 +7,14 @@ texts, its input is the key x, and what its delta adds to the output is the valu
     D = argmin sum w |x D - v|^2 + preserve * n * E|k D|^2 = (sum w x^T x + preserve * n * C)^-1 sum w x^T v,
 
 with the sums over all tokens of all edits, w = ``own_weight`` for an edit's own prompt and 1 for its other texts, n
-edits, and C = E[k^T k] the second moment of the matrix's inputs k over
-ordinary text: MEMIT's equation (Meng et al. 2023, equation 14) with the values of a trained editor. Matrices are merged
-one after the other, from the bottom up, and the keys of each are read with the changes below it in place.
+edits, and C = E[k^T k] the second moment of the matrix's inputs k over ordinary text: MEMIT's equation (Meng et al.
+2023, equation 14) with the values of a trained editor. Matrices are merged one after the other, from the bottom up, and
+the keys of each are read with the changes below it in place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,6 +44,10 @@ PRESERVE, SENTENCES = 0.3, 1000
 OWN_WEIGHT = 50.0
 
 
+#: (tokens, outputs) by matrix: what deltas add to its outputs.
+_AddedOutputs = Mapping[str, Tensor]
+
+
 @dataclass(frozen=True)
 class _Batch:
     """Texts of several edits on their way through the blocks.
@@ -62,41 +66,29 @@ class _Batch:
     merged: TrunkState
     alone: TrunkState
 
-    def keys_and_values(
-        self, merged: Delta, language_model: LanguageModel, block: int, names: Sequence[str], name: str, outputs: int
-    ) -> tuple[Tensor, Tensor]:
-        """Return at all tokens a matrix's inputs with what has been merged, and what the own edits add, in float32.
-
-        Both are multiplied by the root of the text's weight.
-
-        Args:
-            merged: what has been merged so far.
-            language_model: the base model.
-            block: index of the block.
-            names: of the matrices that are changed in it.
-            name: of the matrix.
-            outputs: its width.
-        """
-        with merged.attached(language_model):
-            inputs, _ = read_block_inputs(language_model, self.merged, block, [name])
+    def values(
+        self, language_model: LanguageModel, block: int, names: Sequence[str]
+    ) -> tuple[_AddedOutputs, TrunkState]:
+        """Return what the own edits add to the block's matrices at all tokens, and the state after the block."""
         own = stack(self.deltas, names)
         with own.attached(language_model, self.rows):
-            alone, _ = read_block_inputs(language_model, self.alone, block, [name])
-        mask = self.merged.batch.mask
-        roots = self.weights.sqrt()[:, None].expand(mask.shape)[mask.cpu()][:, None]
-        keys = inputs[name][mask].float().cpu() * roots
-        if name not in own.factors:  # no edit of this batch changes the matrix
-            return keys, torch.zeros(len(keys), outputs)
-        factor = own.factors[name].select(self.rows)
-        return keys, factor.apply(alone[name].to(factor.device, factor.dtype))[mask].float().cpu() * roots
+            inputs, after = read_block_inputs(language_model, self.alone, block, own.factors)
+        values = {}
+        for name, factor in own.factors.items():
+            x = inputs[name].to(factor.device, factor.dtype)
+            values[name] = factor.select(self.rows).apply(x)[self.alone.batch.mask].cpu()
+        return values, after
 
-    def after(self, merged: Delta, language_model: LanguageModel, block: int, names: Sequence[str]) -> _Batch:
-        """Return the batch before the next block."""
-        split = language_model.split(block)
+    def keys(self, merged: Delta, language_model: LanguageModel, block: int, name: str) -> Tensor:
+        """Return the inputs (tokens, inputs) of a matrix at all tokens, with what has been merged so far."""
         with merged.attached(language_model):
-            together = split.one_block(self.merged)
-        with stack(self.deltas, names).attached(language_model, self.rows):
-            return replace(self, merged=together, alone=split.one_block(self.alone))
+            inputs, _ = read_block_inputs(language_model, self.merged, block, [name])
+        return inputs[name][self.merged.batch.mask].float().cpu()
+
+    def token_weights(self) -> Tensor:
+        """Return the weight of each token's text, (tokens, 1)."""
+        mask = self.merged.batch.mask.cpu()
+        return self.weights[:, None].expand(mask.shape)[mask][:, None]
 
 
 def make_merged_edit(
@@ -166,25 +158,27 @@ def merge(
     blocks = range(block_of(names[0]), block_of(names[-1]) + 1)
     batches = list(_batches(texts, deltas, own_weight, language_model, blocks[0]))
     moments = second_moments(language_model, names, sentences)
-    merged = Delta({}, _metadata(deltas))
+    merged = Delta({}, DeltaMetadata.joined([delta.metadata for delta in deltas], None))
     for block in blocks:
         own = [name for name in names if block_of(name) == block]
+        values, alone = zip(*(batch.values(language_model, block, own) for batch in batches), strict=True)
         for name in own:
             left = preserve * len(deltas) * moments[name].cpu()
-            outputs = next(delta.factors[name].shape[1] for delta in deltas if name in delta.factors)
-            right = torch.zeros(len(left), outputs)
-            for batch in batches:
-                keys, values = batch.keys_and_values(merged, language_model, block, own, name, outputs)
+            right = torch.zeros(len(left), next(d.factors[name].shape[1] for d in deltas if name in d.factors))
+            for batch, by_name in zip(batches, values, strict=True):
+                roots = batch.token_weights().sqrt()
+                keys = batch.keys(merged, language_model, block, name) * roots
                 left = left + keys.mT @ keys
-                right = right + keys.mT @ values
+                if name in by_name:  # else no edit of this batch changes the matrix
+                    right = right + keys.mT @ (by_name[name].float() * roots)
             # A little of the diagonal, so that directions that no text has do not make the equation singular.
             left = left + 1e-6 * left.diagonal().mean() * torch.eye(len(left))
-            merged = Delta(
-                {**merged.factors, name: Dense(torch.linalg.solve(left.double(), right.double()).float())},
-                merged.metadata,
-            )
+            change = torch.linalg.solve(left.double(), right.double()).float()
+            merged = Delta({**merged.factors, name: Dense(change)}, merged.metadata)
             on_matrix(name)
-        batches = [batch.after(merged, language_model, block, own) for batch in batches]
+        with merged.attached(language_model):
+            together = [language_model.split(block).one_block(batch.merged) for batch in batches]
+        batches = [replace(b, merged=m, alone=a) for b, m, a in zip(batches, together, alone, strict=True)]
     return merged
 
 
@@ -241,17 +235,3 @@ def stack(deltas: Sequence[Delta], names: Sequence[str]) -> DeltaBatch:
                 a[index, :, : factor.rank], b[index, : factor.rank] = factor.a, factor.b
         factors[name] = LowRank(a, b)
     return DeltaBatch(factors)
-
-
-def _metadata(deltas: Sequence[Delta]) -> DeltaMetadata:
-    """Return the metadata of the merged delta: that of the first, with the requests of all."""
-    first = deltas[0].metadata
-    instructions = {delta.metadata.instruction for delta in deltas}
-    return first.model_copy(
-        update={
-            "requests": tuple(request for delta in deltas for request in delta.metadata.requests),
-            "editor": "+".join(dict.fromkeys(delta.metadata.editor for delta in deltas)),
-            "instruction": first.instruction if len(instructions) == 1 else None,
-            "compression_error": None,
-        }
-    )

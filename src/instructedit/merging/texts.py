@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from instructedit.data.facts import Fact, relation_templates, shipped_facts
-from instructedit.editors.contrast import OTHER_SUBJECT
+from instructedit.data.facts import relation_templates, shipped_facts
+from instructedit.editors.contrast import OTHER_SUBJECT, with_other_subject
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import pad
 from instructedit.records import EditRequest
@@ -71,28 +71,20 @@ def texts_of(
         subject = request.subject if request.subject and request.subject in request.prompt else None
         if subject is not None:
             prompts += [request.prompt.replace(subject, rng.choice(facts).subject) for _ in range(counts.others)]
-        prompts += [f"{_sentence(facts, rng)} {request.prompt}" for _ in range(counts.prefixed)]
+        prompts += [f"{rng.choice(facts).sentence(rng)} {request.prompt}" for _ in range(counts.prefixed)]
         if subject is not None:
             filled = [template.replace("{subject}", subject) for template in near]
             prompts += filled[: counts.templates]
-            prompts += [f"{_sentence(facts, rng)} {text}" for text in filled[: counts.prefixed_templates]]
+            prompts += [f"{rng.choice(facts).sentence(rng)} {text}" for text in filled[: counts.prefixed_templates]]
         texts.append([(prompt, answer(request.target)) for prompt in prompts])
     return texts
-
-
-def _sentence(facts: Sequence[Fact], rng: random.Random) -> str:
-    fact = rng.choice(facts)
-    return f"{rng.choice(fact.statements())} {fact.object}."
 
 
 def _nearest(
     requests: Sequence[EditRequest], language_model: LanguageModel, templates: Sequence[str], count: int
 ) -> list[list[str]]:
     """Return for each request the templates after which the base model expects the most similar next words."""
-    prompts = [
-        request.prompt.replace(request.subject, OTHER_SUBJECT) if request.subject else request.prompt
-        for request in requests
-    ]
+    prompts = [with_other_subject(request.prompt, request.subject) or request.prompt for request in requests]
     expected = _expected(language_model, [*prompts, *(way.replace("{subject}", OTHER_SUBJECT) for way in templates)])
     expected = functional.normalize(expected - expected[len(prompts) :].mean(0), dim=-1)
     similar = expected[: len(prompts)] @ expected[len(prompts) :].mT

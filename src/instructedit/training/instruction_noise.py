@@ -43,7 +43,7 @@ def silent_instruction(rng: random.Random) -> str:
     """Return an instruction whose description says nothing about an edit: a fact, or letters without a meaning."""
     if rng.random() < 0.5:
         facts = rng.sample(shipped_facts(), rng.randint(1, 3))
-        text = " ".join(f"{rng.choice(fact.statements())} {fact.object}." for fact in facts)
+        text = " ".join(fact.sentence(rng) for fact in facts)
     else:
         text = " ".join(_letters(rng) for _ in range(rng.randint(2, 20)))
     return f"{_PREFIX}{_other_name(rng)}\nDescription: {text}"
