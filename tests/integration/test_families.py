@@ -40,12 +40,12 @@ INSTRUCTION = "Task: Edit\nDescription: Change this fact alone."
 OTHER_INSTRUCTION = "Task: Edit\nDescription: Rename it everywhere, whoever has it."
 
 CONDITIONINGS = (
-    {"name": "mend", "contrast": True},
+    {"name": "mend", "contrast": True, "null_space": 2},
     {"conditioning": "none"},
     {"conditioning": "prefix"},
     {"conditioning": "hypernetwork"},
     {"conditioning": "both"},
-    {"conditioning": "hypernetwork", "encoder": "base", "contrast": True},
+    {"conditioning": "hypernetwork", "encoder": "base", "contrast": True, "null_space": 2},
 )
 conditioned = pytest.mark.parametrize(
     "config", CONDITIONINGS, ids=lambda config: "-".join(str(value) for value in config.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import chain
 from typing import Any, Generic, Literal, Self
 
 import torch
@@ -16,8 +17,10 @@ from instructedit.deltas.delta import DeltaBatch
 from instructedit.deltas.factors import LowRank
 from instructedit.editors.base import Editor, EditorConfig
 from instructedit.editors.contrast import read_other_inputs, with_other_subject
+from instructedit.editors.null_space import read_similar_inputs
 from instructedit.editors.registry import editor_class
 from instructedit.editors.signals import Signal, read_signals
+from instructedit.editors.similar_subjects import SimilarSubjects
 from instructedit.errors import EditorError, ModelError
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import Matrix, linear_shape
@@ -66,6 +69,8 @@ class GradientEditor(Editor, Generic[ConfigT]):
         Config: the class of its hyperparameters; every field has a default.
         reads_other_subject: whether the signals have the inputs with another subject; see
             :mod:`instructedit.editors.contrast`.
+        similar_subjects: of how many similar subjects the signals have the inputs; see
+            :mod:`instructedit.editors.null_space`.
         log_lr: (matrices,) logarithms of the step sizes alpha.
         usual_norms: 1st and 99th percentile of the norms of its edits of held-out requests in training; None where
             they are not known.
@@ -75,6 +80,7 @@ class GradientEditor(Editor, Generic[ConfigT]):
     config: ConfigT
     needs_training = True
     reads_other_subject = False
+    similar_subjects = 0
     usual_norms: tuple[float, float] | None = None
     log_lr: nn.Parameter
 
@@ -83,6 +89,8 @@ class GradientEditor(Editor, Generic[ConfigT]):
         self.config = config
         self.matrices = tuple(matrices)
         self.split_layer = split_layer
+        self._similar: SimilarSubjects | None = None
+        self._similar_for = ""
 
     @classmethod
     def create(cls, config: ConfigT, language_model: LanguageModel) -> Self:
@@ -124,20 +132,31 @@ class GradientEditor(Editor, Generic[ConfigT]):
         text = language_model.text
         prompts = [self.prompt(*pair) for pair in zip(requests, instructions, strict=True)]
         answers = [self.answer(request.target) for request in requests]
+        subjects = [request.subject for request in requests]
         queries = [text.encode_pair(*pair) for pair in zip(prompts, answers, strict=True)]
-        others: list[Encoded | None] = []
+        others: list[Encoded | None] = [None] * len(queries)
         if self.reads_other_subject:
-            swapped = [with_other_subject(prompt, r.subject) for prompt, r in zip(prompts, requests, strict=True)]
+            swapped = [with_other_subject(*pair) for pair in zip(prompts, subjects, strict=True)]
             others = [None if p is None else text.encode_pair(p, a) for p, a in zip(swapped, answers, strict=True)]
-        # One pass of the trunk for both: at few edits at a time its cost is that of reading the weights.
         compared = [other or query for other, query in zip(others, queries, strict=True)] if any(others) else []
-        batch = pad([*queries, *compared], text.pad_id).to(language_model.device)
-        state, other_state = language_model.split(self.split_layer).trunk(batch).split(len(queries))
+        similar = [
+            [text.encode_pair(about, answer) for about in self._about_similar(language_model, prompt, subject)]
+            for prompt, answer, subject in zip(prompts, answers, subjects, strict=True)
+        ]
+        # One pass of the trunk for all: at few edits at a time its cost is that of reading the weights.
+        texts = [*queries, *compared, *chain.from_iterable(similar)]
+        batch = pad(texts, text.pad_id).to(language_model.device)
+        state, rest = language_model.split(self.split_layer).trunk(batch).split(len(queries))
+        other_state, similar_state = rest.split(len(compared))
         other_inputs = None
         if compared:
             other_inputs = read_other_inputs(
                 language_model, queries, others, other_state, self.split_layer, self.matrices
             )
+        similar_inputs = None
+        if any(similar):
+            counts = [len(texts) for texts in similar]
+            similar_inputs = read_similar_inputs(language_model, similar_state, counts, self.split_layer, self.matrices)
         signals = read_signals(
             language_model,
             state,
@@ -145,8 +164,18 @@ class GradientEditor(Editor, Generic[ConfigT]):
             self.matrices,
             average=self.config.edit_loss == "mean",
             others=other_inputs,
+            similar=similar_inputs,
         )
         return self.deltas(signals, self.embeddings(language_model, requests, instructions), len(requests))
+
+    def _about_similar(self, language_model: LanguageModel, prompt: str, subject: str | None) -> list[str]:
+        """Return the prompt about subjects that are similar to its own; none where it does not name its subject."""
+        if not self.similar_subjects or not subject or subject not in prompt:
+            return []
+        if self._similar is None or self._similar_for != language_model.fingerprint:
+            self._similar, self._similar_for = SimilarSubjects(language_model), language_model.fingerprint
+        names = self._similar.nearest(subject, self.similar_subjects)
+        return [prompt.replace(subject, name) for name in names]
 
     @torch.no_grad()
     def edit(

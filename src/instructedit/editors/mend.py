@@ -18,9 +18,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from instructedit.deltas.delta import DeltaBatch
-from instructedit.deltas.factors import Factor
+from instructedit.deltas.factors import Factor, LowRank
 from instructedit.editors.gradient import GradientEditor, GradientEditorConfig, stack_tokens
 from instructedit.editors.hypernetwork import Hypernetwork, zero_linear
+from instructedit.editors.null_space import towards_null_space
 from instructedit.editors.signals import Signal
 from instructedit.models.structure import Matrix
 
@@ -36,6 +37,13 @@ class HypernetworkConfig(GradientEditorConfig):
         description="subtract from the inputs what they are with another subject in the prompt, so that an edit keeps "
         "to its subject; costs one more forward pass",
     )
+    null_space: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="so many similar subjects are put into the prompt, and the edit is moved towards the null space of "
+        "the inputs that they cause, so that it keeps them too",
+    )
 
 
 class MendConfig(HypernetworkConfig):
@@ -44,8 +52,8 @@ class MendConfig(HypernetworkConfig):
     name: Literal["mend"] = Field("mend", description="of the method")
 
 
-#: Contrast at the start: kappa = sigmoid(2) = 0.88.
-CONTRAST_LOGIT = 2.0
+#: Contrast and null space at the start: kappa = rho = sigmoid(2) = 0.88.
+START_LOGIT = 2.0
 
 HypernetworkConfigT = TypeVar("HypernetworkConfigT", bound=HypernetworkConfig)
 
@@ -87,8 +95,14 @@ class HypernetworkEditor(GradientEditor[HypernetworkConfigT]):
         self.contrast_condition: nn.Linear | None = None
         self.reads_other_subject = config.contrast
         if config.contrast:
-            self.contrast_logit = nn.Parameter(torch.full((len(self.matrices),), CONTRAST_LOGIT))
+            self.contrast_logit = nn.Parameter(torch.full((len(self.matrices),), START_LOGIT))
             self.contrast_condition = zero_linear(embedding_dim, len(self.matrices))
+        self.null_space_logit: nn.Parameter | None = None
+        self.null_space_condition: nn.Linear | None = None
+        self.similar_subjects = config.null_space
+        if config.null_space:
+            self.null_space_logit = nn.Parameter(torch.full((len(self.matrices),), START_LOGIT))
+            self.null_space_condition = zero_linear(embedding_dim, len(self.matrices))
 
     def round_in_place(self, dtype: torch.dtype) -> None:
         """Let the hypernetworks compute in ``dtype``, which is then that of the deltas; for use after training."""
@@ -112,12 +126,19 @@ class HypernetworkEditor(GradientEditor[HypernetworkConfigT]):
             return None
         return _conditioned(self.contrast_logit, self.contrast_condition, embeddings).sigmoid()
 
+    def null_spaces(self, embeddings: Tensor | None) -> Tensor | None:
+        """Return rho of :mod:`instructedit.editors.null_space`, like :meth:`contrasts`."""
+        if self.null_space_logit is None:
+            return None
+        return _conditioned(self.null_space_logit, self.null_space_condition, embeddings).sigmoid()
+
     def deltas(self, signals: Mapping[str, Signal], embeddings: Tensor | None, edits: int) -> DeltaBatch:
         """See :meth:`GradientEditor.deltas`; one call of each hypernetwork for all its matrices."""
         device = self.log_lr.device
         index = {matrix.name: number for number, matrix in enumerate(self.matrices)}
         step_sizes = self.step_sizes(embeddings).expand(edits, -1)
         contrasts = self.contrasts(embeddings)
+        strengths = self.null_spaces(embeddings)
         factors: dict[str, Factor] = {}
         for shape, group in self._groups.items():
             inputs = [signals[matrix.name] for matrix in group]
@@ -140,7 +161,13 @@ class HypernetworkEditor(GradientEditor[HypernetworkConfigT]):
                 group, inputs, pseudo_u.split(sizes), pseudo_delta.split(sizes), strict=True
             ):
                 alpha = step_sizes[:, index[matrix.name]][signal.edit.to(device)].to(b.dtype)
-                factors[matrix.name] = stack_tokens(a, -alpha[:, None] * b, signal.edit, edits)
+                factor = stack_tokens(a, -alpha[:, None] * b, signal.edit, edits)
+                if strengths is not None and signal.similar_u is not None:
+                    own = stack_tokens(signal.u.to(device), b, signal.edit, edits).a.mT
+                    rho = strengths.expand(edits, -1)[:, index[matrix.name]]
+                    moved = towards_null_space(factor.a, own, signal.similar_u.to(device), rho)
+                    factor = LowRank(moved, factor.b)
+                factors[matrix.name] = factor
         ranks = {name: torch.bincount(signal.edit, minlength=edits).to(device) for name, signal in signals.items()}
         return DeltaBatch({matrix.name: factors[matrix.name] for matrix in self.matrices}, ranks)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from instructedit.editors.contrast import OtherInputs
+from instructedit.editors.null_space import SimilarInputs
 from instructedit.errors import EditorError
 from instructedit.models.finite import finite
 from instructedit.models.hooks import removed_on_exit
@@ -40,12 +41,15 @@ class Signal:
         edit: (tokens,) index of the edit that a token belongs to; ascending.
         other_u: (tokens, inputs) u with another subject in the prompt, zero where there is none; None if it was not
             read. See :mod:`instructedit.editors.contrast`.
+        similar_u: (edits, keys, inputs) the inputs with similar subjects in the prompt, of all tokens, zero where an
+            edit has fewer; None if they were not read. See :mod:`instructedit.editors.null_space`.
     """
 
     u: Tensor
     delta: Tensor
     edit: Tensor
     other_u: Tensor | None = None
+    similar_u: Tensor | None = None
 
 
 def edit_loss(logits: Tensor, batch: TokenBatch, average: bool = True) -> Tensor:
@@ -62,6 +66,7 @@ def read_signals(
     matrices: Sequence[Matrix],
     average: bool = True,
     others: OtherInputs | None = None,
+    similar: SimilarInputs | None = None,
 ) -> dict[str, Signal]:
     """Return the signals of a batch of edits, one edit a row: one forward and one backward pass through the top.
 
@@ -78,6 +83,7 @@ def read_signals(
         average: over the target's tokens, as MEND has it: a long target's tokens then each leave a weaker signal than
             a short one's. Else the losses of the tokens are summed.
         others: inputs of the matrices with another subject, which are added to the signals.
+        similar: inputs of the matrices with similar subjects, likewise.
 
     Raises:
         EditorError: a matrix was not reached, or an edit's gradient is zero or not finite there.
@@ -117,7 +123,8 @@ def read_signals(
         if half:
             u, delta = u.float(), delta.float() / FLOAT16_SCALE
         other_u = None if others is None else others[matrix.name]
-        signals[matrix.name] = _tokens_with_gradient(matrix.name, u, delta, state.batch, other_u)
+        signal = _tokens_with_gradient(matrix.name, u, delta, state.batch, other_u)
+        signals[matrix.name] = signal if similar is None else replace(signal, similar_u=similar[matrix.name])
     return signals
 
 

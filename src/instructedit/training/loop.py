@@ -51,8 +51,8 @@ from instructedit.training.warmup import warm_up_encoder
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
-#: Parameters with one number for each matrix: step sizes alpha and contrasts kappa, before exponential and sigmoid.
-PER_MATRIX = ("log_lr", "contrast_logit")
+#: Parameters with one number for each matrix: alpha, kappa and rho, before exponential and sigmoid.
+PER_MATRIX = ("log_lr", "contrast_logit", "null_space_logit")
 EDITOR = EDITOR_WEIGHTS
 
 
@@ -271,17 +271,24 @@ class Trainer:
 def initial_editor(recipe: Recipe, language_model: LanguageModel) -> GradientEditor:
     """Return a new editor, or the one that the recipe starts from.
 
+    An editor without a null space can be given one: its new parameters are those of a new editor.
+
     Raises:
         EditorError: That one has another shape than the recipe's.
     """
     if recipe.start_from is None:
         return create_editor(recipe.editor, language_model)
     editor = load_editor(recipe.start_from, language_model, to_train=True)
-    if editor.config != recipe.editor:
+    if editor.config == recipe.editor:
+        return editor
+    wanted = recipe.editor.model_dump()
+    if editor.config.model_dump() != {**wanted, "null_space": 0}:
         raise EditorError(
             f"the config of {recipe.start_from} differs from `editor:` in the recipe; use the same settings"
         )
-    return editor
+    extended = create_editor(recipe.editor, language_model)
+    extended.load_state_dict({**extended.state_dict(), **editor.state_dict()})
+    return extended.train()
 
 
 def checkpoint_settings(recipe: Recipe) -> dict[str, Any]:
