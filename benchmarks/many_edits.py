@@ -32,7 +32,7 @@ from instructedit.editors.lookup import find_editor
 from instructedit.editors.saving import digest_of
 from instructedit.evaluation.metrics import MetricGroup, registered_metrics
 from instructedit.evaluation.runner import evaluate
-from instructedit.merging.normal_equation import PRESERVE, merge
+from instructedit.merging.normal_equation import PRESERVE, answers_of, merge
 from instructedit.merging.texts import texts_of
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRequest
@@ -113,7 +113,8 @@ def main() -> None:
             total = sum(deltas[1:count], start=deltas[0])
             measure(count, "sum", total, time.perf_counter() - began)
         began = time.perf_counter()
-        texts = texts_of([record.request for record in records[:count]], language_model, editor.answer)
+        requests = [record.request for record in records[:count]]
+        texts = texts_of(requests, language_model, answers_of(editor, requests))
         merged = merge(deltas[:count], texts, language_model, preserve=options.preserve)
         measure(count, "merged", merged, time.perf_counter() - began)
     write_result(

@@ -7,6 +7,7 @@
     ├── DeltaError              a delta does not belong to this base model, or its file is damaged
     ├── EditorError             an editor cannot edit: no gradient, NaN, wrong shapes, not trained
     ├── ServerError             a server of language models cannot be reached, or refuses an edit
+    ├── LedgerError             a ledger of edits cannot be opened, is damaged, or refuses an edit
     └── CheckpointError         a run cannot resume: its checkpoint is damaged or belongs to another recipe
 
 Each message states what is wrong, where, and what to do. The command line prints the message without a traceback and
@@ -75,6 +76,10 @@ class DeltaError(InstructEditError):
 
 class EditorError(InstructEditError):
     """An editor cannot produce an edit."""
+
+
+class LedgerError(InstructEditError):
+    """A ledger of edits cannot be opened, is damaged, or refuses an edit."""
 
 
 class ServerError(InstructEditError):

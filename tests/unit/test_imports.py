@@ -23,7 +23,7 @@ RANKS = {
     "deltas": 5,
     "editors": 6,
     **dict.fromkeys(("training", "evaluation", "merging"), 7),
-    **dict.fromkeys(("experiments", "instructions", "analysis", "base_model", "export"), 8),
+    **dict.fromkeys(("experiments", "instructions", "analysis", "base_model", "export", "ledger"), 8),
     "cli": 9,
     **dict.fromkeys(("", "__main__"), 10),
 }

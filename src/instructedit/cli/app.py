@@ -17,6 +17,7 @@ from instructedit.cli import (
     doctor,
     edit,
     editors,
+    edits,
     evaluate,
     export,
     instructions,
@@ -51,6 +52,7 @@ app.command("reproduce")(reproduce.reproduce)
 app.command("tasks")(tasks.tasks)
 app.command("metrics")(metrics.metrics)
 app.command("editors")(editors.editors)
+app.add_typer(edits.app, name="edits")
 app.add_typer(models.app, name="models")
 app.add_typer(instructions.app, name="instructions")
 app.add_typer(analyze.app, name="analyze")

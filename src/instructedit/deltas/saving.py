@@ -29,8 +29,12 @@ def save_delta(delta: Delta, path: str | Path) -> None:
     Raises:
         DataError: the file cannot be written.
     """
-    header = {"format": FORMAT, "metadata": delta.metadata.model_dump_json()}
-    write_atomically(path, pack(delta.tensors, header))
+    write_atomically(path, pack_delta(delta))
+
+
+def pack_delta(delta: Delta) -> bytes:
+    """Return the content of a delta's file; equal deltas give equal bytes."""
+    return pack(delta.tensors, {"format": FORMAT, "metadata": delta.metadata.model_dump_json()})
 
 
 def load_sum(paths: Sequence[str | Path]) -> Delta:

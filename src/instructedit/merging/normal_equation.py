@@ -115,9 +115,14 @@ def make_merged_edit(
         EditorError: see :func:`make_edits`.
     """
     deltas = make_edits(editor, language_model, requests, tasks)
-    answer = editor.answer if isinstance(editor, GradientEditor) else str
-    texts = texts_of(requests, language_model, answer)
+    texts = texts_of(requests, language_model, answers_of(editor, requests))
     return merge(deltas, texts, language_model, preserve=preserve, on_matrix=on_matrix)
+
+
+def answers_of(editor: Editor, requests: Sequence[EditRequest]) -> list[str]:
+    """Return the text that the editor was trained to write after each request's prompt."""
+    answer = editor.answer if isinstance(editor, GradientEditor) else str
+    return [answer(request.target) for request in requests]
 
 
 @torch.no_grad()

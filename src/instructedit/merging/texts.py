@@ -8,17 +8,15 @@ sentences about the same relation in other words. A text need not be right: what
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
 from torch.nn import functional
 
 from instructedit.data.facts import relation_templates, shipped_facts
 from instructedit.editors.contrast import OTHER_SUBJECT, with_other_subject
 from instructedit.models.language_model import LanguageModel
-from instructedit.models.text import pad
+from instructedit.models.next_token import next_token_log_probs
 from instructedit.records import EditRequest
 
 #: A prompt and the answer after it.
@@ -45,7 +43,7 @@ class Counts:
 def texts_of(
     requests: Sequence[EditRequest],
     language_model: LanguageModel,
-    answer: Callable[[str], str],
+    answers: Sequence[str],
     counts: Counts | None = None,
     seed: int = 0,
 ) -> list[list[Text]]:
@@ -56,7 +54,7 @@ def texts_of(
     Args:
         requests: the edits.
         language_model: the base model.
-        answer: turns a target into the text that follows the prompt; see :meth:`GradientEditor.answer`.
+        answers: the text that follows each prompt; see :meth:`GradientEditor.answer`.
         counts: of the texts.
         seed: of their choice; each request's texts depend on itself and the seed alone.
     """
@@ -65,7 +63,7 @@ def texts_of(
     templates = [way for entry in relation_templates().values() for way in (*entry["statements"], *entry["questions"])]
     nearest = _nearest(requests, language_model, templates, max(counts.templates, counts.prefixed_templates))
     texts = []
-    for request, near in zip(requests, nearest, strict=True):
+    for request, answer, near in zip(requests, answers, nearest, strict=True):
         rng = random.Random(f"{seed}-{request.prompt}-{request.target}")
         prompts = [request.prompt]
         subject = request.subject if request.subject and request.subject in request.prompt else None
@@ -76,7 +74,7 @@ def texts_of(
             filled = [template.replace("{subject}", subject) for template in near]
             prompts += filled[: counts.templates]
             prompts += [f"{rng.choice(facts).sentence(rng)} {text}" for text in filled[: counts.prefixed_templates]]
-        texts.append([(prompt, answer(request.target)) for prompt in prompts])
+        texts.append([(prompt, answer) for prompt in prompts])
     return texts
 
 
@@ -85,21 +83,9 @@ def _nearest(
 ) -> list[list[str]]:
     """Return for each request the templates after which the base model expects the most similar next words."""
     prompts = [with_other_subject(request.prompt, request.subject) or request.prompt for request in requests]
-    expected = _expected(language_model, [*prompts, *(way.replace("{subject}", OTHER_SUBJECT) for way in templates)])
+    ways = [template.replace("{subject}", OTHER_SUBJECT) for template in templates]
+    expected = next_token_log_probs(language_model, [*prompts, *ways])
     expected = functional.normalize(expected - expected[len(prompts) :].mean(0), dim=-1)
     similar = expected[: len(prompts)] @ expected[len(prompts) :].mT
     best = similar.topk(min(count, len(templates)), dim=-1).indices.tolist()
     return [[templates[index] for index in row] for row in best]
-
-
-@torch.no_grad()
-def _expected(language_model: LanguageModel, prompts: Sequence[str], batch: int = 64) -> Tensor:
-    """Return the log probabilities of the next token after each prompt, (prompts, vocabulary)."""
-    rows = []
-    for start in range(0, len(prompts), batch):
-        part = [language_model.text.encode_pair(prompt, ".") for prompt in prompts[start : start + batch]]
-        padded = pad(part, language_model.text.pad_id).to(language_model.device)
-        logits = language_model.split(0).full(padded)
-        first = torch.searchsorted(padded.rows, torch.arange(len(part), device=padded.rows.device))
-        rows.append(logits[first].float().log_softmax(-1).cpu())
-    return torch.cat(rows)
