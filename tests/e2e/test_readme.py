@@ -22,7 +22,11 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))]
 #: Blocks that run as they are; the others need data or a model of the user's.
-TESTED = re.findall(r"<!-- tested -->\n```bash\n(.*?)```", README, flags=re.DOTALL)
+TESTED = [
+    block
+    for text in (README, *DOCS)
+    for block in re.findall(r"<!-- tested -->\n```bash\n(.*?)```", text, flags=re.DOTALL)
+]
 #: Blocks that need a model that has to be downloaded.
 WITH_MODEL = re.findall(r"<!-- with ([\w-]+) -->\n```bash\n(.*?)```", README, flags=re.DOTALL)
 #: Examples of edits; tests/integration/test_guides.py runs those of modules.
@@ -32,7 +36,7 @@ EXAMPLES = [
     for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     if "hendrix.safetensors" in code
 ]
-GROUPS = {"instructions", "analyze"}
+GROUPS = {"instructions", "analyze", "edits"}
 
 
 def options_by_command() -> dict[str, set[str]]:
