@@ -154,6 +154,18 @@ def test_a_stage_starts_from_the_editor_of_the_one_before(gpt2: LanguageModel, d
         train(stages[1].model_copy(update={"start_from": str(data / "two" / EDITOR)}), gpt2, data / "two", data)
 
 
+def test_a_later_stage_may_add_a_null_space(gpt2: LanguageModel, data: Path) -> None:
+    first, second = staged(3, {}, {"editor": {"null_space": 2}, "optimisation": {"learning_rate": 1e-9}})
+    train(first, gpt2, data / "one", data)
+    second = second.model_copy(update={"start_from": str(data / "one" / EDITOR)})
+    train(second, gpt2, data / "two", data)
+    before, after = (load_file(data / folder / EDITOR) for folder in ("one", "two"))
+    assert after.keys() - before.keys() == {"null_space_logit", "null_space_condition.weight"}
+    weights = [name for name in before if "norm_" not in name and name != "log_lr"]
+    for name in weights:
+        torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=1e-5)
+
+
 def test_another_seed_is_another_run(gpt2: LanguageModel, data: Path) -> None:
     for seed in (0, 1):
         train(recipe().model_copy(update={"seed": seed}), gpt2, data / str(seed), data)

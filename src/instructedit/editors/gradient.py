@@ -53,6 +53,10 @@ class GradientEditorConfig(EditorConfig):
         False, description="the answer of edits and in training ends with a full stop, so that generation stops there"
     )
 
+    def continues(self, earlier: GradientEditorConfig) -> bool:
+        """Return whether an editor with these hyperparameters can be trained on from one with the earlier ones."""
+        return self == earlier
+
 
 ConfigT = TypeVar("ConfigT", bound=GradientEditorConfig, default=Any)
 

@@ -46,6 +46,12 @@ class HypernetworkConfig(GradientEditorConfig):
     )
 
 
+    def continues(self, earlier: GradientEditorConfig) -> bool:
+        """Return whether the two are equal, or the earlier one has no null space yet."""
+        without = earlier.model_copy(update={"null_space": self.null_space})
+        return self == earlier or (isinstance(earlier, HypernetworkConfig) and not earlier.null_space and self == without)
+
+
 class MendConfig(HypernetworkConfig):
     """Hyperparameters of MEND."""
 

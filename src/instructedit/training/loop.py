@@ -281,8 +281,7 @@ def initial_editor(recipe: Recipe, language_model: LanguageModel) -> GradientEdi
     editor = load_editor(recipe.start_from, language_model, to_train=True)
     if editor.config == recipe.editor:
         return editor
-    wanted = recipe.editor.model_dump()
-    if editor.config.model_dump() != {**wanted, "null_space": 0}:
+    if not recipe.editor.continues(editor.config):
         raise EditorError(
             f"the config of {recipe.start_from} differs from `editor:` in the recipe; use the same settings"
         )

@@ -20,7 +20,7 @@ from instructedit.storage.reading import read_yaml_file
 from instructedit.training.recipe import Recipe, parse_recipe
 
 #: Settings that all stages share, as each starts from the editor of the one before.
-SHARED = ("base", "dtype", "editor", "start_from")
+SHARED = ("base", "dtype", "start_from")
 
 
 def load_stages(name_or_path: str | Path) -> list[Recipe]:
@@ -55,10 +55,13 @@ def parse_stages(
     """
     if not isinstance(raw, dict):
         return [parse_recipe(raw, source)]
-    return [
-        parse_recipe(merged(settings, dict(overrides or {})), place)
-        for place, settings in resolve_stages(raw, source, SHARED)[:count]
-    ]
+    stages: list[Recipe] = []
+    for place, settings in resolve_stages(raw, source, SHARED)[:count]:
+        stage = parse_recipe(merged(settings, dict(overrides or {})), place)
+        if stages and not stage.editor.continues(stages[-1].editor):
+            raise RecipeError(place, ["editor: must be the same in all stages; only `null_space` may be added later"])
+        stages.append(stage)
+    return stages
 
 
 def resolve_stages(raw: dict[Any, Any], source: object, shared: Collection[str]) -> list[tuple[object, dict[Any, Any]]]:

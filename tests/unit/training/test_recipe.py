@@ -267,6 +267,7 @@ def test_tasks_by_name_are_the_same_as_a_list_and_a_list_replaces_them() -> None
         ("twice", "stages: expected a list"),
         ([{}, None], "stages: expected a list"),
         ([{}, {"editor": {"rank": 3}}], "editor: must be the same in all stages"),
+        ([{"editor": {"null_space": 2}}, {"editor": {"null_space": 0}}], "editor: must be the same in all stages"),
         ([{}, {"start_from": "x"}], "start_from: must be the same in all stages"),
         ([{}, {"optimisation": {"steps": 0}}], "optimisation.steps: "),
     ],
