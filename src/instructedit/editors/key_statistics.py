@@ -6,26 +6,18 @@ cache folder (``INSTRUCTEDIT_CACHE``, default ``~/.cache/instructedit``).
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from instructedit.data.facts import shipped_facts
-from instructedit.errors import DataError
 from instructedit.models.inputs import read_inputs
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import linear_shape
 from instructedit.models.text import pad
-from instructedit.storage.cache import cache_folder
-from instructedit.storage.writing import write_atomically
-
-logger = logging.getLogger(__name__)
+from instructedit.storage.cached_tensors import cached_tensor, keep_tensor
 
 
 def second_moment(language_model: LanguageModel, matrix: str, sentences: int = 3000, seed: int = 0) -> Tensor:
@@ -47,19 +39,16 @@ def second_moments(
         sentences: how many are read.
         seed: of their choice.
     """
-    folder = cache_folder() / "keys"
-    paths = {name: folder / f"{language_model.fingerprint}-{name}-{sentences}-{seed}.safetensors" for name in matrices}
+    files = {name: f"keys/{language_model.fingerprint}-{name}-{sentences}-{seed}.safetensors" for name in matrices}
     moments: dict[str, Tensor] = {}
-    for name, path in paths.items():
-        moment = _cached(path, language_model.model.get_submodule(name))
+    for name, file in files.items():
+        shape = linear_shape(language_model.model.get_submodule(name))
+        moment = None if shape is None else cached_tensor(file, (shape[0], shape[0]))
         if moment is not None:
             moments[name] = moment
     computed = _compute(language_model, [name for name in matrices if name not in moments], sentences, seed)
     for name, moment in computed.items():
-        try:
-            write_atomically(paths[name], save({"moment": moment.cpu().contiguous()}))
-        except DataError as error:
-            logger.warning("%s; the key statistics are not cached. Set INSTRUCTEDIT_CACHE to another folder", error)
+        keep_tensor(files[name], moment, "the key statistics")
     moments |= computed
     return {name: moments[name].to(language_model.device) for name in matrices}
 
@@ -68,23 +57,6 @@ def regularised_covariance(language_model: LanguageModel, matrix: str, sentences
     """Return C with ``ridge`` times the mean of its diagonal added to its diagonal, (inputs, inputs)."""
     moment = second_moment(language_model, matrix, sentences)
     return moment + ridge * moment.diagonal().mean() * torch.eye(len(moment), device=moment.device)
-
-
-def _cached(path: Path, module: torch.nn.Module) -> Tensor | None:
-    """Return the statistics in a file; None where they are not those of the matrix."""
-    try:
-        with safe_open(str(path), framework="pt") as stored:
-            moment: Tensor = stored.get_tensor("moment")
-    except (OSError, SafetensorError, ValueError, RuntimeError):
-        return None
-    shape = linear_shape(module)
-    fits = (
-        shape is not None
-        and moment.shape == (shape[0], shape[0])
-        and moment.dtype is torch.float32
-        and bool(moment.isfinite().all())
-    )
-    return moment if fits else None
 
 
 @torch.no_grad()

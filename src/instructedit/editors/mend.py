@@ -45,11 +45,12 @@ class HypernetworkConfig(GradientEditorConfig):
         "the inputs that they cause, so that it keeps them too",
     )
 
-
     def continues(self, earlier: GradientEditorConfig) -> bool:
         """Return whether the two are equal, or the earlier one has no null space yet."""
-        without = earlier.model_copy(update={"null_space": self.null_space})
-        return self == earlier or (isinstance(earlier, HypernetworkConfig) and not earlier.null_space and self == without)
+        if self == earlier:
+            return True
+        extended = earlier.model_copy(update={"null_space": self.null_space})
+        return isinstance(earlier, HypernetworkConfig) and not earlier.null_space and self == extended
 
 
 class MendConfig(HypernetworkConfig):

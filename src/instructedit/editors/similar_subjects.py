@@ -8,6 +8,7 @@ hidden state at the last token of a name knows the kind of thing that the name s
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from functools import cache
@@ -19,6 +20,7 @@ from torch.nn import functional
 from instructedit.data.facts import shipped_facts
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import pad
+from instructedit.storage.cached_tensors import cached_tensor, keep_tensor
 
 #: So many subjects of each relation of the shipped facts can be chosen.
 PER_RELATION = 25
@@ -35,7 +37,13 @@ class SimilarSubjects:
     def __init__(self, language_model: LanguageModel, names: Sequence[str] | None = None) -> None:
         self._language_model = language_model
         self._names = tuple(names or known_subjects())
-        states = self._states(self._names)
+        digest = hashlib.sha256("\n".join(self._names).encode()).hexdigest()[:12]
+        file = f"subjects/{language_model.fingerprint}-{digest}.safetensors"
+        states = cached_tensor(file, (len(self._names), language_model.structure.hidden))
+        if states is None:
+            states = self._states(self._names)
+            keep_tensor(file, states, "the states of known subjects")
+        states = states.to(language_model.device)
         self._mean, self._deviation = states.mean(0), states.std(0) + 1e-6
         self._directions = self._normalised(states)
         self._chosen: dict[tuple[str, int], tuple[str, ...]] = {}
