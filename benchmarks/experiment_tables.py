@@ -322,12 +322,32 @@ def quantised_table() -> str:
 
 
 def many_edits_table() -> str:
-    """Edits at once, added up and merged."""
+    """Edits at once, added up and merged, on both models."""
+    lines = []
+    for model, file in (("bundled", "many-edits"), ("SmolLM2", "many-edits-smollm2")):
+        for row in read(file)["rows"]:
+            increase = row["perplexity_increase"]
+            perplexity = f"{100 * increase:+.1f}%" if increase < 100 else "destroyed"
+            scores = (interval(row["metrics"][metric]) for metric in (R, G, L))
+            lines.append([model, str(row["edits"]), row["how"], *scores, perplexity])
+    return markdown(["model", "edits", "how", *(HEADS[metric] for metric in (R, G, L)), "perplexity"], lines)
+
+
+def same_sentence_table() -> str:
+    """The edit's own sentence about other subjects, by editor."""
+    columns = ("holds", "kept", "takes the new answer")
+    lines = [[row["editor"], *(interval(row[column]) for column in columns)] for row in read("same-sentence")["rows"]]
+    return markdown(["editor", "the edit holds", "other subjects keep their answer", "take the new one"], lines)
+
+
+def exports_table() -> str:
+    """Exported edits in other programs."""
+    difference, same = "largest difference of logits", "same answers"
     lines = [
-        [str(row["edits"]), row["how"], *(interval(row["metrics"][metric]) for metric in (R, G, L))]
-        for row in read("many-edits")["rows"]
-    ]
-    return markdown(["edits", "how", *(HEADS[metric] for metric in (R, G, L))], lines)
+        [row["format"], f"{row[difference]:.0e}" if difference in row else "–", f"{row[same]:.0f} of {row['prompts']}"
+         if same in row else "–"] for row in read("exports")["rows"]
+    ]  # fmt: skip
+    return markdown(["export", difference, same], lines)
 
 
 #: Matrices of `keys-smollm2` that the table shows: block, name in the block.

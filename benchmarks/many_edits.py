@@ -4,8 +4,8 @@
     python benchmarks/many_edits.py --base smollm2-135m-instruct --dtype bfloat16 --counts 10 50 --out FILE
 
 The edits are drawn from the test file with seed 0; larger counts contain the smaller ones. Each edit's Reliability,
-Generalization and Locality are measured with all edits in the model. The texts of the merged edits are made from
-the requests alone, never from the test paraphrases and probes.
+Generalization and Locality are measured with all edits in the model, and the perplexity of ordinary text. The texts of
+the merged edits are made from the requests alone, never from the test paraphrases and probes.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from instructedit.editors.editing import make_edits
 from instructedit.editors.gradient import GradientEditor
 from instructedit.editors.lookup import find_editor
 from instructedit.editors.saving import digest_of
+from instructedit.evaluation.health import measure_health
 from instructedit.evaluation.metrics import MetricGroup, registered_metrics
 from instructedit.evaluation.runner import evaluate
-from instructedit.merging.normal_equation import PRESERVE, answers_of, merge
+from instructedit.merging.normal_equation import PRESERVE, RIDGE, answers_of, merge
 from instructedit.merging.texts import texts_of
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRequest
@@ -104,8 +105,13 @@ def main() -> None:
         )  # fmt: skip
         numbers = sum(tensor.numel() for factor in delta.factors.values() for tensor in factor.tensors.values())
         metrics = {metric: found.metrics[metric].as_dict() for metric in METRICS}
-        rows.append({"edits": count, "how": how, "metrics": metrics, "seconds": round(seconds, 1), "numbers": numbers})
-        print(count, how, {metric: round(100 * found.metrics[metric].mean, 1) for metric in METRICS}, flush=True)
+        health = measure_health(language_model, delta)
+        rows.append(
+            {"edits": count, "how": how, "metrics": metrics, "seconds": round(seconds, 1), "numbers": numbers,
+             "perplexity_increase": round(health.perplexity_increase, 4), "health": health.as_dict()}
+        )  # fmt: skip
+        shown = {metric: round(100 * found.metrics[metric].mean, 1) for metric in METRICS}
+        print(count, how, shown, f"perplexity {health.perplexity_increase:+.1%}", flush=True)
 
     for count in options.counts:
         if not options.without_sum:
@@ -119,7 +125,7 @@ def main() -> None:
         measure(count, "merged", merged, time.perf_counter() - began)
     write_result(
         options.out, language_model, rows, editor=name, editor_digest=digest_of(name), file=file, seed=0,
-        preserve=options.preserve,
+        preserve=options.preserve, ridge=RIDGE,
     )  # fmt: skip
 
 

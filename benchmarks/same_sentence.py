@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,8 +68,8 @@ def questions(edits: int, others: int, seed: int) -> list[tuple[EditRecord, list
 
 
 def first_word(answer: str) -> str:
-    """Return the first word of an answer, for comparisons."""
-    return next(iter(normalised(natural_stop(answer)).split()), "")
+    """Return the first word of an answer, for comparisons; letters and digits alone."""
+    return next(iter(re.findall(r"\w+", normalised(natural_stop(answer)))), "")
 
 
 def measure(

@@ -261,6 +261,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "base": experiments.base_table,
     "smollm2": experiments.smollm2_table,
     "keys": experiments.keys_table,
+    "same-sentence": experiments.same_sentence_table,
+    "exports": experiments.exports_table,
     "quantised": experiments.quantised_table,
     "many-edits": experiments.many_edits_table,
     "smollm2-scope": experiments.smollm2_scope_table,

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from instructedit.errors import InstructEditError
     from instructedit.evaluation.edit_report import EditReport, report_edit
     from instructedit.evaluation.runner import evaluate
+    from instructedit.ledger.ledger import Ledger
+    from instructedit.ledger.session import Session
+    from instructedit.ledger.tables import State
     from instructedit.models.language_model import LanguageModel, load_language_model
     from instructedit.records import EditRecord, EditRequest, Probe
     from instructedit.tasks.loading import load_task
@@ -34,8 +37,11 @@ _MODULES = {
     "EditRequest": "records",
     "InstructEditError": "errors",
     "LanguageModel": "models.language_model",
+    "Ledger": "ledger.ledger",
     "Probe": "records",
     "Recipe": "training.recipe",
+    "Session": "ledger.session",
+    "State": "ledger.tables",
     "Task": "tasks.task",
     "evaluate": "evaluation.runner",
     "load_delta": "deltas.saving",
@@ -59,8 +65,11 @@ __all__ = [
     "EditRequest",
     "InstructEditError",
     "LanguageModel",
+    "Ledger",
     "Probe",
     "Recipe",
+    "Session",
+    "State",
     "Task",
     "evaluate",
     "load_delta",

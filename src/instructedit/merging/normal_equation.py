@@ -4,12 +4,15 @@ Deltas that are added up disturb one another: each answers a little to the input
 them nothing is left of any. Here every edit is first run alone. At an edited matrix and a token of the edit's own
 texts, its input is the key x, and what its delta adds to the output is the value v = x D_i. The merged change is
 
-    D = argmin sum w |x D - v|^2 + preserve * n * E|k D|^2 = (sum w x^T x + preserve * n * C)^-1 sum w x^T v,
+    D = argmin sum w |x D - v|^2 + preserve * n * E|k D|^2 + ridge * n * c |D|^2
+      = (sum w x^T x + preserve * n * C + ridge * n * c I)^-1 sum w x^T v,
 
 with the sums over all tokens of all edits, w = ``own_weight`` for an edit's own prompt and 1 for its other texts, n
-edits, and C = E[k^T k] the second moment of the matrix's inputs k over ordinary text: MEMIT's equation (Meng et al.
-2023, equation 14) with the values of a trained editor. Matrices are merged one after the other, from the bottom up, and
-the keys of each are read with the changes below it in place.
+edits, C = E[k^T k] the second moment of the matrix's inputs k over ordinary text, and c the mean of its diagonal:
+MEMIT's equation (Meng et al. 2023, equation 14) with the values of a trained editor. C protects text like that which it
+was measured on, the ridge everything else: without it, twelve edits raised SmolLM2's perplexity on other text by 71%.
+Matrices are merged one after the other, from the bottom up, and the keys of each are read with the changes below it in
+place.
 """
 
 from __future__ import annotations
@@ -38,8 +41,8 @@ from instructedit.tasks.task import Task
 
 #: Texts at a time.
 BATCH = 64
-#: Weight of the model's other answers, and sentences of ordinary text for C.
-PRESERVE, SENTENCES = 0.3, 1000
+#: Weights of ordinary text and of the change's size, and sentences of ordinary text for C.
+PRESERVE, RIDGE, SENTENCES = 3.0, 10.0, 1000
 #: Weight of an edit's own prompt against each of its other texts.
 OWN_WEIGHT = 50.0
 
@@ -132,6 +135,7 @@ def merge(
     language_model: LanguageModel,
     *,
     preserve: float = PRESERVE,
+    ridge: float = RIDGE,
     own_weight: float = OWN_WEIGHT,
     sentences: int = SENTENCES,
     on_matrix: Callable[[str], None] = lambda name: None,
@@ -143,7 +147,8 @@ def merge(
         texts: for each edit the prompts and answers at whose tokens its effect is to be kept: its own and, for
             paraphrases and for what it leaves unchanged, others. Their answers are read, not trained.
         language_model: the base model.
-        preserve: weight of everything else. More of it keeps more of the model and less of the edits.
+        preserve: weight of ordinary text. More of it keeps more of the model and less of the edits.
+        ridge: weight of the change's own size, which keeps what ordinary text has nothing of; positive.
         own_weight: weight of the first text of each edit, its own prompt; that of the others is 1.
         sentences: of ordinary text, for C; see :func:`second_moments`.
         on_matrix: called with each matrix's name when it is merged.
@@ -168,7 +173,9 @@ def merge(
         own = [name for name in names if block_of(name) == block]
         values, alone = zip(*(batch.values(language_model, block, own) for batch in batches), strict=True)
         for name in own:
-            left = preserve * len(deltas) * moments[name].cpu()
+            moment = moments[name].cpu()
+            identity = moment.diagonal().mean() * torch.eye(len(moment))
+            left = len(deltas) * (preserve * moment + ridge * identity)
             right = torch.zeros(len(left), next(d.factors[name].shape[1] for d in deltas if name in d.factors))
             for batch, by_name in zip(batches, values, strict=True):
                 roots = batch.token_weights().sqrt()
@@ -176,8 +183,6 @@ def merge(
                 left = left + keys.mT @ keys
                 if name in by_name:  # else no edit of this batch changes the matrix
                     right = right + keys.mT @ (by_name[name].float() * roots)
-            # A little of the diagonal, so that directions that no text has do not make the equation singular.
-            left = left + 1e-6 * left.diagonal().mean() * torch.eye(len(left))
             change = torch.linalg.solve(left.double(), right.double()).float()
             merged = Delta({**merged.factors, name: Dense(change)}, merged.metadata)
             on_matrix(name)
