@@ -8,6 +8,7 @@ prompt as safetensors (PEFT and transformers), or the answers as JSON (llama.cpp
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import urllib.request
@@ -68,17 +69,26 @@ def by_llama_cpp(base: str, adapter: str, prompts: list[str]) -> list[str]:
     return [post("/completion", {"prompt": prompt, **greedy})["content"] for prompt in prompts]
 
 
-def main(kind: str, base: str, exported: str, prompts: Path, out: Path) -> None:
+def main() -> None:
     """Read one export and write what it gives."""
-    texts = json.loads(prompts.read_text(encoding="utf-8"))
-    if kind == "llama.cpp":
-        out.write_text(json.dumps(by_llama_cpp(base, exported, texts)), encoding="utf-8")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kind", choices=["peft", "transformers", "llama.cpp"])
+    parser.add_argument("base", help="the base model's folder or GGUF file")
+    parser.add_argument("exported", help="what was exported; - for no adapter")
+    parser.add_argument("prompts", type=Path)
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args()
+    prompts = json.loads(options.prompts.read_text(encoding="utf-8"))
+    if options.kind == "llama.cpp":
+        answers = by_llama_cpp(options.base, options.exported, prompts)
+        options.out.write_text(json.dumps(answers), encoding="utf-8")
         return
     from safetensors.torch import save_file
 
-    save_file({"logits": by_transformers(base, exported, texts, adapter=kind == "peft")}, out)
+    logits_ = by_transformers(options.base, options.exported, prompts, adapter=options.kind == "peft")
+    save_file({"logits": logits_}, options.out)
 
 
 if __name__ == "__main__":
     assert not any(name.startswith("instructedit") for name in sys.modules)
-    main(sys.argv[1], sys.argv[2], sys.argv[3], Path(sys.argv[4]), Path(sys.argv[5]))
+    main()

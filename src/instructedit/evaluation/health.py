@@ -29,8 +29,8 @@ class HealthLimits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    perplexity: float | None = Field(0.05, ge=0, description="relative increase of the perplexity of ordinary text")
-    divergence: float | None = Field(0.25, ge=0, description="mean KL of the next token after unrelated prompts, nats")
+    perplexity: float | None = Field(0.2, ge=0, description="relative increase of the perplexity of ordinary text")
+    divergence: float | None = Field(0.5, ge=0, description="mean KL of the next token after unrelated prompts, nats")
     changed: float | None = Field(0.25, ge=0, le=1, description="share of unrelated answers that begin in another way")
     norm: float | None = Field(1.0, ge=0, description="norm of the change relative to the changed matrices")
 

@@ -42,7 +42,7 @@ def find_conflicts(request: EditRequest, instruction: str | None, earlier: Itera
     """Return the earlier edits that answer the same question, in their order.
 
     Two prompts ask the same question if they have the same words, or if one is a paraphrase of the other by the shipped
-    relation templates. What only a model can tell is for :meth:`Session.answered_by`.
+    relation templates. About other wordings a :class:`~instructedit.ledger.session.Session` asks the model.
     """
     return [
         Conflict(entry, conflict_kind(request, instruction, entry))

@@ -144,7 +144,7 @@ class Session:
         self._attached.close()
         try:
             made = self._make(requests, tasks)
-            known = {} if on_conflict == "keep" else {i: self.answered_by(new.request) for i, new in enumerate(made)}
+            known = {} if on_conflict == "keep" else {i: self._answered_by(new.request) for i, new in enumerate(made)}
             if on_conflict == "refuse":  # as the ledger will, but before what takes long
                 enabled = self.enabled()
                 for index, new in enumerate(made):
@@ -181,15 +181,15 @@ class Session:
             for entry, new in zip(old, made, strict=True):
                 succeeds = self._gives(new.delta, new.request.prompt, new.request)
                 state = State.ENABLED if succeeds else State.DISABLED
-                new = replace(new, made_from=entry.uid)
+                [added] = self.ledger.add([replace(new, made_from=entry.uid)], "keep", state=state)
                 if succeeds and entry.base == self.language_model.fingerprint and entry.state is State.ENABLED:
                     self.ledger.set_state([entry.id], State.DISABLED, "rebuilt")
-                rebuilt.append(Rebuilt(entry, self.ledger.add([new], "keep", state=state)[0], succeeds))
+                rebuilt.append(Rebuilt(entry, added, succeeds))
             return rebuilt
         finally:
             self.refresh()
 
-    def answered_by(self, request: EditRequest) -> list[Conflict]:
+    def _answered_by(self, request: EditRequest) -> list[Conflict]:
         """Return the enabled edits about the same subject that answer the request's prompt with their own target.
 
         They are about the same relation in other words, which no comparison of texts would find.
