@@ -1,9 +1,14 @@
-"""What the tests share: tiny random models of ten families, own records, and the public data where it is at hand."""
+"""What the tests share: tiny random models of ten families, own records, databases, and public data where at hand."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import pwd
+import shutil
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may reach for the network
@@ -41,6 +46,7 @@ from transformers import (
 from instructedit.data.locations import data_folder
 from instructedit.editors.gradient import create_editor, editor_config, trained_class
 from instructedit.editors.mend import Mend
+from instructedit.ledger.ledger import Ledger
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
 
@@ -275,3 +281,57 @@ def public_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the public data sets are not at hand; set INSTRUCTEDIT_DATA")
     return folder
+
+
+def as_postgres(*command: str) -> None:
+    """Run a command of PostgreSQL, which refuses to run as root."""
+    user = "postgres" if os.geteuid() == 0 else None
+    subprocess.run(command, check=True, user=user, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Callable[[], str]]:
+    """URLs of new databases of a PostgreSQL server, which is started for the tests."""
+    found = shutil.which("pg_ctl")
+    tools = Path(found).resolve().parent if found else None
+    if tools is None or not (tools / "initdb").exists():
+        packaged = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+        if not packaged:
+            pytest.skip("needs PostgreSQL")
+        tools = packaged[-1].parent
+    if os.geteuid() == 0 and "postgres" not in {entry.pw_name for entry in pwd.getpwall()}:
+        pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
+    folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))  # a short path: it holds a socket
+    if os.geteuid() == 0:
+        shutil.chown(folder, "postgres")
+    data = folder / "data"
+    as_postgres(str(tools / "initdb"), "-D", str(data), "-U", "tester", "-A", "trust", "--no-sync")
+    settings = f"-k {folder} -c listen_addresses= -c fsync=off"
+    as_postgres(str(tools / "pg_ctl"), "-D", str(data), "-w", "-l", str(folder / "log"), "-o", settings, "start")
+
+    def create() -> str:
+        name = f"ledger_{uuid.uuid4().hex[:8]}"
+        as_postgres(str(tools / "createdb"), "-h", str(folder), "-U", "tester", name)
+        return f"postgresql+psycopg://tester@/{name}?host={folder}"
+
+    try:
+        yield create
+    finally:
+        as_postgres(str(tools / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new place for a ledger, in each kind of database."""
+    if request.param == "sqlite":
+        return str(tmp_path / "edits.db")
+    pytest.importorskip("psycopg")
+    create: Callable[[], str] = request.getfixturevalue("postgres")
+    return create()
+
+
+@pytest.fixture
+def ledger(where: str) -> Iterator[Ledger]:
+    with Ledger(where, author="Ada") as opened:
+        yield opened
