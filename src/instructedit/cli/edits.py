@@ -256,7 +256,7 @@ def rebuild(
     with _open(ledger, author) as opened:
         chosen = numbers or [entry.id for entry in opened.edits([State.ENABLED])]
         for number in chosen:
-            opened.edit(number)  # a wrong number is told before a model is loaded
+            opened.edit(number)  # fail on a wrong number before a model is loaded
         language_model = load_language_model(model, dtype=dtype, device=device)
         session = Session(language_model, opened, editor or editor_for(model), combine=combine)
         rebuilt = session.rebuild(chosen, report=not no_report)
@@ -323,14 +323,13 @@ def export(
 def import_edits(
     folder: Annotated[Path, typer.Argument(help="Folder that `instructedit edits export` wrote.")],
     ledger: LedgerOption = None,
-    author: Author = None,
     json_: JsonFile = None,
 ) -> None:
     """Add the edits of a folder, with their history; edits that the ledger has already are left out."""
     prepare_computation()
     from instructedit.ledger.archive import read_archive
 
-    with _open(ledger, author) as opened:
+    with _open(ledger) as opened:
         added, known = read_archive(opened, folder)
     if known:
         err.print(f"{known} edit(s) are in the ledger already")

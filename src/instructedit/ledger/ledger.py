@@ -155,13 +155,14 @@ class Ledger:
         """Return what is wrong with the ledger: an empty list if every edit can be read and is what it was."""
         problems = self.database.integrity()
         with self.database.reading() as session:
+            made_for: dict[str, tuple[EditRequest, ...]] = {}  # by digest; every delta is read once
             for digest in session.scalars(select(DeltaRow.digest)):
                 try:
-                    _load(session, digest, f"delta {digest[:12]}")
+                    made_for[digest] = _load(session, digest, f"delta {digest[:12]}").metadata.requests
                 except LedgerError as error:
                     problems.append(str(error))
             for row in session.scalars(select(EditRow)):
-                problems += self._problems_of(session, row)
+                problems += self._problems_of(session, row, made_for.get(row.delta))
         return problems
 
     def collect_garbage(self) -> tuple[int, int]:
@@ -241,14 +242,21 @@ class Ledger:
         session.add(EventRow(edit=row.id, state=state.value, author=self.author, time=datetime.now(UTC), reason=reason))
         session.flush()
 
-    def _problems_of(self, session: DatabaseSession, row: EditRow) -> list[str]:
+    def _problems_of(
+        self, session: DatabaseSession, row: EditRow, made_for: Collection[EditRequest] | None
+    ) -> list[str]:
+        """Return what is wrong with an edit, whose delta was made for these requests; None if it cannot be read."""
         problems = []
         last = session.scalar(select(EventRow).where(EventRow.edit == row.id).order_by(EventRow.id.desc()).limit(1))
         if last is None or last.state != row.state:
             problems.append(f"edit {row.id}: is {row.state}, but its last event is {last and last.state}")
         try:
             request = _entry(row).request
-            if request not in _load(session, row.delta, f"edit {row.id}").metadata.requests:
+            if made_for is None:
+                problems.append(
+                    f"edit {row.id}: its delta {row.delta[:12]} is damaged or missing; rebuild it from its request"
+                )
+            elif request not in made_for:
                 problems.append(f"edit {row.id}: its delta was made for another request")
         except LedgerError as error:
             problems.append(str(error))

@@ -1,7 +1,7 @@
 """A model with the edits of a ledger.
 
     with Session(language_model, Ledger("edits.db"), "smollm2") as session:
-        entry = session.edit(EditRequest(subject="iPhone", prompt="The iPhone was created by", target="Microsoft"))
+        [entry] = session.edit(EditRequest(subject="iPhone", prompt="The iPhone was created by", target="Microsoft"))
         ...                             # the model is edited by all enabled edits, for anything that uses it
         session.set_state([entry.id], State.DISABLED)
 
@@ -105,7 +105,7 @@ class Session:
     def delta(self, entries: Sequence[Entry] | None = None) -> Delta | None:
         """Return the change of some edits together, or of all enabled ones; None where there are none."""
         chosen = self.enabled() if entries is None else sorted(entries, key=lambda entry: entry.id)
-        self._loaded = {e.delta: self._loaded.get(e.delta) or self.ledger.delta(e) for e in chosen}
+        self._loaded = {entry.delta: self._delta_of(entry) for entry in chosen}
         return self._combined([(entry.delta, self._loaded[entry.delta], entry) for entry in chosen])
 
     def refresh(self) -> None:
@@ -207,7 +207,7 @@ class Session:
             kind = conflict_kind(request, None, entry)
             if kind is not ConflictKind.ANSWER or self._gives(None, request.prompt, entry.request):
                 continue
-            if self._gives(self.ledger.delta(entry), request.prompt, entry.request):
+            if self._gives(self._delta_of(entry), request.prompt, entry.request):
                 conflicts.append(Conflict(entry, kind))
         return conflicts
 
@@ -238,10 +238,10 @@ class Session:
         if self.limits is None:
             return made
         replaced = {conflict.entry.id for conflicts in known.values() for conflict in conflicts}
+        enabled = self.enabled()
         if on_conflict == "replace":
-            replaced |= {e.id for e in self.enabled() for new in made if ask_the_same(new.request, e.request)}
-        kept = [entry for entry in self.enabled() if entry.id not in replaced]
-        parts = [(e.delta, self._loaded.get(e.delta) or self.ledger.delta(e), e) for e in kept]
+            replaced |= {e.id for e in enabled for new in made if ask_the_same(new.request, e.request)}
+        parts = [(entry.delta, self._delta_of(entry), entry) for entry in enabled if entry.id not in replaced]
         added = [(hashlib.sha256(pack_delta(new.delta)).hexdigest(), new.delta, new) for new in made]
         together = self._combined([*parts, *added])
         assert together is not None
@@ -253,6 +253,10 @@ class Session:
                 f"{'; '.join(exceeded)}. Nothing was added. Disable other edits, or add it with gate `flag`"
             )
         return [replace(new, health={**health.as_dict(), "exceeded": exceeded}) for new in made]
+
+    def _delta_of(self, entry: Entry) -> Delta:
+        """Return what an edit changes; that of an edit of the last combination is not read again."""
+        return self._loaded.get(entry.delta) or self.ledger.delta(entry)
 
     def _combined(self, parts: Sequence[tuple[str, Delta, Entry | NewEdit]]) -> Delta | None:
         """Return edits as one change: (digest, delta, edit) of each, in the order of their numbers.
