@@ -39,7 +39,7 @@ _GOOD: dict[str, tuple[str, ...]] = {
     "--device-map": ("auto", "cpu", '{"": "cpu"}', '{"transformer": "cpu", "lm_head": "cpu"}'),
     "--protocol": ("plain", "generation", "paper"),
     "--templates": ("validation", "test"),
-    "--combine": ("merge", "sum"),
+    "--combine": ("distil", "merge", "sum"),
     "--format": ("peft", "gguf", "merged", "merged-gguf"),
     "edits": ("@delta",),
     "url": ("http://127.0.0.1:9",),

@@ -21,6 +21,8 @@ from instructedit.ledger import session as module
 from instructedit.ledger.ledger import Ledger
 from instructedit.ledger.session import Session
 from instructedit.ledger.tables import State
+from instructedit.merging import combining
+from instructedit.merging.combining import Combine
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import pad
 from instructedit.records import EditRequest
@@ -75,25 +77,26 @@ def test_the_model_is_edited_inside_and_the_base_outside(gpt2: LanguageModel, op
         assert torch.equal(logits(gpt2), edited)
 
 
+@pytest.mark.parametrize("how", ["merge", "distil"])
 def test_merged_edits_do_not_depend_on_what_was_toggled_before(
-    gpt2: LanguageModel, opened: Ledger, editor: str, monkeypatch: pytest.MonkeyPatch
+    gpt2: LanguageModel, opened: Ledger, editor: str, monkeypatch: pytest.MonkeyPatch, how: Combine
 ) -> None:
     merges: list[int] = []
-    merge = module.merge
+    merge = combining.merge
 
-    def counted(deltas: list[Delta], *args: object) -> Delta:
+    def counted(deltas: list[Delta], *args: object, **options: object) -> Delta:
         merges.append(len(deltas))
-        return merge(deltas, *args, sentences=50)  # type: ignore[arg-type]
+        return merge(deltas, *args, **options, sentences=50)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "merge", counted)
-    with Session(gpt2, opened, editor) as session:
+    monkeypatch.setattr(combining, "merge", counted)
+    with Session(gpt2, opened, editor, combine=how) as session:
         session.edit([request(name) for name in SUBJECTS[:3]], report=False)
         edited = logits(gpt2)
         session.set_state([2], State.DISABLED)
         session.set_state([1], State.DISABLED)
         session.set_state([1, 2], State.ENABLED)
         assert torch.equal(logits(gpt2), edited)
-    with Session(gpt2, opened, editor):
+    with Session(gpt2, opened, editor, combine=how):
         assert torch.equal(logits(gpt2), edited)
     assert merges == [3, 2, 3], "one edit is not merged, and what was merged last is kept"
 

@@ -15,11 +15,17 @@ from instructedit.deltas.factors import Dense
 from instructedit.editors.key_statistics import second_moments
 from instructedit.editors.lookup import find_editor
 from instructedit.editors.mend import Mend
+from instructedit.editors.ordinary_text import written_texts
 from instructedit.errors import DeltaError
 from instructedit.evaluation.generation import begins_with, generate
-from instructedit.merging.normal_equation import merge, stack
+from instructedit.merging.combining import combine
+from instructedit.merging.distillation import Distribution, distil
+from instructedit.merging.normal_equation import merge
+from instructedit.merging.stacking import stack
+from instructedit.merging.texts import Counts
+from instructedit.merging.texts import texts_of as chosen_texts
 from instructedit.models.language_model import LanguageModel
-from instructedit.models.text import pad
+from instructedit.models.text import Encoded, pad
 from instructedit.records import EditRequest
 
 SENTENCES = 40
@@ -111,6 +117,101 @@ def test_dense_changes_are_merged_as_well(
     dense = [Delta({n: Dense(f.dense()) for n, f in delta.factors.items()}, delta.metadata) for delta in low]
     found, wanted = (merge(deltas, texts, gpt2, sentences=SENTENCES) for deltas in (dense, low))
     torch.testing.assert_close(logits(gpt2, found, requests_), logits(gpt2, wanted, requests_), rtol=0.02, atol=0.05)
+
+
+def test_a_distribution_tells_its_most_likely_tokens_apart() -> None:
+    before, after = torch.randn(2, 5, 300, generator=torch.Generator().manual_seed(0)) * 4
+    taught = Distribution.of(before)
+    whole = (before.softmax(-1) * (before.log_softmax(-1) - after.log_softmax(-1))).sum(-1)
+    found = taught.divergence(after)
+    torch.testing.assert_close(taught.divergence(before), torch.zeros(5), atol=1e-5, rtol=0)
+    assert (found > 0).all()
+    assert (found <= whole + 1e-4).all()
+    few = Distribution.of(before[:, :100])  # all tokens but one are told apart
+    exact = before[:, :100].softmax(-1) * (before[:, :100].log_softmax(-1) - after[:, :100].log_softmax(-1))
+    torch.testing.assert_close(few.divergence(after[:, :100]), exact.sum(-1), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def apart(model: LanguageModel, taught: Delta, learned: Delta, queries: Sequence[Encoded]) -> float:
+    """Mean divergence of the next token."""
+    batch = pad(queries, model.text.pad_id)
+    with taught.attached(model):
+        wanted = Distribution.of(model.split(0).full(batch))
+    with learned.attached(model):
+        return wanted.divergence(model.split(0).full(batch)).mean().item()
+
+
+def test_distillation_comes_closer_to_each_edit_alone_and_keeps_ordinary_text(
+    gpt2: LanguageModel, new_editor: Callable[..., Mend], requests_: list[EditRequest]
+) -> None:
+    deltas, texts = deltas_of(gpt2, new_editor(gpt2, blocks=2), requests_), texts_of(requests_)
+    merged = merge(deltas, texts, gpt2, sentences=SENTENCES)
+    steps: list[tuple[int, int]] = []
+    taught = distil(merged, deltas, texts, gpt2, keep=0, on_step=lambda step, of, loss: steps.append((step, of)))
+    assert taught.factors.keys() == merged.factors.keys()
+    assert taught.metadata == merged.metadata
+    assert [step for step, _ in steps] == list(range(1, steps[0][1] + 1))
+
+    def from_alone(delta: Delta) -> float:
+        each = [
+            apart(gpt2, alone, delta, [gpt2.text.encode_pair(request.prompt, request.target)])
+            for request, alone in zip(requests_, deltas, strict=True)
+        ]
+        return sum(each) / len(each)
+
+    assert from_alone(taught) < 0.5 * from_alone(merged)
+    low = merged.compress(2)
+    taught_low = distil(low, deltas, texts, gpt2, keep=0)
+    assert {factor.rank for factor in taught_low.factors.values()} == {2}
+    assert taught_low.metadata.compression_error is None, "of a change that was trained on nothing can be said"
+    assert from_alone(taught_low) < from_alone(low)
+
+    base, ordinary = Delta({}, merged.metadata), written_texts(gpt2, seed=1)  # not those of the training
+    kept = distil(merged, deltas, texts, gpt2, keep=100)
+    assert apart(gpt2, base, kept, ordinary) < 0.8 * apart(gpt2, base, taught, ordinary)
+
+
+def test_distillation_is_the_same_every_time_and_leaves_the_model_as_it_is(
+    gpt2: LanguageModel, new_editor: Callable[..., Mend], requests_: list[EditRequest]
+) -> None:
+    deltas = deltas_of(gpt2, new_editor(gpt2, blocks=1), requests_)
+    before = {name: weight.clone() for name, weight in gpt2.model.state_dict().items()}
+    first, second = (
+        combine("distil", deltas, requests_, [r.target for r in requests_], gpt2).tensors for _ in range(2)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert all(torch.equal(weight, before[name]) for name, weight in gpt2.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in gpt2.model.parameters())
+
+
+def test_texts_of_an_edit_are_its_prompt_and_others_with_its_answer(
+    gpt2: LanguageModel, new_editor: Callable[..., Mend], requests_: list[EditRequest]
+) -> None:
+    requests = [requests_[0], requests_[1].model_copy(update={"subject": None})]
+    deltas, answers = deltas_of(gpt2, new_editor(gpt2, blocks=1), requests), [r.target for r in requests]
+    counts = Counts(others=2, prefixed=1, templates=3, prefixed_templates=1)
+    with_subject, without = chosen_texts(deltas, requests, answers, gpt2, counts)
+    assert [len(with_subject), len(without)] == [1 + 2 + 1 + 3 + 1, 1 + 1]
+    assert with_subject[0] == (requests[0].prompt, requests[0].target)
+    subject = requests[0].subject or ""
+    others, templates = [text for text, _ in with_subject[1:3]], [text for text, _ in with_subject[4:7]]
+    assert all(subject not in text for text in others)
+    assert all(subject in text for text in templates)
+    alone = chosen_texts(deltas[:1], requests[:1], answers[:1], gpt2, counts)
+    assert alone[0][:4] == with_subject[:4], "an edit's sentences do not depend on the other edits"
+
+    def loss(prompt: str) -> float:
+        batch = pad([gpt2.text.encode_pair(prompt, requests[0].target)], gpt2.text.pad_id)
+        with torch.no_grad(), deltas[0].attached(gpt2):
+            return (
+                torch.nn.functional.cross_entropy(gpt2.split(0).full(batch), batch.labels, reduction="none")
+                .max()
+                .item()
+            )
+
+    losses = [loss(text) for text in templates]
+    assert losses == sorted(losses), "best first"
 
 
 @pytest.mark.xdist_group("bundled")

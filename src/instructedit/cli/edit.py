@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from instructedit.cli.console import emit_json, err, out, table
+from instructedit.cli.console import emit_json, err, out, progress, table
 from instructedit.cli.options import Device, DeviceMap, Dtype, EditorFile, JsonFile, Model, TemplateFile, writable
 from instructedit.cli.requests import (
+    Combine,
     Instruction,
     Label,
     NoInstruction,
@@ -38,13 +39,6 @@ MAX_WARNINGS = 5
 _REQUEST_FIELDS = ("--prompt", "--target", "--subject", "--label")
 _INSTRUCTION_OPTIONS = ("--task", "--instruction", "--template-file")
 
-Combine = Annotated[
-    Literal["merge", "sum"],
-    typer.Option(
-        help="How several requests become one delta. `merge`: by the normal equation over their keys, so that tens and "
-        "hundreds hold together. `sum`: added up, which is faster and smaller, and works for a few."
-    ),
-]
 DeltaFiles = Annotated[
     list[Path] | None,
     typer.Option(help="Apply this saved delta instead of making an edit; repeat the option to add up several deltas."),
@@ -57,7 +51,11 @@ DeltaOut = Annotated[
 ]
 Rank = Annotated[
     int | None,
-    typer.Option(min=1, help="Compress the delta to this rank and print the relative error. Default: no compression."),
+    typer.Option(
+        min=1,
+        help="Compress the delta to this rank and print the relative error. With `--combine distil` the training comes "
+        "after the compression and makes up for much of it. Default: no compression.",
+    ),
 ]
 RequireSuccess = Annotated[bool, typer.Option("--require-success", help="Exit with code 1 if any edit fails.")]
 NewTokens = Annotated[int, typer.Option(min=1, help="Maximum length of the generated answers, in tokens.")]
@@ -73,7 +71,7 @@ def edit(
     template_file: TemplateFile = None,
     label: Label = None,
     requests: RequestFile = None,
-    combine: Combine = "merge",
+    combine: Combine = "distil",
     apply: DeltaFiles = None,
     ask: ExtraPrompts = None,
     out_file: DeltaOut = None,
@@ -123,9 +121,9 @@ def edit(
         delta = load_sum(apply)
     else:
         delta, method = _make_delta(
-            language_model, edits, editor or editor_for(model), task, template_file, no_instruction, combine
+            language_model, edits, editor or editor_for(model), task, template_file, no_instruction, combine, rank
         )
-    if rank is not None:
+    if rank is not None and apply:
         delta = delta.compress(rank)
     delta.check(language_model)
     report = report_edit(language_model, delta, method, new_tokens=new_tokens)
@@ -185,23 +183,27 @@ def _make_delta(
     task: str | None,
     template_file: Path | None,
     no_instruction: bool,
-    combine: str,
+    combine: Literal["distil", "merge", "sum"],
+    rank: int | None,
 ) -> tuple[Delta, Editor]:
     """Make the edit, print how each task was chosen, and return the delta with its editor."""
-    from instructedit.editors.editing import make_edit
     from instructedit.editors.lookup import find_editor
-    from instructedit.merging.normal_equation import make_merged_edit
+    from instructedit.merging.combining import make_combined_edit
 
     tasks: list[Task | None] = [None] * len(requests)
     notes: list[str] = []
     if not no_instruction:
         tasks, notes = tasks_of(requests, task, template_file, language_model)
     method = find_editor(editor, language_model)
-    if len(requests) > 1 and combine == "merge":
-        err.print(f"merging {len(requests)} edits")
-        delta = make_merged_edit(method, language_model, requests, tasks)
-    else:
-        delta = make_edit(method, language_model, requests, tasks)
+    with progress() as bar:
+        jobs: dict[str, int] = {}
+
+        def show(done: int, steps: int, what: str) -> None:
+            if what not in jobs:
+                jobs[what] = bar.add_task(f"{what} {len(requests)} edits", total=steps)
+            bar.update(jobs[what], completed=done)
+
+        delta = make_combined_edit(method, language_model, requests, tasks, combine, rank=rank, on_step=show)
     for note in notes:
         err.print(note)
     return delta, method

@@ -12,6 +12,7 @@ import typer
 from instructedit.cli.console import emit_json, err, out, quiet_libraries, table
 from instructedit.cli.options import Device, Dtype, EditorFile, JsonFile, Model, TemplateFile
 from instructedit.cli.requests import (
+    Combine,
     Instruction,
     Label,
     NoInstruction,
@@ -55,14 +56,6 @@ Author = Annotated[str | None, typer.Option(help="Who makes the change. Default:
 Reason = Annotated[str | None, typer.Option(help="Why, for the log.")]
 Numbers = Annotated[list[int], typer.Argument(metavar="EDITS...", help="Numbers of the edits.")]
 Number = Annotated[int, typer.Argument(help="Number of the edit.")]
-Combine = Annotated[
-    Literal["merge", "sum"],
-    typer.Option(
-        help="How several enabled edits become one change. `merge`: by the normal equation over their keys, so that "
-        "hundreds hold together. `sum`: added up, for a few. Each is made for the unedited base model, and none stands "
-        "on another."
-    ),
-]
 NoReport = Annotated[bool, typer.Option("--no-report", help="Do not measure what each edit does by itself.")]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -46,6 +46,15 @@ RequestFile = Annotated[
         help="Make several edits at once: a JSON Lines file with the fields prompt, target and optionally subject, "
         "task, instruction, ground_truth and label. --instruction applies to requests without their own. The report "
         "shows which edits succeeded."
+    ),
+]
+
+Combine = Annotated[
+    Literal["distil", "merge", "sum"],
+    typer.Option(
+        help="How several edits become one change; each is made for the unedited base model. `merge`: by the normal "
+        "equation over their keys. `distil`: the same, then trained to do what each edit does alone, so that a hundred "
+        "hold together with their paraphrases, which takes seconds for every edit. `sum`: added up, for a few."
     ),
 ]
 

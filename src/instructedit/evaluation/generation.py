@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from transformers import GenerationConfig
 
 from instructedit.deltas.delta import Delta
 from instructedit.editors.base import Edits
 from instructedit.errors import DataError
+from instructedit.models.decoding import decoding
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import pad
 
@@ -67,37 +67,13 @@ def generate(
             attached = edits.attached(language_model, edit_rows)
         elif delta is not None:
             attached = delta.attached(language_model)
-        with language_model.lock, attached, _greedily(language_model, min(new_tokens, remaining)) as greedy:
+        with language_model.lock, attached, decoding(language_model, min(new_tokens, remaining)) as greedy:
             out = language_model.model.generate(
                 input_ids=batch.ids, attention_mask=batch.mask.long(), generation_config=greedy
             )
         for index, ids in zip(chosen, out[:, batch.ids.shape[1] :], strict=True):
             texts[index] = str(language_model.tokenizer.decode(ids, skip_special_tokens=True))
     return [texts[index] for index in range(len(prompts))]
-
-
-@contextmanager
-def _greedily(language_model: LanguageModel, new_tokens: int) -> Iterator[GenerationConfig]:
-    """Replace the model's generation config by plain greedy decoding inside the ``with``, and yield it.
-
-    A checkpoint may have a repetition penalty, forbidden words or sampling in its own. Transformers takes what a
-    config leaves unset from the model's, so passing a neutral one to ``generate`` is not enough.
-    """
-    model = language_model.model
-    own = model.generation_config
-    neutral = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=new_tokens,
-        bos_token_id=getattr(own, "bos_token_id", None),
-        eos_token_id=getattr(own, "eos_token_id", None),
-        pad_token_id=language_model.text.pad_id,
-    )
-    model.generation_config = neutral
-    try:
-        yield neutral
-    finally:
-        model.generation_config = own
 
 
 #: What may stand before an answer, in lower case: punctuation and an article.

@@ -9,6 +9,7 @@ norm          Frobenius norm of the change, relative to the matrices that it cha
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -80,7 +81,6 @@ class Health:
         return {**asdict(self), "perplexity": dict(zip(("before", "after"), self.perplexity, strict=True))}
 
 
-@torch.no_grad()
 def measure_health(language_model: LanguageModel, delta: Delta) -> Health:
     """Compare an edited model with its base.
 
@@ -91,12 +91,24 @@ def measure_health(language_model: LanguageModel, delta: Delta) -> Health:
     Raises:
         DeltaError: the delta does not belong to the model.
     """
+    return compare_models(language_model, delta.attached(language_model), relative_norm(language_model, delta))
+
+
+@torch.no_grad()
+def compare_models(language_model: LanguageModel, edited: AbstractContextManager[None], norm: float) -> Health:
+    """Compare a model inside a context, in which it is edited, with what it is outside.
+
+    Args:
+        language_model: the base model.
+        edited: the context.
+        norm: of the change; see the module.
+    """
     before = _perplexity(language_model), next_token_log_probs(language_model, unrelated_prompts())
-    with delta.attached(language_model):
+    with edited:
         after = _perplexity(language_model), next_token_log_probs(language_model, unrelated_prompts())
     divergence = (before[1].exp() * (before[1] - after[1])).sum(-1).mean()
     changed = (before[1].argmax(-1) != after[1].argmax(-1)).float().mean()
-    return Health((before[0], after[0]), float(divergence), float(changed), relative_norm(language_model, delta))
+    return Health((before[0], after[0]), float(divergence), float(changed), norm)
 
 
 def relative_norm(language_model: LanguageModel, delta: Delta) -> float:

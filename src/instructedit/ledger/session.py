@@ -6,7 +6,7 @@
         session.set_state([entry.id], State.DISABLED)
 
 Inside the ``with`` the model is edited by the enabled edits that were made for it; outside it is the base, bit for bit.
-Every edit is made for the unedited base. Several are merged (:mod:`instructedit.merging`) or added up, always from
+Every edit is made for the unedited base. Several are combined (:mod:`instructedit.merging.combining`), always from
 their own deltas in the order of their numbers, so that the same edits give the same model whatever was toggled before,
 and one more or less never stands on what another left behind.
 """
@@ -17,6 +17,7 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, Self
 
 from instructedit.deltas.delta import Delta
@@ -33,15 +34,11 @@ from instructedit.ledger.conflicts import Conflict, ConflictKind, ask_the_same, 
 from instructedit.ledger.entry import Entry, NewEdit
 from instructedit.ledger.ledger import Ledger, OnConflict
 from instructedit.ledger.tables import State
-from instructedit.merging.normal_equation import answers_of, merge
-from instructedit.merging.texts import texts_of
+from instructedit.merging.combining import Combine, answers_of, combine
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
 from instructedit.tasks.loading import free_text_task, load_task
 from instructedit.tasks.task import Task
-
-#: How several enabled edits become one change.
-Combine = Literal["merge", "sum"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,8 @@ class Session:
         language_model: the unedited base model. Its lock is held inside the ``with``; other threads wait.
         ledger: the edits. Those of other base models are left alone; :meth:`rebuild` makes them for this one.
         editor: that makes new edits; a name or a file, see :func:`find_editor`. It is loaded when it is needed.
-        combine: how several edits become one change. `merge` lets hundreds hold together; `sum` is for a few.
+        combine: how several edits become one change; see :mod:`instructedit.merging.combining`. With ``distil``
+            every change of what is enabled takes seconds for each enabled edit.
         limits: of the model's health with all enabled edits, see :meth:`edit`; None measures nothing.
     """
 
@@ -261,24 +259,23 @@ class Session:
     def _combined(self, parts: Sequence[tuple[str, Delta, Entry | NewEdit]]) -> Delta | None:
         """Return edits as one change: (digest, delta, edit) of each, in the order of their numbers.
 
-        What was merged is kept in the ledger.
+        What was merged or distilled is kept in the ledger.
         """
         if not parts:
             return None
-        deltas = [delta for _, delta, _ in parts]
-        if len(deltas) == 1:
-            return deltas[0]
-        if self.combine == "sum":
-            return sum(deltas[1:], start=deltas[0])
+        edits, deltas = [edit for _, _, edit in parts], [delta for _, delta, _ in parts]
+        make = partial(
+            combine, self.combine, deltas, [e.request for e in edits], [e.answer for e in edits], self.language_model
+        )
+        if len(deltas) == 1 or self.combine == "sum":
+            return make()
         digests = [digest for digest, _, _ in parts]
-        key = hashlib.sha256("\n".join(["merge", self.language_model.fingerprint, *digests]).encode()).hexdigest()
-        merged = self.ledger.combination(key)
-        if merged is None:
-            edits = [edit for _, _, edit in parts]
-            texts = texts_of([e.request for e in edits], self.language_model, [e.answer for e in edits])
-            merged = merge(deltas, texts, self.language_model)
-            self.ledger.keep_combination(key, merged)
-        return merged
+        key = hashlib.sha256("\n".join([self.combine, self.language_model.fingerprint, *digests]).encode()).hexdigest()
+        together = self.ledger.combination(key)
+        if together is None:
+            together = make()
+            self.ledger.keep_combination(key, together)
+        return together
 
     def _gives(self, delta: Delta | None, prompt: str, request: EditRequest) -> bool:
         """Return whether the model with a delta continues a prompt with a request's target."""

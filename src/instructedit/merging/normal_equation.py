@@ -19,25 +19,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from instructedit.deltas.delta import Delta, DeltaBatch, DeltaMetadata
-from instructedit.deltas.factors import Dense, Factor, LowRank
-from instructedit.editors.base import Editor
-from instructedit.editors.editing import make_edits
-from instructedit.editors.gradient import GradientEditor
+from instructedit.deltas.delta import Delta, DeltaMetadata
+from instructedit.deltas.factors import Dense
 from instructedit.editors.key_statistics import second_moments
 from instructedit.errors import DeltaError
-from instructedit.merging.texts import Text, texts_of
+from instructedit.merging.stacking import stack
+from instructedit.merging.texts import Text
 from instructedit.models.inputs import read_block_inputs, read_inputs
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.split import TrunkState
 from instructedit.models.text import pad
-from instructedit.records import EditRequest
-from instructedit.tasks.task import Task
 
 #: Texts at a time.
 BATCH = 64
@@ -92,40 +87,6 @@ class _Batch:
         """Return the weight of each token's text, (tokens, 1)."""
         mask = self.merged.batch.mask.cpu()
         return self.weights[:, None].expand(mask.shape)[mask][:, None]
-
-
-def make_merged_edit(
-    editor: Editor,
-    language_model: LanguageModel,
-    requests: Sequence[EditRequest],
-    tasks: Task | str | Path | Sequence[Task | None] | None,
-    *,
-    preserve: float = PRESERVE,
-    on_matrix: Callable[[str], None] = lambda name: None,
-) -> Delta:
-    """Return all requests as one edit: each is made by itself, then they are merged.
-
-    Args:
-        editor: that makes the edits.
-        language_model: its base model.
-        requests: what to change.
-        tasks: see :func:`make_edits`.
-        preserve: see :func:`merge`.
-        on_matrix: see :func:`merge`.
-
-    Raises:
-        DataError: see :func:`make_edits`.
-        EditorError: see :func:`make_edits`.
-    """
-    deltas = make_edits(editor, language_model, requests, tasks)
-    texts = texts_of(requests, language_model, answers_of(editor, requests))
-    return merge(deltas, texts, language_model, preserve=preserve, on_matrix=on_matrix)
-
-
-def answers_of(editor: Editor, requests: Sequence[EditRequest]) -> list[str]:
-    """Return the text that the editor was trained to write after each request's prompt."""
-    answer = editor.answer if isinstance(editor, GradientEditor) else str
-    return [answer(request.target) for request in requests]
 
 
 @torch.no_grad()
@@ -222,26 +183,3 @@ def _batches(
         edits, rows = torch.tensor([edit for edit, _, _ in part]).unique(return_inverse=True)
         weights = torch.tensor([weight for _, weight, _ in part])
         yield _Batch(tuple(deltas[edit] for edit in edits.tolist()), rows, weights, state, state)
-
-
-def stack(deltas: Sequence[Delta], names: Sequence[str]) -> DeltaBatch:
-    """Return deltas as a batch, of the matrices that any of them changes; the others have zeros there."""
-    factors: dict[str, Factor] = {}
-    for name in names:
-        own = [delta.factors.get(name) for delta in deltas]
-        low = [factor for factor in own if isinstance(factor, LowRank)]
-        present = [factor for factor in own if factor is not None]
-        if not present:
-            continue
-        inputs, outputs = present[0].shape
-        if len(low) < len(present):
-            zero = torch.zeros(inputs, outputs, dtype=present[0].dtype)
-            factors[name] = Dense(torch.stack([zero if f is None else f.dense().to(zero.dtype) for f in own]))
-            continue
-        rank = max(factor.rank for factor in low)
-        a, b = low[0].a.new_zeros(len(deltas), inputs, rank), low[0].b.new_zeros(len(deltas), rank, outputs)
-        for index, factor in enumerate(own):
-            if isinstance(factor, LowRank):
-                a[index, :, : factor.rank], b[index, : factor.rank] = factor.a, factor.b
-        factors[name] = LowRank(a, b)
-    return DeltaBatch(factors)

@@ -1,8 +1,9 @@
 """The texts at whose tokens a merged edit is to do what the edit does alone.
 
 Its own prompt is not enough: the merged change would answer to that wording only. So the prompt also stands behind
-another sentence, is put about other subjects, which the edit may leave as they are, and its subject is put into
-sentences about the same relation in other words. A text need not be right: what is kept is what the edit does there.
+another sentence, is put about other subjects, which the edit may leave as they are, and its subject is put into other
+sentences: of the shipped templates that call for a similar next word, those in which the edit's own answer is most
+likely. A text need not be right: what is kept is what the edit does there.
 """
 
 from __future__ import annotations
@@ -11,13 +12,20 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch.nn import functional
 
 from instructedit.data.facts import relation_templates, shipped_facts
+from instructedit.deltas.delta import Delta
 from instructedit.editors.contrast import OTHER_SUBJECT, with_other_subject
+from instructedit.merging.stacking import stack
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.next_token import next_token_log_probs
+from instructedit.models.text import pad
 from instructedit.records import EditRequest
+
+#: Templates that an edit tries for each that it uses, and texts at a time.
+CANDIDATES, BATCH = 3, 64
 
 #: A prompt and the answer after it.
 Text = tuple[str, str]
@@ -30,7 +38,7 @@ class Counts:
     Attributes:
         others: the prompt about another subject.
         prefixed: the prompt behind another sentence.
-        templates: the subject in the relation templates that are most like the prompt.
+        templates: the subject in relation templates, see the module.
         prefixed_templates: the same, behind another sentence.
     """
 
@@ -41,9 +49,10 @@ class Counts:
 
 
 def texts_of(
+    deltas: Sequence[Delta],
     requests: Sequence[EditRequest],
-    language_model: LanguageModel,
     answers: Sequence[str],
+    language_model: LanguageModel,
     counts: Counts | None = None,
     seed: int = 0,
 ) -> list[list[Text]]:
@@ -52,30 +61,65 @@ def texts_of(
     A request whose subject is not in its prompt has no texts about subjects.
 
     Args:
-        requests: the edits.
-        language_model: the base model.
+        deltas: the edits.
+        requests: what they change.
         answers: the text that follows each prompt; see :meth:`GradientEditor.answer`.
+        language_model: the base model.
         counts: of the texts.
         seed: of their choice; each request's texts depend on itself and the seed alone.
     """
     counts = counts or Counts()
     facts = shipped_facts()
     templates = [way for entry in relation_templates().values() for way in (*entry["statements"], *entry["questions"])]
-    nearest = _nearest(requests, language_model, templates, max(counts.templates, counts.prefixed_templates))
+    used = max(counts.templates, counts.prefixed_templates)
+    nearest = _nearest(requests, language_model, templates, CANDIDATES * used)
+    candidates = [
+        [(way.replace("{subject}", subject), answer) for way in near] if (subject := _subject(request)) else []
+        for request, answer, near in zip(requests, answers, nearest, strict=True)
+    ]
+    chosen = _where_they_hold(deltas, candidates, language_model, used)
     texts = []
-    for request, answer, near in zip(requests, answers, nearest, strict=True):
+    for request, answer, filled in zip(requests, answers, chosen, strict=True):
         rng = random.Random(f"{seed}-{request.prompt}-{request.target}")
         prompts = [request.prompt]
-        subject = request.subject if request.subject and request.subject in request.prompt else None
-        if subject is not None:
+        if subject := _subject(request):
             prompts += [request.prompt.replace(subject, rng.choice(facts).subject) for _ in range(counts.others)]
         prompts += [f"{rng.choice(facts).sentence(rng)} {request.prompt}" for _ in range(counts.prefixed)]
-        if subject is not None:
-            filled = [template.replace("{subject}", subject) for template in near]
-            prompts += filled[: counts.templates]
-            prompts += [f"{rng.choice(facts).sentence(rng)} {text}" for text in filled[: counts.prefixed_templates]]
+        prompts += filled[: counts.templates]
+        prompts += [f"{rng.choice(facts).sentence(rng)} {text}" for text in filled[: counts.prefixed_templates]]
         texts.append([(prompt, answer) for prompt in prompts])
     return texts
+
+
+def _subject(request: EditRequest) -> str | None:
+    """Return the subject of a request; None where the prompt does not name it."""
+    return request.subject if request.subject and request.subject in request.prompt else None
+
+
+@torch.no_grad()
+def _where_they_hold(
+    deltas: Sequence[Delta], texts: Sequence[Sequence[Text]], language_model: LanguageModel, count: int
+) -> list[list[str]]:
+    """Return for each edit the ``count`` of its prompts after which it makes its answer most likely, best first."""
+    names = list(dict.fromkeys(name for delta in deltas for name in delta.factors))
+    split = language_model.split(min(language_model.structure.block_of(name) for name in names))
+    queries = [
+        (edit, prompt, language_model.text.encode_pair(prompt, answer))
+        for edit, own in enumerate(texts)
+        for prompt, answer in own
+    ]
+    queries.sort(key=lambda query: len(query[2].ids))
+    scored: list[list[tuple[float, str]]] = [[] for _ in texts]
+    for start in range(0, len(queries), BATCH):
+        part = queries[start : start + BATCH]
+        batch = pad([query for _, _, query in part], language_model.text.pad_id).to(language_model.device)
+        edits, rows = torch.tensor([edit for edit, _, _ in part]).unique(return_inverse=True)
+        with stack([deltas[edit] for edit in edits.tolist()], names).attached(language_model, rows):
+            losses = functional.cross_entropy(split.top(split.trunk(batch)).float(), batch.labels, reduction="none")
+        worst = torch.zeros(len(part)).scatter_reduce(0, batch.rows.cpu(), losses.cpu(), "amax")
+        for (edit, prompt, _), loss in zip(part, worst.tolist(), strict=True):
+            scored[edit].append((loss, prompt))
+    return [[prompt for _, prompt in sorted(own)[:count]] for own in scored]
 
 
 def _nearest(
