@@ -13,6 +13,7 @@ import typer
 from instructedit.cli import (
     analyze,
     build_base,
+    convert,
     demo,
     doctor,
     edit,
@@ -48,6 +49,7 @@ app.command("export")(export.export)
 app.command("push")(push.push)
 app.command("evaluate")(evaluate.evaluate_command)
 app.command("train")(train.train_command)
+app.command("convert")(convert.convert)
 app.command("reproduce")(reproduce.reproduce)
 app.command("tasks")(tasks.tasks)
 app.command("metrics")(metrics.metrics)

@@ -5,7 +5,8 @@ Mitchell et al., "Fast Model Editing at Scale" (ICLR 2022), as InstructEdit uses
     Delta W_l = - alpha_l * sum_t u~_t^T delta~_t,    (u~, delta~) = g(u, delta),
 
 where t runs over the tokens with a gradient. The step size alpha_l = exp(log_lr_l) is learned per matrix and can
-not change its sign. All matrices of one shape share one g.
+not change its sign, which is + for the matrices that the config names as ``ascending``. All matrices of one shape share
+one g.
 """
 
 from __future__ import annotations
@@ -43,6 +44,10 @@ class HypernetworkConfig(GradientEditorConfig):
         le=64,
         description="so many similar subjects are put into the prompt, and the edit is moved towards the null space of "
         "the inputs that they cause, so that it keeps them too",
+    )
+
+    ascending: tuple[str, ...] = Field(
+        (), description="matrices whose step goes up the transformed gradient; of converted checkpoints"
     )
 
     def continues(self, earlier: GradientEditorConfig) -> bool:
@@ -96,6 +101,7 @@ class HypernetworkEditor(GradientEditor[HypernetworkConfigT]):
                 for shape, group in self._groups.items()
             }
         )
+        self.signs = torch.tensor([1.0 if matrix.name in config.ascending else -1.0 for matrix in matrices])
         self.log_lr = nn.Parameter(torch.full((len(self.matrices),), config.step_size).log())
         self.log_lr_condition = zero_linear(embedding_dim, len(self.matrices))
         self.contrast_logit: nn.Parameter | None = None
@@ -168,7 +174,8 @@ class HypernetworkEditor(GradientEditor[HypernetworkConfigT]):
                 group, inputs, pseudo_u.split(sizes), pseudo_delta.split(sizes), strict=True
             ):
                 alpha = step_sizes[:, index[matrix.name]][signal.edit.to(device)].to(b.dtype)
-                factor = stack_tokens(a, -alpha[:, None] * b, signal.edit, edits)
+                sign = self.signs[index[matrix.name]].item()
+                factor = stack_tokens(a, sign * alpha[:, None] * b, signal.edit, edits)
                 if strengths is not None and signal.similar_u is not None:
                     own = stack_tokens(signal.u.to(device), b, signal.edit, edits).a.mT
                     rho = strengths.expand(edits, -1)[:, index[matrix.name]]
