@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from rendering import HEADS, Column, G, L, P, R, cell, find, grid, interval, markdown, read
 
 CORE, MEND = "InstructEdit (core)", "MEND (bundled)"
@@ -321,16 +324,46 @@ def quantised_table() -> str:
     return markdown(["weights", "distance", *(HEADS[metric] for metric in (R, G, L))], lines)
 
 
+#: Methods of `many-edits` by their editor and how its edits are combined, as the tables and the picture name them.
+TOGETHER = {
+    ("bundled", "distil"): "InstructEdit, `distil`",
+    ("bundled", "merge"): "InstructEdit, `merge`",
+    ("bundled", "sum"): "InstructEdit, `sum`",
+    ("smollm2", "distil"): "InstructEdit, `distil`",
+    ("smollm2", "merge"): "InstructEdit, `merge`",
+    ("smollm2", "sum"): "InstructEdit, `sum`",
+    ("bundled-mend", "distil"): "MEND, `distil`",
+    ("bundled-mend", "sum"): "MEND, `sum`",
+    ("memit", "joint"): "MEMIT",
+    ("lora", "joint"): "LoRA on all",
+    ("ft", "joint"): "FT-L on all",
+    ("grace", "joint"): "GRACE",
+    ("in-context", "joint"): "fact in the prompt, retrieved",
+}
+
+
+def method_of(row: dict[str, Any]) -> str:
+    """Return the name of a row's method; that of a file is its stem's last part."""
+    editor = Path(row["editor"]).stem if "/" in row["editor"] else row["editor"]
+    return TOGETHER[editor.removeprefix("smollm2-"), row["how"]]
+
+
 def many_edits_table() -> str:
-    """Edits at once, added up and merged, on both models."""
+    """Edits at once, by method and number, on both models."""
     lines = []
     for model, file in (("bundled", "many-edits"), ("SmolLM2", "many-edits-smollm2")):
-        for row in read(file)["rows"]:
-            increase = row["perplexity_increase"]
-            perplexity = f"{100 * increase:+.1f}%" if increase < 100 else "destroyed"
+        for row in sorted(read(file)["rows"], key=lambda row: (row["edits"], row["order"])):
+            increase, health = row.get("perplexity_increase"), row.get("health")
+            perplexity = "–" if increase is None else f"{100 * increase:+.1f}%" if increase < 100 else "destroyed"
+            unrelated = "–" if health is None else f"{100 * (1 - health['changed']):.0f}"
             scores = (interval(row["metrics"][metric]) for metric in (R, G, L))
-            lines.append([model, str(row["edits"]), row["how"], *scores, perplexity])
-    return markdown(["model", "edits", "how", *(HEADS[metric] for metric in (R, G, L)), "perplexity"], lines)
+            size, memory = row["bytes"] / 1e6, row["memory_mb"]
+            lines.append(
+                [model, str(row["edits"]), method_of(row), row["order"], *scores, unrelated, perplexity,
+                 f"{row['seconds']:.0f}", f"{memory}", f"{size:.2f}" if size < 1 else f"{size:.0f}"]
+            )  # fmt: skip
+    heads = ["model", "edits", "method", "order", *(HEADS[metric] for metric in (R, G, L)), "unrelated kept"]
+    return markdown([*heads, "perplexity", "s", "peak MB", "stored MB"], lines)
 
 
 def same_sentence_table() -> str:
@@ -342,12 +375,12 @@ def same_sentence_table() -> str:
 
 def exports_table() -> str:
     """Exported edits in other programs."""
-    difference, same = "largest difference of logits", "same answers"
-    lines = [
-        [row["format"], f"{row[difference]:.0e}" if difference in row else "–", f"{row[same]:.0f} of {row['prompts']}"
-         if same in row else "–"] for row in read("exports")["rows"]
-    ]  # fmt: skip
-    return markdown(["export", difference, same], lines)
+    difference, same, weights = "largest difference of logits", "same answers", "same answers on these weights"
+    lines = []
+    for row in read("exports")["rows"]:
+        counts = [f"{row[measure]:.0f} of {row['prompts']}" if measure in row else "–" for measure in (same, weights)]
+        lines.append([row["format"], f"{row[difference]:.0e}" if difference in row else "–", *counts])
+    return markdown(["export", difference, same, weights], lines)
 
 
 #: Matrices of `keys-smollm2` that the table shows: block, name in the block.

@@ -5,7 +5,8 @@
 Edits of CounterFact's test file are made one at a time by the shipped editor, exported in every format, and read in
 processes that do not import InstructEdit (benchmarks/export_readers.py). An edit is tried with its own prompt, its
 paraphrase, its neighbour, and prompts that it is not about, 100 prompts in all. Logits are compared in float32;
-answers are greedy, and compared with ours on the edited float32 model.
+answers are greedy, and compared with ours on the edited float32 model, and with ours on the weights that llama.cpp
+has: the same GGUF file, read by transformers and computed in float32.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ READER = Path(__file__).with_name("export_readers.py")
 PROMPTS_PER_EDIT = 25
 #: Types of the edited and of the other matrices in GGUF.
 PRECISIONS = ("Q8_0", "Q5_0", "Q4_0")
+#: Measures: of logits the largest counts, of answers how many are ours.
+DIFFERENCE, SAME, SAME_WEIGHTS = "largest difference of logits", "same answers", "same answers on these weights"
 
 
 def prompts_of(record: EditRecord) -> list[str]:
@@ -77,30 +79,37 @@ def read(kind: str, base: object, exported: object, prompts: Path, out: Path) ->
 
 def try_edit(
     language_model: LanguageModel, folder: Path, delta: Delta, prompts: list[str], sources: dict[str, Path], work: Path
-) -> dict[str, list[float]]:
-    """Return for each format the largest difference of logits, or whether each answer is ours."""
+) -> dict[str, dict[str, list[float]]]:
+    """Return for each format the measures of every prompt."""
     listed = work / "prompts.json"
     listed.write_text(json.dumps(prompts), encoding="utf-8")
     export_peft(delta, language_model, work / "peft", base_name=str(folder))
     export_merged(delta, language_model, work / "merged", base_name=str(folder))
     export_gguf_adapter(delta, language_model, work / "adapter.gguf")
     logits = our_logits(language_model, delta, prompts)
-    results: dict[str, list[float]] = {}
+    results: dict[str, dict[str, list[float]]] = {}
     for name, kind, exported in (("PEFT", "peft", "peft"), ("merged checkpoint", "transformers", "merged")):
         read(kind, folder, work / exported, listed, work / "out.safetensors")
         theirs = load_file(work / "out.safetensors")["logits"]
-        results[name] = (theirs - logits).abs().amax(-1).tolist()
-    ours = [text.strip() for text in generate(language_model, prompts, delta=delta, new_tokens=NEW_TOKENS)]
+        results[name] = {DIFFERENCE: (theirs - logits).abs().amax(-1).tolist()}
 
-    def answers(name: str, base: Path, adapter: object) -> None:
+    def ours(model: LanguageModel, change: Delta | None) -> list[str]:
+        return [text.strip() for text in generate(model, prompts, delta=change, new_tokens=NEW_TOKENS)]
+
+    def compare(name: str, base: Path, adapter: object, change: Delta | None) -> None:
         read("llama.cpp", base, adapter, listed, work / "out.json")
         theirs = [text.strip() for text in json.loads((work / "out.json").read_text(encoding="utf-8"))]
-        results[name] = [float(one == other) for one, other in zip(ours, theirs, strict=True)]
+        same_weights = ours(load_language_model(base, dtype="float32"), change)
+        results[name] = {
+            measure: [float(one == other) for one, other in zip(own, theirs, strict=True)]
+            for measure, own in ((SAME, exact), (SAME_WEIGHTS, same_weights))
+        }
 
+    exact = ours(language_model, delta)
     for precision, source in sources.items():
-        answers(f"GGUF adapter on {precision}", source, work / "adapter.gguf")
+        compare(f"GGUF adapter on {precision}", source, work / "adapter.gguf", delta)
         merge_into_gguf(delta, language_model, source, work / "merged.gguf", kind=precision, others=precision)
-        answers(f"merged GGUF, {precision}", work / "merged.gguf", "-")
+        compare(f"merged GGUF, {precision}", work / "merged.gguf", "-", None)
     return results
 
 
@@ -117,7 +126,7 @@ def main() -> None:
     editor = find_editor(name, language_model)
     task = load_task("counterfact")
     records = random.Random(0).sample(read_edits(task, FILE, find_data(), skip_incomplete=True), options.edits)
-    results: dict[str, list[float]] = {}
+    results: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         nothing = make_edits(editor, language_model, [records[0].request], task)[0].scale(0.0)
@@ -130,7 +139,8 @@ def main() -> None:
             [delta] = make_edits(editor, language_model, [record.request], task)
             folder = known_models()[options.base].folder
             for format_, values in try_edit(language_model, folder, delta, prompts_of(record), sources, work).items():
-                results.setdefault(format_, []).extend(values)
+                for measure, each in values.items():
+                    results.setdefault(format_, {}).setdefault(measure, []).extend(each)
     rows = [summary(format_, values) for format_, values in results.items()]
     for row in rows:
         print(row)
@@ -138,11 +148,10 @@ def main() -> None:
                  edits=options.edits, new_tokens=NEW_TOKENS)  # fmt: skip
 
 
-def summary(format_: str, values: list[float]) -> dict[str, Any]:
-    """Return the row of a format: the largest difference of logits, or how many answers are ours."""
-    measure: tuple[str, Callable[[list[float]], float]]
-    measure = ("same answers", sum) if "GGUF" in format_ else ("largest difference of logits", max)
-    return {"format": format_, "prompts": len(values), measure[0]: round(measure[1](values), 7)}
+def summary(format_: str, measures: dict[str, list[float]]) -> dict[str, Any]:
+    """Return the row of a format."""
+    totals = {name: round(max(each) if name == DIFFERENCE else sum(each), 7) for name, each in measures.items()}
+    return {"format": format_, "prompts": len(next(iter(measures.values()))), **totals}
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python benchmarks/figures.py docs/results/speed-gpt2-cpu.json --out docs/results
     python benchmarks/figures.py docs/results/curves-gpt2-cpu.json --out docs/results     (loss against edits)
     python benchmarks/figures.py docs/results/matched.json --out docs/results             (what is reached against kept)
+    python benchmarks/figures.py docs/results/many-edits.json --out docs/results          (scores against edits at once)
 
 Needs matplotlib.
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from experiment_tables import method_of
 
 matplotlib.use("Agg")
 
@@ -84,16 +86,40 @@ def draw_matched(result: dict[str, Any], path: Path) -> None:
     save_figure(figure, path, dpi=120)
 
 
+def draw_many_edits(result: dict[str, Any], path: Path) -> None:
+    """Scores against the number of edits in one model, a panel a score and a line a method and order."""
+    metrics = ("reliability", "generalization", "locality")
+    figure, panels = pyplot.subplots(1, 3, figsize=(10, 3.6), layout="constrained", sharey=True)
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        order = ", sequence" if row["order"] == "sequence" else ""
+        lines.setdefault(method_of(row).replace("`", "") + order, []).append(row)
+    for panel, metric in zip(panels, metrics, strict=True):
+        for number, (name, rows) in enumerate(lines.items()):
+            rows = sorted(rows, key=lambda row: row["edits"])
+            y = [100 * row["metrics"][metric]["mean"] for row in rows]
+            style = "--" if "sequence" in name else "-"
+            panel.plot([row["edits"] for row in rows], y, style, marker="o", color=f"C{number % 10}", label=name, ms=3)
+        panel.set_xscale("log")
+        panel.set_title(metric.capitalize(), fontsize=10)
+        panel.set_xlabel("edits in one model")
+        panel.set_ylim(-3, 103)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("%")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
+    save_figure(figure, path, dpi=100)
+
+
 def main() -> None:
-    """Draw the figure of a result of speed.py, curves.py or matched.py."""
+    """Draw the figure of a result of speed.py, curves.py, matched.py or many_edits.py."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("result", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="folder for the picture")
     options = parser.parse_args()
     path = options.out / f"{options.result.stem}.png"
     result = json.loads(options.result.read_text(encoding="utf-8"))
-    kind = draw if "sweeps" in result else draw_matched if "tasks" in result else draw_curves
-    kind(result, path)
+    kinds = {"sweeps": draw, "tasks": draw_matched, "rows": draw_many_edits, "ours": draw_curves}
+    next(kind for key, kind in kinds.items() if key in result)(result, path)
     print(path)
 
 

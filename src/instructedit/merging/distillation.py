@@ -8,8 +8,7 @@ through the model. So the merged change D is trained on, with the edits as its t
 
 with the divergences of the next token, in the edits' texts at every token of the answer. The texts are those of the
 merge; ordinary text is what the model writes by itself (:mod:`instructedit.editors.ordinary_text`). The steps are those
-of AdamW (Loshchilov & Hutter 2019); their size is relative to the entries of the merged change, so that it fits any
-model, and every step shrinks the change by a small share, so that what no text needs goes.
+of Adam (Kingma & Ba 2015); their size is relative to the entries of the merged change, so that it fits any model.
 """
 
 from __future__ import annotations
@@ -34,14 +33,12 @@ from instructedit.models.text import Encoded, pad
 PASSES, LEAST_STEPS = 3, 20
 #: Size of a step relative to the root mean square of the entries of the merged change.
 STEP = 0.05
-#: Share by which a step of full size shrinks the change.
-DECAY = 0.01
 #: Weight of ordinary text.
-KEEP = 3.0
+KEEP = 2.0
 #: Weight of an edit's own prompt against each of its other texts.
 OWN_WEIGHT = 3.0
 #: Texts of edits and ordinary texts at a time.
-BATCH, ORDINARY_BATCH = 64, 16
+BATCH, ORDINARY_BATCH = 32, 16
 #: Sentences about facts among the ordinary texts.
 SENTENCES = 128
 #: Tokens of a teacher's distribution that are told apart; all others count as one.
@@ -103,7 +100,6 @@ def distil(
     *,
     passes: int = PASSES,
     step_size: float = STEP,
-    decay: float = DECAY,
     keep: float = KEEP,
     seed: int = 0,
     on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
@@ -118,7 +114,6 @@ def distil(
         language_model: the base model.
         passes: over all texts of the edits.
         step_size: see :data:`STEP`.
-        decay: see :data:`DECAY`.
         keep: weight of ordinary text.
         seed: of the order of the texts.
         on_step: called after every step with its number, the number of steps and the loss.
@@ -129,11 +124,9 @@ def distil(
     lessons = list(_lessons_of_edits(deltas, texts, language_model, split, names))
     ordinary = list(_lessons_of_ordinary_text(language_model, split, seed))
     factors = {name: factor.map(_parameter) for name, factor in merged.factors.items()}
-    groups = []
-    for parameter in chain.from_iterable(factor.tensors.values() for factor in factors.values()):
-        rate = step_size * max(parameter.detach().square().mean().sqrt().item(), 1e-12)
-        groups.append({"params": [parameter], "lr": rate, "weight_decay": decay / rate})
-    adam = torch.optim.AdamW(groups, betas=(0.9, 0.99))
+    parameters = chain.from_iterable(factor.tensors.values() for factor in factors.values())
+    groups = [{"params": [p], "lr": step_size * p.detach().square().mean().sqrt().item()} for p in parameters]
+    adam = torch.optim.Adam(groups, betas=(0.9, 0.99))
     steps = max(passes * len(lessons), LEAST_STEPS)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: min(1.0, (step + 1) / 5) * (1 - 0.9 * step / steps))
     rng = random.Random(seed)

@@ -25,7 +25,7 @@ from instructedit.models.text import pad
 from instructedit.records import EditRequest
 
 #: Templates that an edit tries for each that it uses, and texts at a time.
-CANDIDATES, BATCH = 3, 64
+CANDIDATES, BATCH = 2, 64
 
 #: A prompt and the answer after it.
 Text = tuple[str, str]
@@ -44,8 +44,8 @@ class Counts:
 
     others: int = 2
     prefixed: int = 2
-    templates: int = 4
-    prefixed_templates: int = 2
+    templates: int = 6
+    prefixed_templates: int = 4
 
 
 def texts_of(
