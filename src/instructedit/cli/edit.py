@@ -200,8 +200,8 @@ def _make_delta(
 
         def show(done: int, steps: int, what: str) -> None:
             if what not in jobs:
-                jobs[what] = bar.add_task(f"{what} {len(requests)} edits", total=steps)
-            bar.update(jobs[what], completed=done)
+                jobs[what] = bar.add_task(f"{what} {len(requests)} edits")
+            bar.update(jobs[what], completed=done, total=steps)
 
         delta = make_combined_edit(method, language_model, requests, tasks, combine, rank=rank, on_step=show)
     for note in notes:

@@ -57,13 +57,15 @@ def combine(
         raise DeltaError("there are no edits to combine")
     if len(deltas) == 1 or how == "sum":
         return _compressed(sum(deltas[1:], start=deltas[0]), rank)
-    texts = texts_of(deltas, requests, answers, language_model)
     matrices = len({name for delta in deltas for name in delta.factors})
+    on_step(0, matrices, "merging")
+    texts = texts_of(deltas, requests, answers, language_model)
     done = iter(range(1, matrices + 1))
     merged = merge(deltas, texts, language_model, on_matrix=lambda name: on_step(next(done), matrices, "merging"))
     merged = _compressed(merged, rank)
     if how == "merge":
         return merged
+    on_step(0, 1, "distilling")  # the model may have to write its ordinary texts first
     return distil(
         merged, deltas, texts, language_model, on_step=lambda step, steps, loss: on_step(step, steps, "distilling")
     )
