@@ -345,7 +345,8 @@ TOGETHER = {
 def method_of(row: dict[str, Any]) -> str:
     """Return the name of a row's method; that of a file is its stem's last part."""
     editor = Path(row["editor"]).stem if "/" in row["editor"] else row["editor"]
-    return TOGETHER[editor.removeprefix("smollm2-"), row["how"]]
+    rank = f", rank {row['rank']}" if row.get("rank") else ""
+    return TOGETHER[editor, row["how"]] + rank
 
 
 def many_edits_table() -> str:
@@ -375,12 +376,14 @@ def same_sentence_table() -> str:
 
 def exports_table() -> str:
     """Exported edits in other programs."""
-    difference, same, weights = "largest difference of logits", "same answers", "same answers on these weights"
+    difference = "largest difference of logits"
+    rows = read("exports")["rows"]
+    same = [measure for measure in ("same answers", "same answers on these weights") if any(measure in r for r in rows)]
     lines = []
-    for row in read("exports")["rows"]:
-        counts = [f"{row[measure]:.0f} of {row['prompts']}" if measure in row else "–" for measure in (same, weights)]
+    for row in rows:
+        counts = [f"{row[measure]:.0f} of {row['prompts']}" if measure in row else "–" for measure in same]
         lines.append([row["format"], f"{row[difference]:.0e}" if difference in row else "–", *counts])
-    return markdown(["export", difference, same, weights], lines)
+    return markdown(["export", difference, *same], lines)
 
 
 #: Matrices of `keys-smollm2` that the table shows: block, name in the block.

@@ -159,7 +159,13 @@ def _words(text: str) -> list[str]:
 
 
 def trained(
-    editor: Editor, language_model: LanguageModel, requests: Sequence[EditRequest], task: Task, how: str, order: str
+    editor: Editor,
+    language_model: LanguageModel,
+    requests: Sequence[EditRequest],
+    task: Task,
+    how: str,
+    order: str,
+    rank: int | None,
 ) -> Together:
     """Return the edits of a trained editor, combined by ``how``."""
     if how == "sum" and order == "sequence":
@@ -171,7 +177,14 @@ def trained(
         return total
     deltas = make_edits(editor, language_model, requests, task)
     assert how in COMBINATIONS
-    together = combine(how, deltas, requests, answers_of(editor, requests), language_model)  # type: ignore[arg-type]
+    together = combine(
+        how,  # type: ignore[arg-type]
+        deltas,
+        requests,
+        answers_of(editor, requests),
+        language_model,
+        rank=rank,
+    )
     return Change(together, len(requests))
 
 
@@ -276,7 +289,13 @@ def retrieval(editor: InContext, language_model: LanguageModel, requests: Sequen
 
 
 def put_together(
-    editor: Editor, language_model: LanguageModel, requests: Sequence[EditRequest], task: Task, how: str, order: str
+    editor: Editor,
+    language_model: LanguageModel,
+    requests: Sequence[EditRequest],
+    task: Task,
+    how: str,
+    order: str,
+    rank: int | None = None,
 ) -> Together:
     """Return many edits in one model by the method of an editor.
 
@@ -287,6 +306,7 @@ def put_together(
         task: of all of them.
         how: of trained editors, how edits are combined.
         order: ``batch`` or ``sequence``.
+        rank: of every matrix's change, of trained editors; None leaves it free.
     """
     if isinstance(editor, Memit):
         return memit(editor, language_model, requests, order)
@@ -296,4 +316,4 @@ def put_together(
         return grace(editor, language_model, requests)
     if isinstance(editor, InContext):
         return retrieval(editor, language_model, requests)
-    return trained(editor, language_model, requests, task, how, order)
+    return trained(editor, language_model, requests, task, how, order, rank)

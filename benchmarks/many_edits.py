@@ -60,6 +60,7 @@ class Cell:
     order: str
     edits: int
     measured: int
+    rank: int | None = None
 
     def draw(self) -> list[EditRecord]:
         """Return the edits; those that are measured come first."""
@@ -91,7 +92,7 @@ def measure(cell: Cell, threads: int) -> dict[str, Any]:
     start_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()
     requests = [record.request for record in records]
-    together = put_together(editor, language_model, requests, task, cell.how, cell.order)
+    together = put_together(editor, language_model, requests, task, cell.how, cell.order, cell.rank)
     seconds = time.perf_counter() - began
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     scores = evaluate(
@@ -123,8 +124,8 @@ def cells(options: argparse.Namespace) -> list[Cell]:
                 for order in options.orders:
                     chosen.append(
                         Cell(
-                            options.base, options.dtype, name, options.task, task.files.test or "", how, order, count,
-                            min(count, options.measured),
+                            options.base, options.dtype, name, options.task, options.file or task.files.test or "", how,
+                            order, count, min(count, options.measured), options.rank if trained else None,
                         )
                     )  # fmt: skip
     return chosen
@@ -140,14 +141,16 @@ def main() -> None:
     parser.add_argument("--how", nargs="+", choices=COMBINATIONS, default=["distil"], help="of trained editors")
     parser.add_argument("--orders", nargs="+", choices=ORDERS, default=["batch"])
     parser.add_argument("--task", default="counterfact")
+    parser.add_argument("--file", help="of the data folder, from which the edits are drawn. Default: the test file")
+    parser.add_argument("--rank", type=int, help="of every matrix's change, of trained editors. Default: any")
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 10, 100], help="edits at once")
     parser.add_argument("--measured", type=int, default=100, help="edits whose scores are measured, at most")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     rows = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
     planned = cells(options)
-    identity = ("editor", "how", "order", "edits", "measured")
-    known = {tuple(row[key] for key in identity) for row in rows}
+    identity = ("editor", "how", "order", "edits", "measured", "rank")
+    known = {tuple(row.get(key) for key in identity) for row in rows}
     language_model = load_language_model(options.base, dtype=options.dtype)
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=fresh, max_tasks_per_child=1) as processes:
