@@ -6,13 +6,12 @@ cache folder (``INSTRUCTEDIT_CACHE``, default ``~/.cache/instructedit``).
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from instructedit.data.facts import shipped_facts
+from instructedit.editors.ordinary_text import fact_sentences
 from instructedit.models.inputs import read_inputs
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import linear_shape
@@ -64,10 +63,7 @@ def _compute(language_model: LanguageModel, matrices: Sequence[str], sentences: 
     """Return C by matrix, see :func:`second_moments`."""
     if not matrices:
         return {}
-    rng = random.Random(seed)
-    facts = shipped_facts()
-    texts = [fact.sentence(rng) for fact in rng.sample(facts, min(sentences, len(facts)))]
-    texts.sort(key=len)
+    texts = sorted(fact_sentences(sentences, seed), key=len)
     totals: dict[str, Tensor] = {}
     tokens = 0
     for start in range(0, len(texts), 64):

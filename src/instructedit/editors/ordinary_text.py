@@ -39,9 +39,9 @@ def fact_sentences(count: int, seed: int = 0) -> list[str]:
 def written_texts(language_model: LanguageModel, seed: int = 0) -> list[Encoded]:
     """Return what a base model writes by itself: samples, at temperature 1, of how it goes on.
 
-    It goes on after questions about all sorts of things, if it has a chat template also in that, and after the first
-    word of a text. Every token but the first of a text counts as a label. The texts are written
-    once for a base model and kept in the cache folder.
+    It goes on after questions about all sorts of things, also in its chat template if it has one, and after the first
+    word of a text. Every token of a text but the first counts as a label. The texts are written once for a base model
+    and kept in the cache folder.
     """
     starts = _starts(language_model, seed)
     digest = hashlib.sha256(repr(starts).encode()).hexdigest()[:16]
@@ -69,11 +69,13 @@ def _write(language_model: LanguageModel, starts: Sequence[Encoded], seed: int) 
     """Return starts and continuations, (texts, :data:`LENGTH`), with -1 where a text has ended."""
     rows = torch.full((len(starts), LENGTH), _NO_TOKEN)
     model, pad_id = language_model.model, language_model.text.pad_id
+    longest = min(LENGTH, language_model.text.max_length)
+    new_tokens = max(1, min(NEW_TOKENS, longest - len(starts[-1].ids)))
     devices = [language_model.device] if language_model.device.type == "cuda" else []
     with (
         language_model.lock,
         torch.random.fork_rng(devices),
-        decoding(language_model, NEW_TOKENS, sample=True) as drawn,
+        decoding(language_model, new_tokens, sample=True) as drawn,
     ):
         torch.manual_seed(seed)
         for first in range(0, len(starts), BATCH):
@@ -83,7 +85,7 @@ def _write(language_model: LanguageModel, starts: Sequence[Encoded], seed: int) 
             for index, (row, start) in enumerate(zip(out, starts[first:], strict=False), start=first):
                 new = row[batch.ids.shape[1] :].tolist()
                 length = next((i + 1 for i, token in enumerate(new) if token in ends), len(new))
-                ids = [*start.ids, *new[:length]][:LENGTH]
+                ids = [*start.ids, *new[:length]][:longest]
                 rows[index, : len(ids)] = torch.tensor(ids)
     return rows
 
