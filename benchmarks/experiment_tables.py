@@ -324,29 +324,25 @@ def quantised_table() -> str:
     return markdown(["weights", "distance", *(HEADS[metric] for metric in (R, G, L))], lines)
 
 
-#: Methods of `many-edits` by their editor and how its edits are combined, as the tables and the picture name them.
+#: Methods of `many-edits` by their editor, as the tables and the picture name them.
 TOGETHER = {
-    ("bundled", "distil"): "InstructEdit, `distil`",
-    ("bundled", "merge"): "InstructEdit, `merge`",
-    ("bundled", "sum"): "InstructEdit, `sum`",
-    ("smollm2", "distil"): "InstructEdit, `distil`",
-    ("smollm2", "merge"): "InstructEdit, `merge`",
-    ("smollm2", "sum"): "InstructEdit, `sum`",
-    ("bundled-mend", "distil"): "MEND, `distil`",
-    ("bundled-mend", "sum"): "MEND, `sum`",
-    ("memit", "joint"): "MEMIT",
-    ("lora", "joint"): "LoRA on all",
-    ("ft", "joint"): "FT-L on all",
-    ("grace", "joint"): "GRACE",
-    ("in-context", "joint"): "fact in the prompt, retrieved",
+    "bundled": "InstructEdit",
+    "smollm2": "InstructEdit",
+    "bundled-mend": "MEND",
+    "memit": "MEMIT",
+    "lora": "LoRA on all",
+    "ft": "FT-L on all",
+    "grace": "GRACE",
+    "in-context": "fact in the prompt, retrieved",
 }
 
 
 def method_of(row: dict[str, Any]) -> str:
-    """Return the name of a row's method; that of a file is its stem's last part."""
+    """Return the name of a row's method, with how it combines single edits; a file is named by its stem."""
     editor = Path(row["editor"]).stem if "/" in row["editor"] else row["editor"]
+    how = "" if row["how"] == "joint" else f", `{row['how']}`"
     rank = f", rank {row['rank']}" if row.get("rank") else ""
-    return TOGETHER[editor, row["how"]] + rank
+    return TOGETHER[editor] + how + rank
 
 
 def many_edits_table() -> str:

@@ -112,11 +112,10 @@ def measure(cell: Cell, threads: int) -> dict[str, Any]:
     return row
 
 
-def cells(options: argparse.Namespace) -> list[Cell]:
+def cells(options: argparse.Namespace, language_model: LanguageModel) -> list[Cell]:
     """Return what is measured, small counts first."""
     task = load_task(options.task)
     chosen = []
-    language_model = load_language_model(options.base, dtype=options.dtype)
     for count in options.counts:
         for name in options.editors or [editor_for(options.base)]:
             trained = isinstance(find_editor(name, language_model), GradientEditor)
@@ -148,10 +147,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     rows = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
-    planned = cells(options)
+    language_model = load_language_model(options.base, dtype=options.dtype)
+    planned = cells(options, language_model)
     identity = ("editor", "how", "order", "edits", "measured", "rank")
     known = {tuple(row.get(key) for key in identity) for row in rows}
-    language_model = load_language_model(options.base, dtype=options.dtype)
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=fresh, max_tasks_per_child=1) as processes:
         for cell in planned:

@@ -1,4 +1,4 @@
-"""Ordinary text: what a model reads and writes when it is asked about anything but an edit."""
+"""Ordinary text, which no edit is about: sentences about facts, and what a base model writes by itself."""
 
 from __future__ import annotations
 

@@ -23,8 +23,7 @@ from torch import Tensor
 
 from instructedit.deltas.delta import Delta
 from instructedit.editors.ordinary_text import fact_sentences, written_texts
-from instructedit.merging.stacking import stack
-from instructedit.merging.texts import Text
+from instructedit.merging.stacking import Text, stack, text_batches
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.split import SplitForward, TrunkState
 from instructedit.models.text import Encoded, pad
@@ -41,7 +40,7 @@ OWN_WEIGHT = 3.0
 BATCH, ORDINARY_BATCH = 32, 16
 #: Sentences about facts among the ordinary texts.
 SENTENCES = 128
-#: Tokens of a teacher's distribution that are told apart; all others count as one.
+#: Most likely tokens of a teacher's distribution that are compared one by one; all others count as one.
 TOP = 128
 
 
@@ -64,7 +63,7 @@ class Distribution:
         return cls(tokens, _log_probs(logits, tokens))
 
     def divergence(self, logits: Tensor) -> Tensor:
-        """Return KL(these || softmax(logits)), (labels,); never more than that of all tokens told apart."""
+        """Return KL(these || softmax(logits)), (labels,); never more than that of the whole distributions."""
         return (self.log_probs.exp() * (self.log_probs - _log_probs(logits, self.tokens))).sum(-1)
 
 
@@ -160,20 +159,11 @@ def _lessons_of_edits(
     names: Sequence[str],
 ) -> Iterator[_Lesson]:
     """Yield the edits' texts, those of similar length together, with each text's own edit as its teacher."""
-    queries = [
-        (edit, OWN_WEIGHT if number == 0 else 1.0, language_model.text.encode_pair(*text))
-        for edit, own in enumerate(texts)
-        for number, text in enumerate(own)
-    ]
-    queries.sort(key=lambda query: len(query[2].ids))
-    for start in range(0, len(queries), BATCH):
-        part = queries[start : start + BATCH]
-        state = _state([query for _, _, query in part], language_model, split)
-        edits, rows = torch.tensor([edit for edit, _, _ in part]).unique(return_inverse=True)
-        with stack([deltas[edit] for edit in edits.tolist()], names).attached(language_model, rows):
-            taught = Distribution.of(split.top(state).float())
-        weights = torch.tensor([weight for _, weight, _ in part], device=state.hidden.device)[state.batch.rows]
-        yield _Lesson(state, taught, weights / weights.sum())
+    for part in text_batches(deltas, texts, language_model, split.split_layer, BATCH):
+        with stack(part.deltas, names).attached(language_model, part.rows):
+            taught = Distribution.of(split.top(part.state).float())
+        weights = part.own_prompt_weights(OWN_WEIGHT).to(part.state.hidden.device)[part.state.batch.rows]
+        yield _Lesson(part.state, taught, weights / weights.sum())
 
 
 @torch.no_grad()
@@ -183,7 +173,8 @@ def _lessons_of_ordinary_text(language_model: LanguageModel, split: SplitForward
     texts = [*(Encoded(each.ids, 1) for each in sentences if len(each.ids) > 1), *written_texts(language_model, seed)]
     texts.sort(key=lambda text: len(text.ids))
     for start in range(0, len(texts), ORDINARY_BATCH):
-        state = _state(texts[start : start + ORDINARY_BATCH], language_model, split)
+        batch = pad(texts[start : start + ORDINARY_BATCH], language_model.text.pad_id).to(language_model.device)
+        state = split.trunk(batch)
         taught = Distribution.of(split.top(state).float())
         weights = torch.full((len(taught.tokens),), 1 / len(taught.tokens), device=state.hidden.device)
         yield _Lesson(state, taught, weights)
@@ -191,10 +182,6 @@ def _lessons_of_ordinary_text(language_model: LanguageModel, split: SplitForward
 
 def _parameter(tensor: Tensor) -> Tensor:
     return tensor.detach().float().clone().requires_grad_()
-
-
-def _state(texts: Sequence[Encoded], language_model: LanguageModel, split: SplitForward) -> TrunkState:
-    return split.trunk(pad(texts, language_model.text.pad_id).to(language_model.device))
 
 
 def _shuffled(lessons: Sequence[_Lesson], rng: random.Random) -> Iterator[_Lesson]:

@@ -17,7 +17,7 @@ place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,8 +27,7 @@ from instructedit.deltas.delta import Delta, DeltaMetadata
 from instructedit.deltas.factors import Dense
 from instructedit.editors.key_statistics import second_moments
 from instructedit.errors import DeltaError
-from instructedit.merging.stacking import stack
-from instructedit.merging.texts import Text
+from instructedit.merging.stacking import Text, stack, text_batches
 from instructedit.models.inputs import read_block_inputs, read_inputs
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.split import TrunkState
@@ -127,7 +126,10 @@ def merge(
     names = _in_order_of_use(deltas, texts, language_model)
     block_of = language_model.structure.block_of
     blocks = range(block_of(names[0]), block_of(names[-1]) + 1)
-    batches = list(_batches(texts, deltas, own_weight, language_model, blocks[0]))
+    batches = [
+        _Batch(part.deltas, part.rows, part.own_prompt_weights(own_weight), part.state, part.state)
+        for part in text_batches(deltas, texts, language_model, blocks[0], BATCH)
+    ]
     moments = second_moments(language_model, names, sentences)
     merged = Delta({}, DeltaMetadata.joined([delta.metadata for delta in deltas], None))
     for block in blocks:
@@ -160,26 +162,3 @@ def _in_order_of_use(
     changed = {name for delta in deltas for name in delta.factors}
     batch = pad([language_model.text.encode_pair(*texts[0][0])], language_model.text.pad_id).to(language_model.device)
     return list(read_inputs(language_model, batch, changed))
-
-
-def _batches(
-    texts: Sequence[Sequence[Text]],
-    deltas: Sequence[Delta],
-    own_weight: float,
-    language_model: LanguageModel,
-    split_layer: int,
-) -> Iterator[_Batch]:
-    """Yield all texts, those of similar length together."""
-    queries = [
-        (edit, own_weight if number == 0 else 1.0, language_model.text.encode_pair(*text))
-        for edit, own in enumerate(texts)
-        for number, text in enumerate(own)
-    ]
-    queries.sort(key=lambda query: len(query[2].ids))
-    for start in range(0, len(queries), BATCH):
-        part = queries[start : start + BATCH]
-        batch = pad([query for _, _, query in part], language_model.text.pad_id).to(language_model.device)
-        state = language_model.split(split_layer).trunk(batch)
-        edits, rows = torch.tensor([edit for edit, _, _ in part]).unique(return_inverse=True)
-        weights = torch.tensor([weight for _, weight, _ in part])
-        yield _Batch(tuple(deltas[edit] for edit in edits.tolist()), rows, weights, state, state)

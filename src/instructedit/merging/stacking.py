@@ -1,13 +1,73 @@
-"""Deltas of one edit each as a batch of edits."""
+"""Texts of many edits in batches, each text with its own edit."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from instructedit.deltas.delta import Delta, DeltaBatch
 from instructedit.deltas.factors import Dense, Factor, LowRank
+from instructedit.models.language_model import LanguageModel
+from instructedit.models.split import TrunkState
+from instructedit.models.text import pad
+
+#: A prompt and the answer after it.
+Text = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Texts of several edits, of similar length.
+
+    Attributes:
+        deltas: the edits of the texts.
+        rows: (rows,) index of the edit of each text, in ``deltas``.
+        owners: of each text, the number of its edit and its own number among that edit's texts.
+        state: the trunk's state of the texts.
+    """
+
+    deltas: tuple[Delta, ...]
+    rows: Tensor
+    owners: tuple[tuple[int, int], ...]
+    state: TrunkState
+
+    def own_prompt_weights(self, weight: float) -> Tensor:
+        """Return ``weight`` for each edit's first text, its own prompt, and 1 for the others, (rows,)."""
+        return torch.tensor([weight if number == 0 else 1.0 for _, number in self.owners])
+
+
+def text_batches(
+    deltas: Sequence[Delta],
+    texts: Sequence[Sequence[Text]],
+    language_model: LanguageModel,
+    split_layer: int,
+    size: int,
+) -> Iterator[TextBatch]:
+    """Yield all texts, those of similar length together.
+
+    Args:
+        deltas: the edits.
+        texts: of each edit.
+        language_model: the base model.
+        split_layer: up to which block the texts are run.
+        size: texts at a time.
+    """
+    queries = [
+        ((edit, number), language_model.text.encode_pair(*text))
+        for edit, own in enumerate(texts)
+        for number, text in enumerate(own)
+    ]
+    queries.sort(key=lambda query: len(query[1].ids))
+    for start in range(0, len(queries), size):
+        part = queries[start : start + size]
+        batch = pad([query for _, query in part], language_model.text.pad_id).to(language_model.device)
+        owners = tuple(owner for owner, _ in part)
+        edits, rows = torch.tensor([edit for edit, _ in owners]).unique(return_inverse=True)
+        state = language_model.split(split_layer).trunk(batch)
+        yield TextBatch(tuple(deltas[edit] for edit in edits.tolist()), rows, owners, state)
 
 
 def stack(deltas: Sequence[Delta], names: Sequence[str]) -> DeltaBatch:

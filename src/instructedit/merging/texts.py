@@ -18,17 +18,13 @@ from torch.nn import functional
 from instructedit.data.facts import relation_templates, shipped_facts
 from instructedit.deltas.delta import Delta
 from instructedit.editors.contrast import OTHER_SUBJECT, with_other_subject
-from instructedit.merging.stacking import stack
+from instructedit.merging.stacking import Text, stack, text_batches
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.next_token import next_token_log_probs
-from instructedit.models.text import pad
 from instructedit.records import EditRequest
 
 #: Templates that an edit tries for each that it uses, and texts at a time.
 CANDIDATES, BATCH = 2, 64
-
-#: A prompt and the answer after it.
-Text = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -103,22 +99,14 @@ def _where_they_hold(
     """Return for each edit the ``count`` of its prompts after which it makes its answer most likely, best first."""
     names = list(dict.fromkeys(name for delta in deltas for name in delta.factors))
     split = language_model.split(min(language_model.structure.block_of(name) for name in names))
-    queries = [
-        (edit, prompt, language_model.text.encode_pair(prompt, answer))
-        for edit, own in enumerate(texts)
-        for prompt, answer in own
-    ]
-    queries.sort(key=lambda query: len(query[2].ids))
     scored: list[list[tuple[float, str]]] = [[] for _ in texts]
-    for start in range(0, len(queries), BATCH):
-        part = queries[start : start + BATCH]
-        batch = pad([query for _, _, query in part], language_model.text.pad_id).to(language_model.device)
-        edits, rows = torch.tensor([edit for edit, _, _ in part]).unique(return_inverse=True)
-        with stack([deltas[edit] for edit in edits.tolist()], names).attached(language_model, rows):
-            losses = functional.cross_entropy(split.top(split.trunk(batch)).float(), batch.labels, reduction="none")
-        worst = torch.zeros(len(part)).scatter_reduce(0, batch.rows.cpu(), losses.cpu(), "amax")
-        for (edit, prompt, _), loss in zip(part, worst.tolist(), strict=True):
-            scored[edit].append((loss, prompt))
+    for part in text_batches(deltas, texts, language_model, split.split_layer, BATCH):
+        labels, rows = part.state.batch.labels, part.state.batch.rows.cpu()
+        with stack(part.deltas, names).attached(language_model, part.rows):
+            losses = functional.cross_entropy(split.top(part.state).float(), labels, reduction="none").cpu()
+        worst = torch.zeros(len(part.owners)).scatter_reduce(0, rows, losses, "amax")
+        for (edit, number), loss in zip(part.owners, worst.tolist(), strict=True):
+            scored[edit].append((loss, texts[edit][number][0]))
     return [[prompt for _, prompt in sorted(own)[:count]] for own in scored]
 
 
