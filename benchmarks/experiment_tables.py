@@ -7,6 +7,8 @@ from typing import Any
 
 from rendering import HEADS, Column, G, L, P, R, cell, find, grid, interval, markdown, read
 
+from instructedit.evaluation.health import Health, HealthLimits
+
 CORE, MEND = "InstructEdit (core)", "MEND (bundled)"
 
 
@@ -353,14 +355,16 @@ def many_edits_table() -> str:
             increase, health = row.get("perplexity_increase"), row.get("health")
             perplexity = "–" if increase is None else f"{100 * increase:+.1f}%" if increase < 100 else "destroyed"
             unrelated = "–" if health is None else f"{100 * (1 - health['changed']):.0f}"
+            exceeded = health is not None and Health.from_dict(health).exceeded(HealthLimits())
+            gate = "–" if health is None else "refuses" if exceeded else "passes"
             scores = (interval(row["metrics"][metric]) for metric in (R, G, L))
             size, memory = row["bytes"] / 1e6, row["memory_mb"]
             lines.append(
-                [model, str(row["edits"]), method_of(row), row["order"], *scores, unrelated, perplexity,
+                [model, str(row["edits"]), method_of(row), row["order"], *scores, unrelated, perplexity, gate,
                  f"{row['seconds']:.0f}", f"{memory}", f"{size:.2f}" if size < 1 else f"{size:.0f}"]
             )  # fmt: skip
     heads = ["model", "edits", "method", "order", *(HEADS[metric] for metric in (R, G, L)), "unrelated kept"]
-    return markdown([*heads, "perplexity", "s", "peak MB", "stored MB"], lines)
+    return markdown([*heads, "perplexity", "health gate", "s", "peak MB", "stored MB"], lines)
 
 
 def same_sentence_table() -> str:

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
 
+import instructedit.ledger.session
 from instructedit.deltas.delta import Delta
 from instructedit.editors.editing import make_edits
 from instructedit.editors.mend import Mend
@@ -99,6 +100,9 @@ def test_merged_edits_do_not_depend_on_what_was_toggled_before(
     with Session(gpt2, opened, editor, combine=how):
         assert torch.equal(logits(gpt2), edited)
     assert merges == [3, 2, 3], "one edit is not merged, and what was merged last is kept"
+    monkeypatch.setattr(instructedit.ledger.session, "REVISION", 0)
+    with Session(gpt2, opened, editor, combine=how):
+        assert merges == [3, 2, 3, 3], "what another version of the package combined is not taken over"
 
 
 @pytest.fixture
@@ -179,6 +183,7 @@ def test_health_of_an_edit_that_changes_nothing(gpt2: LanguageModel, editor: str
     assert large.perplexity_increase > 0.01
     exceeded = large.exceeded(HealthLimits(perplexity=0.01))
     assert len(exceeded) == 4, exceeded
+    assert Health.from_dict(large.as_dict()) == large
     assert large.exceeded(HealthLimits(perplexity=None, divergence=None, changed=None, norm=None)) == []
 
 

@@ -19,10 +19,13 @@ def test_a_model_writes_the_same_text_every_time(
     own = gpt2.model.generation_config
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    first = written_texts(gpt2)
+    progress: list[tuple[int, int]] = []
+    first = written_texts(gpt2, on_text=lambda written, texts: progress.append((written, texts)))
+    assert progress[0] == (0, len(first))
+    assert progress[-1] == (len(first), len(first))
     assert torch.equal(torch.get_rng_state(), state), "the caller's random numbers are not touched"
     assert gpt2.model.generation_config is own
-    assert written_texts(gpt2) == first, "from the cache"
+    assert written_texts(gpt2, on_text=lambda written, texts: pytest.fail("not from the cache")) == first
     monkeypatch.setenv("INSTRUCTEDIT_CACHE", str(tmp_path / "second"))
     assert written_texts(gpt2) == first, "written again"
     assert written_texts(gpt2, seed=1) != first

@@ -200,7 +200,7 @@ def _make_delta(
 
         def show(done: int, steps: int, what: str) -> None:
             if what not in jobs:
-                jobs[what] = bar.add_task(f"{what} {len(requests)} edits")
+                jobs[what] = bar.add_task(what)
             bar.update(jobs[what], completed=done, total=steps)
 
         delta = make_combined_edit(method, language_model, requests, tasks, combine, rank=rank, on_step=show)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ BATCH = 64
 #: Tokens of a start and its continuation, at most; what is longer is cut.
 LENGTH = 96
 _NO_TOKEN = -1
+#: Called with the number of texts that are written, and that of all.
+OnText = Callable[[int, int], None]
 
 
 def fact_sentences(count: int, seed: int = 0) -> list[str]:
@@ -36,19 +38,26 @@ def fact_sentences(count: int, seed: int = 0) -> list[str]:
     return [fact.sentence(rng) for fact in rng.sample(facts, min(count, len(facts)))]
 
 
-def written_texts(language_model: LanguageModel, seed: int = 0) -> list[Encoded]:
+def written_texts(
+    language_model: LanguageModel, seed: int = 0, on_text: OnText = lambda written, texts: None
+) -> list[Encoded]:
     """Return what a base model writes by itself: samples, at temperature 1, of how it goes on.
 
     It goes on after questions about all sorts of things, also in its chat template if it has one, and after the first
     word of a text. Every token of a text but the first counts as a label. The texts are written once for a base model
     and kept in the cache folder.
+
+    Args:
+        language_model: the base model.
+        seed: of the samples.
+        on_text: see :data:`OnText`; not called for texts from the cache.
     """
     starts = _starts(language_model, seed)
     digest = hashlib.sha256(repr(starts).encode()).hexdigest()[:16]
     file = f"written/{language_model.fingerprint}-{digest}-{seed}.safetensors"
     rows = cached_tensor(file, (len(starts), LENGTH))
     if rows is None:
-        rows = _write(language_model, starts, seed)
+        rows = _write(language_model, starts, seed, on_text)
         keep_tensor(file, rows, "texts that the model wrote")
     texts = [tuple(int(token) for token in row if token != _NO_TOKEN) for row in rows]
     return [Encoded(ids, 1) for ids in texts if len(ids) > 1]
@@ -65,7 +74,7 @@ def _starts(language_model: LanguageModel, seed: int) -> list[Encoded]:
 
 
 @torch.no_grad()
-def _write(language_model: LanguageModel, starts: Sequence[Encoded], seed: int) -> Tensor:
+def _write(language_model: LanguageModel, starts: Sequence[Encoded], seed: int, on_text: OnText) -> Tensor:
     """Return starts and continuations, (texts, :data:`LENGTH`), with -1 where a text has ended."""
     rows = torch.full((len(starts), LENGTH), _NO_TOKEN)
     model, pad_id = language_model.model, language_model.text.pad_id
@@ -79,6 +88,7 @@ def _write(language_model: LanguageModel, starts: Sequence[Encoded], seed: int) 
     ):
         torch.manual_seed(seed)
         for first in range(0, len(starts), BATCH):
+            on_text(first, len(starts))
             batch = pad(starts[first : first + BATCH], pad_id, side="left").to(language_model.device)
             out = model.generate(input_ids=batch.ids, attention_mask=batch.mask.long(), generation_config=drawn)
             ends = _end_tokens(drawn.eos_token_id)
@@ -87,6 +97,7 @@ def _write(language_model: LanguageModel, starts: Sequence[Encoded], seed: int) 
                 length = next((i + 1 for i, token in enumerate(new) if token in ends), len(new))
                 ids = [*start.ids, *new[:length]][:longest]
                 rows[index, : len(ids)] = torch.tensor(ids)
+        on_text(len(starts), len(starts))
     return rows
 
 

@@ -9,6 +9,7 @@ norm          Frobenius norm of the change, relative to the matrices that it cha
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -79,6 +80,12 @@ class Health:
     def as_dict(self) -> dict[str, Any]:
         """Return a dictionary for JSON."""
         return {**asdict(self), "perplexity": dict(zip(("before", "after"), self.perplexity, strict=True))}
+
+    @classmethod
+    def from_dict(cls, written: Mapping[str, Any]) -> Health:
+        """Return what :meth:`as_dict` wrote."""
+        perplexity = written["perplexity"]
+        return cls(**{**written, "perplexity": (perplexity["before"], perplexity["after"])})
 
 
 def measure_health(language_model: LanguageModel, delta: Delta) -> Health:

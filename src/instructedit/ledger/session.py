@@ -34,7 +34,7 @@ from instructedit.ledger.conflicts import Conflict, ConflictKind, ask_the_same, 
 from instructedit.ledger.entry import Entry, NewEdit
 from instructedit.ledger.ledger import Ledger, OnConflict
 from instructedit.ledger.tables import State
-from instructedit.merging.combining import Combine, answers_of, combine
+from instructedit.merging.combining import REVISION, Combine, answers_of, combine
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
 from instructedit.tasks.loading import free_text_task, load_task
@@ -270,7 +270,8 @@ class Session:
         if len(deltas) == 1 or self.combine == "sum":
             return make()
         digests = [digest for digest, _, _ in parts]
-        key = hashlib.sha256("\n".join([self.combine, self.language_model.fingerprint, *digests]).encode()).hexdigest()
+        parts_of_key = [self.combine, str(REVISION), self.language_model.fingerprint, *digests]
+        key = hashlib.sha256("\n".join(parts_of_key).encode()).hexdigest()
         together = self.ledger.combination(key)
         if together is None:
             together = make()

@@ -24,7 +24,9 @@ from instructedit.records import EditRequest
 from instructedit.tasks.task import Task
 
 Combine = Literal["distil", "merge", "sum"]
-#: Called with the number of steps that are done, that of all steps, and what is being done.
+#: Changes whenever the same edits are combined in another way than by earlier versions of the package.
+REVISION = 2
+#: Called with the number of steps that are done, that of all steps, and what is being done, in words.
 OnStep = Callable[[int, int, str], None]
 
 
@@ -58,16 +60,21 @@ def combine(
     if len(deltas) == 1 or how == "sum":
         return _compressed(sum(deltas[1:], start=deltas[0]), rank)
     matrices = len({name for delta in deltas for name in delta.factors})
-    on_step(0, matrices, "merging")
+    merging, distilling = (f"{what} {len(deltas)} edits" for what in ("merging", "distilling"))
+    on_step(0, matrices, merging)
     texts = texts_of(deltas, requests, answers, language_model)
     done = iter(range(1, matrices + 1))
-    merged = merge(deltas, texts, language_model, on_matrix=lambda name: on_step(next(done), matrices, "merging"))
+    merged = merge(deltas, texts, language_model, on_matrix=lambda name: on_step(next(done), matrices, merging))
     merged = _compressed(merged, rank)
     if how == "merge":
         return merged
-    on_step(0, 1, "distilling")  # the model may have to write its ordinary texts first
     return distil(
-        merged, deltas, texts, language_model, on_step=lambda step, steps, loss: on_step(step, steps, "distilling")
+        merged,
+        deltas,
+        texts,
+        language_model,
+        on_step=lambda step, steps, loss: on_step(step, steps, distilling),
+        on_text=lambda written, texts: on_step(written, texts, "writing ordinary text, once for a model"),
     )
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from instructedit.deltas.delta import Delta
-from instructedit.editors.ordinary_text import fact_sentences, written_texts
+from instructedit.editors.ordinary_text import OnText, fact_sentences, written_texts
 from instructedit.merging.stacking import Text, stack, text_batches
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.split import SplitForward, TrunkState
@@ -102,6 +102,7 @@ def distil(
     keep: float = KEEP,
     seed: int = 0,
     on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+    on_text: OnText = lambda written, texts: None,
 ) -> Delta:
     """Return the merged delta, trained to do what each of the deltas does alone.
 
@@ -116,12 +117,13 @@ def distil(
         keep: weight of ordinary text.
         seed: of the order of the texts.
         on_step: called after every step with its number, the number of steps and the loss.
+        on_text: called while the model writes ordinary text, which it does once; see :func:`written_texts`.
     """
     names = list(merged.factors)
     first_block = min(language_model.structure.block_of(name) for name in names)
     split = language_model.split(first_block)
     lessons = list(_lessons_of_edits(deltas, texts, language_model, split, names))
-    ordinary = list(_lessons_of_ordinary_text(language_model, split, seed))
+    ordinary = list(_lessons_of_ordinary_text(language_model, split, seed, on_text))
     factors = {name: factor.map(_parameter) for name, factor in merged.factors.items()}
     parameters = chain.from_iterable(factor.tensors.values() for factor in factors.values())
     groups = [{"params": [p], "lr": step_size * p.detach().square().mean().sqrt().item()} for p in parameters]
@@ -167,10 +169,13 @@ def _lessons_of_edits(
 
 
 @torch.no_grad()
-def _lessons_of_ordinary_text(language_model: LanguageModel, split: SplitForward, seed: int) -> Iterator[_Lesson]:
+def _lessons_of_ordinary_text(
+    language_model: LanguageModel, split: SplitForward, seed: int, on_text: OnText
+) -> Iterator[_Lesson]:
     """Yield ordinary texts, those of similar length together, with the base model as their teacher."""
     sentences = [language_model.text.encode_prompt(text) for text in fact_sentences(SENTENCES, seed)]
-    texts = [*(Encoded(each.ids, 1) for each in sentences if len(each.ids) > 1), *written_texts(language_model, seed)]
+    written = written_texts(language_model, seed, on_text)
+    texts = [*(Encoded(each.ids, 1) for each in sentences if len(each.ids) > 1), *written]
     texts.sort(key=lambda text: len(text.ids))
     for start in range(0, len(texts), ORDINARY_BATCH):
         batch = pad(texts[start : start + ORDINARY_BATCH], language_model.text.pad_id).to(language_model.device)
