@@ -378,12 +378,14 @@ def exports_table() -> str:
     """Exported edits in other programs."""
     difference = "largest difference of logits"
     rows = read("exports")["rows"]
-    same = [measure for measure in ("same answers", "same answers on these weights") if any(measure in r for r in rows)]
+    edits, holds = read("exports")["edits"], "edits that hold"
+    same = ("same answers", "same answers on these weights")
     lines = []
     for row in rows:
         counts = [f"{row[measure]:.0f} of {row['prompts']}" if measure in row else "–" for measure in same]
-        lines.append([row["format"], f"{row[difference]:.0e}" if difference in row else "–", *counts])
-    return markdown(["export", difference, *same], lines)
+        held = f"{row[holds]:.0f} of {edits}" if holds in row else "–"
+        lines.append([row["format"], f"{row[difference]:.0e}" if difference in row else "–", *counts, held])
+    return markdown(["export", difference, *same, holds], lines)
 
 
 #: Matrices of `keys-smollm2` that the table shows: block, name in the block.

@@ -4,9 +4,10 @@
 
 Edits of CounterFact's test file are made one at a time by the shipped editor, exported in every format, and read in
 processes that do not import InstructEdit (benchmarks/export_readers.py). An edit is tried with its own prompt, its
-paraphrase, its neighbour, and prompts that it is not about, 100 prompts in all. Logits are compared in float32;
+paraphrases, its neighbours, and prompts that it is not about, 100 prompts in all. Logits are compared in float32;
 answers are greedy, and compared with ours on the edited float32 model, and with ours on the weights that llama.cpp
-has: the same GGUF file, read by transformers and computed in float32.
+has: the same GGUF file, read by transformers and computed in float32. The same is done without an edit: what differs
+there is due to how llama.cpp computes, not to the export.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from instructedit.editors.editing import make_edits
 from instructedit.editors.lookup import find_editor
 from instructedit.editors.saving import digest_of
 from instructedit.evaluation.edit_report import unrelated_prompts
-from instructedit.evaluation.generation import generate
+from instructedit.evaluation.generation import generate, matches
 from instructedit.export.gguf_files import export_gguf_adapter, merge_into_gguf
 from instructedit.export.merged import export_merged
 from instructedit.export.peft_folder import export_peft
@@ -46,12 +47,13 @@ from instructedit.tasks.loading import load_task
 
 FILE = "counterfact/counterfact-val.json"
 READER = Path(__file__).with_name("export_readers.py")
-#: Prompts of each kind are as many as the edits; the rest of 25 an edit are unrelated.
-PROMPTS_PER_EDIT = 25
+#: Those that are not the edit's own are unrelated.
+PROMPTS_PER_EDIT = 10
 #: Types of the edited and of the other matrices in GGUF.
-PRECISIONS = ("Q8_0", "Q5_0", "Q4_0")
-#: Measures: of logits the largest counts, of answers how many are ours.
+PRECISIONS = ("F32", "Q8_0", "Q4_0")
+#: Measures: of logits the largest counts, of answers how many are ours, of edits how many give their target.
 DIFFERENCE, SAME, SAME_WEIGHTS = "largest difference of logits", "same answers", "same answers on these weights"
+HOLDS = "edits that hold"
 
 
 def prompts_of(record: EditRecord) -> list[str]:
@@ -80,7 +82,7 @@ def read(kind: str, base: object, exported: object, prompts: Path, out: Path) ->
 def try_edit(
     language_model: LanguageModel, folder: Path, delta: Delta, prompts: list[str], sources: dict[str, Path], work: Path
 ) -> dict[str, dict[str, list[float]]]:
-    """Return for each format the measures of every prompt."""
+    """Return for each format the measures of every prompt; the first prompt is the edit's own."""
     listed = work / "prompts.json"
     listed.write_text(json.dumps(prompts), encoding="utf-8")
     export_peft(delta, language_model, work / "peft", base_name=str(folder))
@@ -96,7 +98,7 @@ def try_edit(
     def ours(model: LanguageModel, change: Delta | None) -> list[str]:
         return [text.strip() for text in generate(model, prompts, delta=change, new_tokens=NEW_TOKENS)]
 
-    def compare(name: str, base: Path, adapter: object, change: Delta | None) -> None:
+    def compare(name: str, base: Path, adapter: object, change: Delta | None, exact: list[str]) -> None:
         read("llama.cpp", base, adapter, listed, work / "out.json")
         theirs = [text.strip() for text in json.loads((work / "out.json").read_text(encoding="utf-8"))]
         same_weights = ours(load_language_model(base, dtype="float32"), change)
@@ -104,12 +106,15 @@ def try_edit(
             measure: [float(one == other) for one, other in zip(own, theirs, strict=True)]
             for measure, own in ((SAME, exact), (SAME_WEIGHTS, same_weights))
         }
+        if exact is edited:
+            results[name][HOLDS] = [float(matches(theirs[0], [delta.metadata.requests[0].target]))]
 
-    exact = ours(language_model, delta)
+    unedited, edited = ours(language_model, None), ours(language_model, delta)
     for precision, source in sources.items():
-        compare(f"GGUF adapter on {precision}", source, work / "adapter.gguf", delta)
+        compare(f"no edit, {precision}", source, "-", None, unedited)
+        compare(f"GGUF adapter on {precision}", source, work / "adapter.gguf", delta, edited)
         merge_into_gguf(delta, language_model, source, work / "merged.gguf", kind=precision, others=precision)
-        compare(f"merged GGUF, {precision}", work / "merged.gguf", "-", None)
+        compare(f"merged GGUF, {precision}", work / "merged.gguf", "-", None, edited)
     return results
 
 
@@ -119,7 +124,7 @@ def main() -> None:
     parser.add_argument("--gguf", type=Path, required=True, help="the base model as GGUF")
     parser.add_argument("--out", type=Path, required=True, help="write the result as JSON here")
     parser.add_argument("--base", default="smollm2-135m-instruct")
-    parser.add_argument("--edits", type=int, default=4)
+    parser.add_argument("--edits", type=int, default=10)
     options = parser.parse_args()
     language_model = load_language_model(options.base, dtype="float32")
     name = editor_for(options.base)
@@ -150,8 +155,9 @@ def main() -> None:
 
 def summary(format_: str, measures: dict[str, list[float]]) -> dict[str, Any]:
     """Return the row of a format."""
+    prompts = len(measures.get(SAME) or measures[DIFFERENCE])
     totals = {name: round(max(each) if name == DIFFERENCE else sum(each), 7) for name, each in measures.items()}
-    return {"format": format_, "prompts": len(next(iter(measures.values()))), **totals}
+    return {"format": format_, "prompts": prompts, **totals}
 
 
 if __name__ == "__main__":

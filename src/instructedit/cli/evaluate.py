@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,7 +17,6 @@ from instructedit.evaluation.protocols import Control, Protocol
 
 if TYPE_CHECKING:
     from instructedit.evaluation.runner import Evaluation
-    from instructedit.instructions.templates import Split
 
 
 def evaluate_command(
@@ -53,8 +52,8 @@ def evaluate_command(
     templates: Annotated[
         str | None,
         typer.Option(
-            help="Use the hand-written held-out templates of the task's scope, split `validation` or `test`, with a "
-            "neutral task name."
+            help="Use the hand-written held-out templates of the task's scope, with a neutral task name: `validation`, "
+            "`test`, or for `this-fact` and `rename` one of `negated`, `short`, `foreign`, `misspelt`."
         ),
     ] = None,
     opposite: Annotated[
@@ -92,13 +91,14 @@ def evaluate_command(
     from instructedit.evaluation.provenance import provenance
     from instructedit.evaluation.runner import evaluate
     from instructedit.instructions.template_files import load_task_with_templates
+    from instructedit.instructions.templates import SPLITS
     from instructedit.models.allocator import keep_freed_memory
     from instructedit.models.language_model import load_language_model
     from instructedit.tasks.edits import read_edits
 
     keep_freed_memory()
-    if templates not in (None, "validation", "test"):
-        raise DataError(f"--templates must be validation or test, not {templates!r}")
+    if templates is not None and templates not in SPLITS:
+        raise DataError(f"--templates must be one of {', '.join(SPLITS)}, not {templates!r}")
     chosen_task = load_task_with_templates(task, template_file)
     edits = read_edits(chosen_task, data, skip_incomplete=skip_incomplete)
     if limit is not None and limit < len(edits):
@@ -119,7 +119,7 @@ def evaluate_command(
             metrics=registered_metrics(*groups),
             protocol=protocol,
             instruction=instruction,
-            templates=cast("Split | None", templates),
+            templates=templates,
             opposite=opposite,
             seed=seed,
             batch=batch,

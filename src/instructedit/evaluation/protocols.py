@@ -80,8 +80,8 @@ class InstructionChooser:
     Args:
         task: of the records.
         control: which kind.
-        templates: ``validation`` or ``test`` uses the held-out templates of the task's scope instead of its own. They
-            stand behind a neutral name, except where the control is about the name.
+        templates: uses the held-out templates of the task's scope of this split instead of its own. They stand behind a
+            neutral name, except where the control is about the name.
         opposite: the task that the swaps swap with, in place of the task's own opposite.
         descriptions: the description of every request, in their order, behind the task's name; the control is then
             not used.

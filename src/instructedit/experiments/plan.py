@@ -11,6 +11,7 @@ from instructedit.artifacts import shipped_editors, shipped_models
 from instructedit.errors import DataError, RecipeError, validation_messages
 from instructedit.evaluation.metrics import get_metric
 from instructedit.evaluation.protocols import Control, InstructionChooser, Protocol
+from instructedit.instructions.templates import Split
 from instructedit.storage.reading import as_mapping, read_yaml_file
 from instructedit.tasks.loading import load_task
 from instructedit.training.recipe import MAX_SEED, Recipe, Settings
@@ -44,7 +45,7 @@ class EvaluationSpec(Settings):
     file: str
     metrics: tuple[str, ...] = ("reliability", "generalization", "locality", "portability")
     instruction: Control = Control.UNSEEN
-    templates: Literal["validation", "test"] | None = None
+    templates: Split | None = None
     opposite: str | None = None
     protocol: Protocol = Protocol.PLAIN
     name: str | None = Field(None, min_length=1)

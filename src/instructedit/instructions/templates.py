@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from functools import cache
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -22,8 +22,11 @@ PLACEHOLDERS = {"[LABEL]": "label", "[TOPIC]": "subject"}
 #: Share of the templates drawn from the scope grammar that stand behind :data:`NEUTRAL_NAME`.
 _NEUTRAL_SHARE = 0.8
 
-#: Held-out templates of a scope: ``validation`` to choose an editor by, ``test`` to report.
-Split = Literal["validation", "test"]
+#: Held-out templates of a scope: ``validation`` to choose an editor by, ``test`` to report. The others are further test
+#: templates, each of one kind: they say the scope by what is not to happen, in a few words, in another language than
+#: English, or with spelling mistakes.
+Split = Literal["validation", "test", "negated", "short", "foreign", "misspelt"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class InstructionTemplates(BaseModel):

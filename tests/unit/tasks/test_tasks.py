@@ -11,7 +11,7 @@ import yaml
 
 from instructedit.errors import DataError
 from instructedit.instructions.grammar import Grammar, parts_of, scope_grammar
-from instructedit.instructions.templates import Split, held_out_templates
+from instructedit.instructions.templates import SPLITS, Split, held_out_templates
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
 from instructedit.tasks.edits import fitting_records
 from instructedit.tasks.loading import load_task, shipped_tasks
@@ -309,9 +309,16 @@ def test_held_out_templates_are_many_and_new(split: Split, least: int) -> None:
         assert not {normalised(text) for text in texts} & training_texts()
 
 
+@pytest.mark.parametrize("split", ["negated", "short", "foreign", "misspelt"])
+def test_both_scopes_have_further_templates_of_each_kind(split: Split) -> None:
+    by_scope = held_out_templates(split)
+    assert by_scope.keys() == {"only", "everywhere"}
+    assert {len(texts) for texts in by_scope.values()} == {12}
+    assert not {normalised(text) for texts in by_scope.values() for text in texts} & training_texts()
+
+
 def test_held_out_templates_have_one_split_and_one_scope() -> None:
-    splits: tuple[Split, ...] = ("test", "validation")
-    texts = [normalised(text) for split in splits for scope in held_out_templates(split).values() for text in scope]
+    texts = [normalised(text) for split in SPLITS for scope in held_out_templates(split).values() for text in scope]
     assert len(texts) == len(set(texts))
 
 
