@@ -87,19 +87,24 @@ def draw_matched(result: dict[str, Any], path: Path) -> None:
 
 
 def draw_many_edits(result: dict[str, Any], path: Path) -> None:
-    """Scores against the number of edits in one model, a panel a score and a line a method and order."""
+    """Scores against the number of edits in one model: a panel a score, a colour a method, broken lines for sequences.
+
+    Changes of a limited rank are left to the table.
+    """
     metrics = ("reliability", "generalization", "locality")
     figure, panels = pyplot.subplots(1, 3, figsize=(10, 3.6), layout="constrained", sharey=True)
-    lines: dict[str, list[dict[str, Any]]] = {}
+    lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in result["rows"]:
-        order = ", sequence" if row["order"] == "sequence" else ""
-        lines.setdefault(method_of(row).replace("`", "") + order, []).append(row)
+        if row.get("rank") is None:
+            lines.setdefault((method_of(row).replace("`", ""), row["order"]), []).append(row)
+    colours = {method: f"C{number}" for number, method in enumerate(dict.fromkeys(method for method, _ in lines))}
+    assert len(colours) <= 10, "more methods than colours"
     for panel, metric in zip(panels, metrics, strict=True):
-        for number, (name, rows) in enumerate(lines.items()):
+        for (method, order), rows in lines.items():
             rows = sorted(rows, key=lambda row: row["edits"])
             y = [100 * row["metrics"][metric]["mean"] for row in rows]
-            style = "--" if "sequence" in name else "-"
-            panel.plot([row["edits"] for row in rows], y, style, marker="o", color=f"C{number % 10}", label=name, ms=3)
+            style, name = ("--", f"{method}, sequence") if order == "sequence" else ("-", method)
+            panel.plot([row["edits"] for row in rows], y, style, marker="o", color=colours[method], label=name, ms=3)
         panel.set_xscale("log")
         panel.set_title(metric.capitalize(), fontsize=10)
         panel.set_xlabel("edits in one model")
