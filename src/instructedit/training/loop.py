@@ -35,7 +35,6 @@ from instructedit.training.environment import numerics, trunk_cache
 from instructedit.training.log import LOG, TrainingLog
 from instructedit.training.memory import peak_bytes
 from instructedit.training.mixture import Example, Source, task_shares
-from instructedit.training.null_space_start import start_null_space
 from instructedit.training.objective import Losses, loss_and_backward
 from instructedit.training.processes import (
     locked_by_first_process,
@@ -52,8 +51,9 @@ from instructedit.training.warmup import warm_up_encoder
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
-#: Parameters with one number for each matrix: alpha, kappa and rho, before exponential and sigmoid.
-PER_MATRIX = ("log_lr", "contrast_logit", "null_space_logit")
+#: Parameters with one number for each matrix (alpha, kappa and rho, before exponential and sigmoid), and the weights by
+#: which an instruction moves rho: at the rate of the hypernetworks rho hardly follows the instruction.
+PER_MATRIX = ("log_lr", "contrast_logit", "null_space_logit", "null_space_condition.weight")
 EDITOR = EDITOR_WEIGHTS
 
 
@@ -134,10 +134,6 @@ class Trainer:
         self.log = TrainingLog(out / LOG, append=resumes, writes=self.accelerator.is_main_process)
         self.encoder = editor.encoder if isinstance(editor, InstructEdit) else None
         self._warm_up_encoder(skip=resumes or recipe.start_from is not None)
-        if not resumes and isinstance(editor, InstructEdit):
-            tasks = [source.task for source in self.sources]
-            share, noise = recipe.scope_template_share, recipe.instruction_noise
-            start_null_space(editor, language_model, tasks, share, recipe.seed, noise)
         self.model, self.optimizer = self.accelerator.prepare(editor, make_optimizer(editor, self.opt))
         self.began = time.monotonic()
         if resumes:
