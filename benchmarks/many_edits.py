@@ -16,8 +16,10 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import random
 import resource
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -130,6 +132,18 @@ def cells(options: argparse.Namespace, language_model: LanguageModel) -> list[Ce
     return chosen
 
 
+def end_with_parent() -> None:
+    """End this process when the one that started it ends, however it ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def main() -> None:
     """Measure every cell and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -152,7 +166,7 @@ def main() -> None:
     identity = ("editor", "how", "order", "edits", "measured", "rank")
     known = {tuple(row.get(key) for key in identity) for row in rows}
     fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=fresh, max_tasks_per_child=1) as processes:
+    with ProcessPoolExecutor(1, fresh, end_with_parent, max_tasks_per_child=1) as processes:
         for cell in planned:
             if tuple(getattr(cell, key) for key in identity) in known:
                 continue
