@@ -295,6 +295,10 @@ def smollm2_scope_table() -> str:
         (", name-swapped", "name of the opposite scope"),
         (", test templates", "unseen texts, neutral name"),
         (", swapped-scope, test templates", "unseen texts of the opposite scope, neutral name"),
+        (", negated templates", "unseen texts that say what is not to happen"),
+        (", short templates", "unseen texts of a few words"),
+        (", foreign templates", "unseen texts in other languages"),
+        (", misspelt templates", "unseen texts with spelling mistakes"),
     )
     lines = [
         [f"`{task}`: {outcome}", label]
