@@ -1,7 +1,7 @@
 """Writers of one ledger that are killed at random: `python ledger_writers.py WHERE KILLS SEED`.
 
-Two writers add edits in a loop and note each on a pipe once it has been added. One of them, or both, are killed with
-SIGKILL after a random time, and the next two begin. What was noted has to be in the ledger in the end, and what was not
+Two writers add edits in a loop and note each on a pipe once it has been added. Both are killed with SIGKILL, after a
+random number of edits and a random time, and the next two begin. What was noted has to be in the ledger in the end, and what was not
 noted may be there at most once for each kill: the edit in flight.
 """
 
@@ -21,7 +21,9 @@ from ledger_edits import new_edit
 READY = b"ready"
 #: Share of rounds in which the writers may be killed while they open the ledger.
 EARLY = 0.2
-#: Seconds after which a writer is killed, at most; adding an edit takes some milliseconds.
+#: In the others, edits that are noted before, at most; however slow the machine is, the writers come to write.
+MOST_NOTED = 4
+#: Seconds after which a writer is then killed, at most; adding an edit takes some milliseconds.
 LONGEST = 0.05
 
 
@@ -67,8 +69,8 @@ def main(where: str, kills: int, seed: int) -> None:
     os.set_blocking(source, False)
     while killed < kills:
         children = [start(where, f"{killed}-{index}", pipe) for index in range(2)]
-        heard, waits = b"", rng.random() >= EARLY
-        while waits and heard.split().count(READY) < 2:
+        heard, waits, edits = b"", rng.random() >= EARLY, rng.randint(0, MOST_NOTED)
+        while waits and (heard.split().count(READY) < 2 or len(heard.split()) < 2 + edits):
             time.sleep(0.005)
             heard += hear(source)
         for child in rng.sample(children, 2):
