@@ -1,8 +1,8 @@
 """Writers of one ledger that are killed at random: `python ledger_writers.py WHERE KILLS SEED`.
 
 Two writers add edits in a loop and note each on a pipe once it has been added. Both are killed with SIGKILL, after a
-random number of edits and a random time, and the next two begin. What was noted has to be in the ledger in the end, and what was not
-noted may be there at most once for each kill: the edit in flight.
+random number of edits and a random time, and the next two begin. What was noted has to be in the ledger in the end, and
+what was not noted may be there at most once for each kill: the edit in flight.
 """
 
 from __future__ import annotations
