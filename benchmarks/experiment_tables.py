@@ -381,13 +381,12 @@ def same_sentence_table() -> str:
 def exports_table() -> str:
     """Exported edits in other programs."""
     difference = "largest difference of logits"
-    rows = read("exports")["rows"]
-    edits, holds = read("exports")["edits"], "edits that hold"
+    result, holds = read("exports"), "edits that hold"
     same = ("same answers", "same answers on these weights")
     lines = []
-    for row in rows:
+    for row in result["rows"]:
         counts = [f"{row[measure]:.0f} of {row['prompts']}" if measure in row else "–" for measure in same]
-        held = f"{row[holds]:.0f} of {edits}" if holds in row else "–"
+        held = f"{row[holds]:.0f} of {result['edits']}" if holds in row else "–"
         lines.append([row["format"], f"{row[difference]:.0e}" if difference in row else "–", *counts, held])
     return markdown(["export", difference, *same, holds], lines)
 

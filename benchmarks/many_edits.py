@@ -16,10 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import random
 import resource
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -40,6 +38,7 @@ from instructedit.editors.saving import digest_of
 from instructedit.evaluation.health import compare_models, relative_norm
 from instructedit.evaluation.metrics import MetricGroup, registered_metrics
 from instructedit.evaluation.runner import evaluate
+from instructedit.experiments.processes import end_with_parent
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord, EditRequest
 from instructedit.tasks.edits import read_edits
@@ -130,18 +129,6 @@ def cells(options: argparse.Namespace, language_model: LanguageModel) -> list[Ce
                         )
                     )  # fmt: skip
     return chosen
-
-
-def end_with_parent() -> None:
-    """End this process when the one that started it ends, however it ends."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-"""Child processes that end when their parent does, however it ends: each reads from a pipe that the parent holds."""
+"""Child processes that end when their parent does, however it ends."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -58,9 +59,16 @@ class Children:
 
 
 def end_with_parent() -> None:
-    """End this process when its standard input is closed, which the parent keeps open while it lives."""
+    """End this process when the one that started it ends, with :mod:`multiprocessing` or :class:`Children`.
+
+    The latter's process keeps the standard input of this one open while it lives.
+    """
+    parent = multiprocessing.parent_process()
 
     def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
         with suppress(OSError):
             while os.read(0, 1):
                 pass

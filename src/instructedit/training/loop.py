@@ -51,9 +51,8 @@ from instructedit.training.warmup import warm_up_encoder
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
-#: Parameters with one number for each matrix (alpha, kappa and rho, before exponential and sigmoid), and the weights by
-#: which an instruction moves rho: at the rate of the hypernetworks rho hardly follows the instruction.
-PER_MATRIX = ("log_lr", "contrast_logit", "null_space_logit", "null_space_condition.weight")
+#: Parameters with one number for each matrix: alpha, kappa and rho, before exponential and sigmoid.
+PER_MATRIX = ("log_lr", "contrast_logit", "null_space_logit")
 EDITOR = EDITOR_WEIGHTS
 
 
