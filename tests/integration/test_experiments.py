@@ -303,6 +303,10 @@ def test_recipes_are_trained_in_stages(place: Path) -> None:
         ({"compare": [["MEND", "Nobody"]]}, "Nobody"),
         ({"tests": [{"task": "zsre", "file": "a"}] * 2}, "same name: zsre"),
         ({"seeds": []}, "seeds"),
+        (
+            {"editors": {"MEND 1": {"pretrained": "b"}, "mend-1": {"pretrained": "b"}}},
+            "one folder of results: MEND 1, mend-1",
+        ),
     ],
     ids=str,
 )

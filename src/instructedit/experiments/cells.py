@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from instructedit.editors.saving import digest_of
 from instructedit.errors import DataError
-from instructedit.experiments.plan import Entry, EvaluationSpec, Experiment, stages_of
+from instructedit.experiments.plan import Entry, EvaluationSpec, Experiment, slug, stages_of
 from instructedit.instructions.templates import held_out_templates
 from instructedit.storage.reading import as_mapping, read_json_file
 from instructedit.tasks.loading import load_task
@@ -76,8 +75,3 @@ def _is_cell(cell: Mapping[str, Any]) -> bool:
     """Return whether scores have the fields that a report reads."""
     has_objects = all(isinstance(cell.get(name), dict) for name in ("records", "metrics"))
     return has_objects and {"base", "seed", "seconds_an_edit", "peak_bytes"} <= cell.keys()
-
-
-def slug(text: str) -> str:
-    """Return a text as a file name of lower-case letters, digits and hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -135,12 +136,16 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _check_labels(self) -> Experiment:
-        labels = [test.label for test in self.tests]
-        repeated = sorted({label for label in labels if labels.count(label) > 1})
+        names = [slug(test.label) for test in self.tests]
+        repeated = sorted({test.label for test in self.tests if names.count(slug(test.label)) > 1})
+        folders = [slug(label) for label in self.editors]
+        shared = sorted(label for label in self.editors if folders.count(slug(label)) > 1)
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: a seed is listed twice")
         if repeated:
             raise ValueError(f"tests have the same name: {', '.join(repeated)}; give each a `name`")
+        if shared:
+            raise ValueError(f"editors would share one folder of results: {', '.join(shared)}; name them differently")
         unknown = sorted({label for pair in self.compare for label in pair} - self.editors.keys())
         if unknown:
             raise ValueError(f"compare names editors that are not listed: {', '.join(unknown)}")
@@ -159,6 +164,11 @@ class Experiment(Settings):
             for label, entry in self.editors.items()
             if entry.recipe is not None or seed == self.seeds[0]
         ]
+
+
+def slug(label: str) -> str:
+    """Return a label as a file name of lower-case letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
 
 
 def load_experiment(path: Path) -> Experiment:

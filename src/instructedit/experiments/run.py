@@ -18,9 +18,9 @@ from instructedit.evaluation.protocols import Protocol, described
 from instructedit.evaluation.provenance import provenance
 from instructedit.evaluation.runner import Evaluation, evaluate
 from instructedit.experiments.caching import CachingEditor
-from instructedit.experiments.cells import cell_file, cell_folder, kept_cell, settings, slug
+from instructedit.experiments.cells import cell_file, cell_folder, kept_cell, settings
 from instructedit.experiments.cluster import Cluster
-from instructedit.experiments.plan import Entry, EvaluationSpec, Experiment, load_experiment, stages_of
+from instructedit.experiments.plan import Entry, EvaluationSpec, Experiment, load_experiment, slug, stages_of
 from instructedit.experiments.processes import Children, end_with_parent
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord

@@ -102,7 +102,7 @@ def read_json_file(path: str | Path) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with a nesting limit, and with line numbers for invalid values (``2024-13-45``)."""
+    """PyYAML's safe loader with a nesting limit, without repeated keys, and with line numbers for invalid values."""
 
     def fetch_flow_collection_start(self, TokenClass: Any) -> None:  # noqa: N803 - PyYAML's
         """Raise an error if brackets are nested too deeply."""
@@ -118,6 +118,17 @@ class _Loader(yaml.SafeLoader):
             if isinstance(error, yaml.YAMLError):
                 raise
             raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        """Construct a mapping; a key that is there twice would silently lose its first value."""
+        keys: set[tuple[str, str]] = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in keys:
+                    problem = f"the key {short_repr(key.value)} is there twice; keep one of the two"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                keys.add((key.tag, key.value))
+        return super().construct_mapping(node, deep=deep)
 
 
 def read_yaml_file(path: str | Path) -> Any:

@@ -113,6 +113,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("a: " + "1" * 4301, "line 1, column 4"),
         ("? {a: 1}\n: 2\n", "line 1"),
         ("a: 1\n---\nb: 2\n", "line 2"),
+        ("a: 1\nb: {c: 1, d: 2, c: 3}\n", "line 2, column 17: the key 'c' is there twice"),
     ],
     ids=lambda value: repr(value[:24]),
 )
@@ -126,6 +127,11 @@ def test_yaml_that_nothing_can_hold_is_reported(tmp_path: Path, text: str, probl
 
 def test_aliases_that_stand_for_little_are_fine(tmp_path: Path) -> None:
     assert read_yaml_file(written(tmp_path, "a: &a [1]\nb: [*a, *a]\n")) == {"a": [1], "b": [[1], [1]]}
+
+
+def test_merged_mappings_may_be_overridden(tmp_path: Path) -> None:
+    text = "a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  y: 3\n"
+    assert read_yaml_file(written(tmp_path, text))["b"] == {"x": 1, "y": 3}
 
 
 @pytest.mark.parametrize(
