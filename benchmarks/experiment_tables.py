@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +308,36 @@ def smollm2_scope_table() -> str:
         for suffix, label in controls
     ]
     return markdown(["task", "instruction", *editors], lines)
+
+
+def smollm2_portability_table() -> str:
+    """Questions that the new fact implies, on a pretrained model, by kind."""
+    rows, editors = read("smollm2")["rows"], _smollm2_editors()
+    kinds = (
+        ("recent", "", "all"),
+        ("recent", "/subject_alias", "another name of the subject"),
+        ("recent", "/logical", "what follows logically, such as the inverse"),
+        ("recent", "/reasoning", "a further fact about the new answer"),
+        ("zsre", "", "a further fact about the new answer"),
+    )
+    editors = [editor for editor in editors if find(rows, test="recent", editor=editor)]
+    lines = [
+        [f"`{test}`", label, *(cell(find(rows, test=test, editor=editor), P + kind) for editor in editors)]
+        for test, kind, label in kinds
+    ]
+    return markdown(["task", "question about", *editors], lines)
+
+
+def smollm2_probabilities_table() -> str:
+    """`counterfact` on a pretrained model in the measures of ROME's authors."""
+    rows = [row for row in read("smollm2")["rows"] if row["test"] == "counterfact"]
+    shares = ("efficacy_score", "paraphrase_score", "neighbourhood_score")
+    lines = []
+    for row in rows:
+        means = [row["metrics"][name]["mean"] for name in shares]
+        harmonic = f"{100 * statistics.harmonic_mean(means):.1f}"
+        lines.append([row["editor"], harmonic, *(cell(row, name) for name in shares)])
+    return markdown(["editor", "S", "ES", "PS", "NS"], lines)
 
 
 def smollm2_knowledge_table() -> str:

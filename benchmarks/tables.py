@@ -267,6 +267,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "many-edits": experiments.many_edits_table,
     "smollm2-scope": experiments.smollm2_scope_table,
     "smollm2-knowledge": experiments.smollm2_knowledge_table,
+    "smollm2-portability": experiments.smollm2_portability_table,
+    "smollm2-probabilities": experiments.smollm2_probabilities_table,
     "curves": experiments.curves_table,
     "training": training_table,
     "cost": cost_table,

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 #: Parameters of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+#: Freed memory is returned once a process has grown by this factor over what a single step needs.
+GROWTH = 1.25
 
 
 def keep_freed_memory() -> bool:
@@ -27,3 +32,43 @@ def keep_freed_memory() -> bool:
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28))
     applied = [mallopt(name, value) == 1 for name, value in settings]
     return all(applied)
+
+
+class FreedMemory:
+    """Returns freed memory to the kernel when gaps between live tensors have made the process grow.
+
+    The texts of a batch have many lengths, and their tensors leave gaps in glibc's heap that later tensors do not fit.
+    A training run of SmolLM2 grew to 9 GB in this way, of which 1 GB was in use between two steps.
+    """
+
+    def __init__(self) -> None:
+        self._one_step = 0  # most bytes that were resident after the first step that followed a return
+        self._is_first = True
+
+    def after_step(self) -> bool:
+        """Return freed memory if the process has grown by more than :data:`GROWTH`; say whether it was done."""
+        resident = resident_bytes()
+        if self._is_first:
+            self._one_step, self._is_first = max(self._one_step, resident), False
+        elif resident > GROWTH * self._one_step:
+            self._is_first = return_freed_memory()
+        return self._is_first
+
+
+def resident_bytes() -> int:
+    """Return the memory of this process that is in RAM; 0 where the system does not say."""
+    with suppress(OSError, ValueError, IndexError):
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def return_freed_memory() -> bool:
+    """Return all freed pages to the kernel; False on systems without glibc."""
+    if sys.platform != "linux":
+        return False
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):
+        return False
+    return bool(trim(0))

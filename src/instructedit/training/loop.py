@@ -24,6 +24,7 @@ from instructedit.editors.gradient import GradientEditor, create_editor
 from instructedit.editors.instructedit import InstructEdit
 from instructedit.editors.saving import digest_of, load_editor, save_editor
 from instructedit.errors import DataError, EditorError
+from instructedit.models.allocator import FreedMemory
 from instructedit.models.language_model import DTYPES, LanguageModel
 from instructedit.models.trunk_cache import TrunkCache
 from instructedit.storage.checkpoints import load_checkpoint, save_checkpoint
@@ -144,11 +145,13 @@ class Trainer:
     def train(self) -> GradientEditor:
         """Run the remaining steps; return the editor with the best validation loss."""
         opt = self.opt
+        freed_memory = FreedMemory()
         for step in range(self.progress.step, opt.steps):
             if self.progress.exhausts_patience(opt):
                 logger.info("no better validation loss since step %d: stopping", self.progress.best_step)
                 break
             self.step(step)
+            freed_memory.after_step()
             done = step + 1
             best_loss, best_step = self.progress.best_loss, self.progress.best_step
             if done % opt.validate_every == 0 or done == opt.steps:
