@@ -104,6 +104,7 @@ def test_edit_without_a_task_prints_the_chosen_one(place: Workplace) -> None:
     routed = run(*edit, "--json", "-", cwd=place.folder)
     assert "chosen for 'Lena was born in'" in routed.err
     assert routed.json()["requests"][0]["task"] in routed.err
+    assert "chosen" not in run(*edit[:-1], "ft", "--json", "-", cwd=place.folder).err, "FT-L reads no instruction"
     free = run(*edit, "--instruction", "Only her, nobody else.", "--json", "-", cwd=place.folder)
     assert free.json()["instruction"] == "Task: Edit\nDescription: Only her, nobody else."
     assert "chosen" not in free.err

@@ -204,7 +204,7 @@ def _make_delta(
             bar.update(jobs[what], completed=done, total=steps)
 
         delta = make_combined_edit(method, language_model, requests, tasks, combine, rank=rank, on_step=show)
-    for note in notes:
+    for note in notes if method.reads_instruction else ():
         err.print(note)
     return delta, method
 

@@ -122,7 +122,8 @@ def add(
         added = session.edit(
             edits, tasks, on_conflict=on_conflict, gate="refuse" if gate == "off" else gate, report=not no_report
         )
-    for note in notes:
+        reads_instruction = session.editor.reads_instruction
+    for note in notes if reads_instruction else ():
         err.print(note)
     _show(added, json_)
 

@@ -96,6 +96,17 @@ class Session:
         self._attached.close()
         self._open = False
 
+    @property
+    def editor(self) -> Editor:
+        """The editor that makes new edits.
+
+        Raises:
+            EditorError: as :func:`find_editor`.
+        """
+        if self._editor is None:
+            self._editor = find_editor(self._editor_name, self.language_model)
+        return self._editor
+
     def enabled(self) -> list[Entry]:
         """Return the enabled edits that were made for this model."""
         return self.ledger.edits([State.ENABLED], base=self.language_model.fingerprint)
@@ -211,8 +222,8 @@ class Session:
 
     def _make(self, requests: Sequence[EditRequest], tasks: Task | str | Sequence[Task | None] | None) -> list[NewEdit]:
         """Return new edits for the unedited base."""
-        editor = self._editor = self._editor or find_editor(self._editor_name, self.language_model)
-        deltas = make_edits(editor, self.language_model, requests, _named_tasks(requests) if tasks is None else tasks)
+        tasks = _named_tasks(requests) if tasks is None else tasks
+        deltas = make_edits(self.editor, self.language_model, requests, tasks)
         return [
             NewEdit(
                 request=delta.metadata.requests[0],
@@ -221,12 +232,12 @@ class Session:
                 editor_digest=digest_of(self._editor_name),
                 answer=answer,
             )
-            for delta, answer in zip(deltas, answers_of(editor, requests), strict=True)
+            for delta, answer in zip(deltas, answers_of(self.editor, requests), strict=True)
         ]
 
     def _with_reports(self, made: Sequence[NewEdit]) -> list[NewEdit]:
         """Return new edits with what each does by itself."""
-        reports = [report_edit(self.language_model, new.delta, self._editor).as_dict() for new in made]
+        reports = [report_edit(self.language_model, new.delta, self.editor).as_dict() for new in made]
         return [replace(new, report=report) for new, report in zip(made, reports, strict=True)]
 
     def _checked(
