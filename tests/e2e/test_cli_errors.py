@@ -16,8 +16,8 @@ import pytest
 from command import Result, run
 
 import instructedit.cli.tasks as tasks_module
+from instructedit.cli.endpoints import public_address
 from instructedit.cli.failures import failure_of
-from instructedit.cli.proposer import public_address
 from instructedit.errors import DataError, EditorError
 
 NASTY = "[/b][red]\x1b[31m"

@@ -27,6 +27,7 @@ from instructedit.editors.editing import make_edit, read_requests
 from instructedit.editors.lookup import find_editor
 from instructedit.editors.saving import FORMAT as EDITOR
 from instructedit.editors.saving import digest_of, load_editor, training_of
+from instructedit.endpoints.chat import ChatEndpoint
 from instructedit.evaluation.generation import generate
 from instructedit.experiments.plan import load_experiment, stages_of
 from instructedit.instructions.candidates import Candidate, validation_error
@@ -371,11 +372,11 @@ def use_text(content: Any) -> None:
     """As :func:`use_reply`, for what stands in ``choices[0].message.content``."""
     message = SimpleNamespace(content=content)
     answer = SimpleNamespace(choices=[SimpleNamespace(message=message)])
-    writer = EndpointProposer.__new__(EndpointProposer)
-    writer.model, writer.pause, writer._key = "m", 0.0, "secret-key"
+    endpoint = ChatEndpoint.__new__(ChatEndpoint)
+    endpoint.model, endpoint.pause = "m", 0.0
     completions = SimpleNamespace(create=lambda **asked: answer)
-    writer._client = SimpleNamespace(chat=SimpleNamespace(completions=completions))  # type: ignore[assignment]
-    keep(writer)
+    endpoint._client = SimpleNamespace(chat=SimpleNamespace(completions=completions))  # type: ignore[assignment]
+    keep(EndpointProposer(endpoint))
 
 
 def keep(writer: EndpointProposer) -> None:

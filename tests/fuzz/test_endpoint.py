@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from fuzz import mutate
 from fuzz.figures import INPUTS, Figures, try_file
 from fuzz.targets import GOOD, keep, use_text
+from instructedit.endpoints.chat import ChatEndpoint
 from instructedit.instructions.endpoint_proposer import EndpointProposer
 
 pytest.importorskip("openai")
@@ -106,7 +107,7 @@ def test_replies_of_a_server(record_property: Callable[[str, object], None], mon
         url = f"http://127.0.0.1:{server.server_port}/v1"
 
         def use(path: Path) -> None:
-            keep(EndpointProposer("m", url, "FUZZ_KEY", timeout=2.0, pause=0.0))
+            keep(EndpointProposer(ChatEndpoint("m", url, "FUZZ_KEY", timeout=2.0, pause=0.0)))
 
         for number in range(REPLIES):
             reply = _reply(random.Random(f"server-{number}"))

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from instructedit.endpoints.chat import ChatEndpoint
 from instructedit.errors import EditorError
 from instructedit.instructions.candidates import Candidate, validation_error
 from instructedit.instructions.endpoint_proposer import EndpointProposer
@@ -134,7 +135,7 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def proposer(server: Server, **more: Any) -> EndpointProposer:
-    return EndpointProposer("m", server.url, "OWN_KEY", **({"timeout": 0.5, "pause": 0.01} | more))
+    return EndpointProposer(ChatEndpoint("m", server.url, "OWN_KEY", **({"timeout": 0.5, "pause": 0.01} | more)))
 
 
 def context(task: str = "zsre") -> ProposalContext:
@@ -216,7 +217,7 @@ def test_what_drops_a_placeholder_or_breaks_the_line_is_not_taken(server: Server
 
 def test_a_key_in_place_of_its_variables_name_is_not_printed(server: Server) -> None:
     with pytest.raises(EditorError, match="--key-env takes the NAME") as caught:
-        EndpointProposer("m", server.url, KEY)
+        ChatEndpoint("m", server.url, KEY)
     assert KEY not in str(caught.value)
 
 
@@ -237,7 +238,7 @@ def test_no_key_is_reported_before_any_call(server: Server, monkeypatch: pytest.
 @pytest.mark.parametrize("given", [KEY, "AKIAIOSFODNN7EXAMPLE", "gsk_abcdefghij0123456789"])
 def test_a_key_that_looks_like_a_variables_name_is_not_printed(server: Server, given: str) -> None:
     with pytest.raises(EditorError, match="--key-env takes the NAME") as caught:
-        EndpointProposer("m", server.url, given)
+        ChatEndpoint("m", server.url, given)
     assert given not in str(caught.value)
 
 
@@ -272,8 +273,8 @@ def test_a_password_in_the_address_is_sent_and_written_nowhere(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     url = server.url.replace("://", "://lena:horse-battery%2Fstaple@") + "?code=another-secret&version=2"
-    wanted = EndpointProposer("m", url, "OWN_KEY", timeout=0.5, pause=0.01)
-    assert wanted.address == server.url
+    wanted = EndpointProposer(ChatEndpoint("m", url, "OWN_KEY", timeout=0.5, pause=0.01))
+    assert wanted.endpoint.address == server.url
     server.script = ["401", "good"]
     with SearchTrace(tmp_path / "t.jsonl", {"base_url": url}) as trace:
         assert trace.events[0]["settings"] == {"base_url": server.url}
@@ -297,7 +298,7 @@ def test_a_password_in_the_address_is_sent_and_written_nowhere(
 )
 def test_what_is_not_an_address_is_reported_and_not_printed(url: str) -> None:
     with pytest.raises(EditorError, match="change --base-url") as caught:
-        EndpointProposer("m", url, "OWN_KEY")
+        ChatEndpoint("m", url, "OWN_KEY")
     assert "secret99" not in str(caught.value)
 
 
@@ -325,7 +326,7 @@ def test_a_redirect_is_not_followed(server: Server) -> None:
     ],
 )
 def test_a_key_that_travels_unencrypted_is_warned_of(url: str, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
-    EndpointProposer("m", url, "OWN_KEY")
+    ChatEndpoint("m", url, "OWN_KEY")
     assert [record.levelname for record in caplog.records] == ["WARNING"] * warned
     assert ("unencrypted" in caplog.text) == warned
 

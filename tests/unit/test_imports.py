@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: A package may import from packages of a lower rank, and from itself; a module listed by itself has its own rank.
 RANKS = {
     **dict.fromkeys(("records", "errors", "threads", "storage", "assets", "artifacts"), 0),
-    **dict.fromkeys(("data", "instructions.grammar"), 1),
+    **dict.fromkeys(("data", "endpoints", "instructions.grammar"), 1),
     "instructions.templates": 2,
     "tasks": 3,
     "models": 4,

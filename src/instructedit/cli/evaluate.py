@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from instructedit.cli.console import emit_json, err, out, progress, table
+from instructedit.cli.endpoints import OPENAI, USUAL_KEY, BaseUrl, KeyVariable, make_endpoint
 from instructedit.cli.options import Device, DeviceMap, Dtype, EditorFile, JsonFile, Model, TemplateFile
 from instructedit.cli.threads import prepare_computation
 from instructedit.errors import DataError
@@ -64,6 +65,15 @@ def evaluate_command(
         ),
     ] = None,
     template_file: TemplateFile = None,
+    judge_model: Annotated[
+        str | None,
+        typer.Option(
+            help="With `generation` or `answer`: let this model at an OpenAI-compatible endpoint say whether two "
+            "answers are the same, in place of comparing their words. Its verdicts are kept in the cache folder."
+        ),
+    ] = None,
+    base_url: BaseUrl = OPENAI,
+    key_variable: KeyVariable = USUAL_KEY,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Use this many edits, drawn at random. Default: all.")
     ] = None,
@@ -87,6 +97,7 @@ def evaluate_command(
     prepare_computation()
     from instructedit.artifacts import editor_for
     from instructedit.editors.lookup import find_editor
+    from instructedit.evaluation.judge import Judge
     from instructedit.evaluation.metrics import MetricGroup, registered_metrics
     from instructedit.evaluation.provenance import provenance
     from instructedit.evaluation.runner import evaluate
@@ -106,6 +117,7 @@ def evaluate_command(
     language_model = load_language_model(model, dtype=dtype, device=device, device_map=device_map)
     editor = editor or editor_for(model)
     loaded_editor = find_editor(editor, language_model)
+    judge = None if judge_model is None else Judge(make_endpoint(judge_model, base_url, key_variable))
     groups = [MetricGroup.CORE, MetricGroup.EXTENDED]
     if text_metrics or protocol.generates:
         groups.append(MetricGroup.TEXT)
@@ -121,6 +133,7 @@ def evaluate_command(
             instruction=instruction,
             templates=templates,
             opposite=opposite,
+            judge=judge,
             seed=seed,
             batch=batch,
             on_edits=lambda done: bar.update(job, completed=done),

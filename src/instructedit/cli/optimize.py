@@ -10,16 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from instructedit.cli.console import emit_json, err, out, progress, table
+from instructedit.cli.endpoints import OPENAI, USUAL_KEY, BaseUrl, KeyVariable, public_address
 from instructedit.cli.options import Device, Dtype, EditorFile, JsonFile, Model, TemplateFile, writable
-from instructedit.cli.proposer import (
-    OPENAI,
-    BaseUrl,
-    KeyVariable,
-    LanguageModelName,
-    ProposerName,
-    make_proposer,
-    public_address,
-)
+from instructedit.cli.proposer import LanguageModelName, ProposerName, make_proposer
 from instructedit.cli.threads import prepare_computation
 from instructedit.cli.trial import Seed, TaskName, ValidationFile, make_trial
 from instructedit.errors import DataError
@@ -56,7 +49,7 @@ def optimize(
     ] = 96,
     base_url: BaseUrl = OPENAI,
     proposer_model: LanguageModelName = None,
-    key_variable: KeyVariable = "OPENAI_API_KEY",
+    key_variable: KeyVariable = USUAL_KEY,
     model: Model = "bundled",
     editor: EditorFile = None,
     dtype: Dtype = "float32",

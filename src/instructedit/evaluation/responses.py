@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 
 from instructedit.editors.base import Edits
 from instructedit.evaluation.generation import begins_with, generate, matches, natural_stop, normalised
+from instructedit.evaluation.judge import Judge
 from instructedit.evaluation.metrics.query import TEXT_TOKENS, Criterion, MetricQuery, ResponseKind, Result
 from instructedit.evaluation.protocols import Protocol
 from instructedit.evaluation.scoring import Query, Scored, score
@@ -18,11 +20,18 @@ MAX_ANSWER_TOKENS = 48
 #: Tokens that an answer may be longer than the longest expected one.
 SPARE_TOKENS = 8
 
+#: Score of a response to a query, given that of the unedited model.
+_TextScore = Callable[[MetricQuery, str, str], float]
 _Responder = Callable[[Sequence[MetricQuery], LanguageModel, int, Edits, Protocol], Iterator[Result]]
 
 
 def respond(
-    queries: Sequence[MetricQuery], language_model: LanguageModel, split_layer: int, edits: Edits, protocol: Protocol
+    queries: Sequence[MetricQuery],
+    language_model: LanguageModel,
+    split_layer: int,
+    edits: Edits,
+    protocol: Protocol,
+    judge: Judge | None = None,
 ) -> dict[MetricQuery, Result]:
     """Put the queries to the edited and to the unedited model, each kind of response in batches of its own.
 
@@ -32,12 +41,18 @@ def respond(
         split_layer: lowest block that the edits touch.
         edits: the edits, by row.
         protocol: how answers are given. Under free generation LIKELIHOOD queries are left out.
+        judge: compares generated answers, in place of a comparison of their words.
 
     Returns:
         The results by query.
+
+    Raises:
+        EditorError: the judge's endpoint did not answer.
     """
     responders: dict[ResponseKind, _Responder] = {
-        ResponseKind.ANSWER: _generated_answers if protocol.generates else _teacher_forced_answers,
+        ResponseKind.ANSWER: partial(_generated_answers, judge=judge)
+        if protocol.generates
+        else _teacher_forced_answers,
         ResponseKind.LIKELIHOOD: _likelihoods,
         ResponseKind.TEXT: _texts,
     }
@@ -77,7 +92,12 @@ def _forced_score(query: MetricQuery, response: Sequence[Scored], unedited: Sequ
 
 
 def _generated_answers(
-    queries: Sequence[MetricQuery], language_model: LanguageModel, split_layer: int, edits: Edits, protocol: Protocol
+    queries: Sequence[MetricQuery],
+    language_model: LanguageModel,
+    split_layer: int,
+    edits: Edits,
+    protocol: Protocol,
+    judge: Judge | None,
 ) -> Iterator[Result]:
     prompts = [query.prompt for query in queries]
     longest = max(
@@ -89,7 +109,9 @@ def _generated_answers(
         language_model, prompts, edits=edits, rows=rows, chat=protocol is Protocol.CHAT, new_tokens=new_tokens
     )
     texts_before = generate(language_model, prompts, chat=protocol is Protocol.CHAT, new_tokens=new_tokens)
-    text_score = _beginning_score if protocol is Protocol.ANSWER else _text_score
+    text_score: _TextScore = _beginning_score if protocol is Protocol.ANSWER else _text_score
+    if judge is not None:
+        text_score = partial(_judged_score, judge)
     for query, after, before in zip(queries, texts_after, texts_before, strict=True):
         yield Result(query, text_score(query, after, before), text_score(query, before, before), after)
 
@@ -115,6 +137,14 @@ def _text_score(query: MetricQuery, response: str, unedited: str) -> float:
         text = normalised(response)
         return float(not any(text.startswith(normalised(answer)) for answer in query.answers))
     return float(matches(response, query.answers))
+
+
+def _judged_score(judge: Judge, query: MetricQuery, response: str, unedited: str) -> float:
+    """As :func:`_text_score`; where the words differ, a judge says whether the answers are the same."""
+    unchanged = query.criterion is Criterion.UNCHANGED
+    expected, given = (natural_stop(unedited),) if unchanged else query.answers, natural_stop(response)
+    same = normalised(given) in map(normalised, expected) or judge.same(query.prompt, expected, given)
+    return float(same != (query.criterion is Criterion.ABSENT))
 
 
 def _likelihoods(

@@ -12,6 +12,7 @@ from instructedit.data.pool import RecordPool
 from instructedit.editors.base import Editor
 from instructedit.errors import DataError
 from instructedit.evaluation.intervals import Estimate, estimate
+from instructedit.evaluation.judge import Judge
 from instructedit.evaluation.metrics import Metric, MetricGroup, registered_metrics
 from instructedit.evaluation.metrics.query import MetricQuery, Result
 from instructedit.evaluation.protocols import Control, InstructionChooser, Protocol, described
@@ -41,6 +42,7 @@ class Evaluation:
         edits: number of edits.
         seconds: wall time.
         records: the values of every edit, by record id.
+        judge: model and address of what compared generated answers, if anything did.
     """
 
     task: str
@@ -50,6 +52,7 @@ class Evaluation:
     edits: int
     seconds: float
     records: dict[str, dict[str, float]] = field(repr=False, default_factory=dict)
+    judge: str | None = None
 
     def as_dict(self, with_records: bool = False) -> dict[str, Any]:
         """Return a dictionary for JSON.
@@ -66,6 +69,8 @@ class Evaluation:
             "seconds": round(self.seconds, 2),
             "metrics": {name: value.as_dict() for name, value in self.metrics.items()},
         }
+        if self.judge is not None:
+            content["judge"] = self.judge
         if with_records:
             content["records"] = self.records
         return content
@@ -83,6 +88,7 @@ def evaluate(
     templates: Split | None = None,
     opposite: str | None = None,
     descriptions: Sequence[str] | None = None,
+    judge: Judge | None = None,
     seed: int = 0,
     batch: int = 32,
     on_edits: Callable[[int], None] = lambda done: None,
@@ -101,15 +107,19 @@ def evaluate(
         templates: see :class:`InstructionChooser`.
         opposite: task to swap with and to tell apart, in place of the task's own opposite.
         descriptions: one description per record, in place of the task's.
+        judge: compares generated answers, in place of a comparison of their words; for protocols that generate.
         seed: of drawn instructions, completed records and intervals.
         batch: edits at a time.
         on_edits: called with the number of edits done.
 
     Raises:
-        DataError: there are no records, one lacks what the task is about, or the instruction does not fit the task.
-        EditorError: a request cannot be edited.
+        DataError: there are no records, one lacks what the task is about, the instruction does not fit the task, or
+            there is a judge but nothing is generated.
+        EditorError: a request cannot be edited, or the judge's endpoint did not answer.
     """
     _check_records(task, records)
+    if judge is not None and not protocol.generates:
+        raise DataError(f"protocol {protocol} generates no answers for a judge; use generation or answer")
     began = time.monotonic()
     if metrics is None:
         metrics = registered_metrics(MetricGroup.CORE, MetricGroup.EXTENDED)
@@ -136,7 +146,7 @@ def evaluate(
                 for plan, by_metric in zip(plans, needed, strict=True)
                 for query in plan.ordered(chain.from_iterable(by_metric.values()))
             ]
-            results = respond(queries, language_model, editor.split_layer, edits, protocol)
+            results = respond(queries, language_model, editor.split_layer, edits, protocol, judge)
             for record, by_metric in zip(part, needed, strict=True):
                 values[f"{record.record_id}#{len(values)}"] = _reduce(by_metric, results)
             on_edits(len(values))
@@ -145,6 +155,7 @@ def evaluate(
         task=task.name,
         protocol=protocol,
         instruction=described(instruction, templates),
+        judge=None if judge is None else judge.name,
         metrics={name: estimate([row[name] for row in values.values() if name in row], seed) for name in names},
         edits=len(values),
         seconds=time.monotonic() - began,

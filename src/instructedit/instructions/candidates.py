@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from instructedit.instructions import secrets
+from instructedit.endpoints import secrets
 from instructedit.tasks.task import Task
 
 FEWEST_WORDS, MOST_WORDS = 3, 80

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from instructedit.endpoints import secrets
 from instructedit.errors import DataError
-from instructedit.instructions import secrets
 from instructedit.instructions.trial import METRICS
 from instructedit.storage.reading import parse_json, read_bytes
 from instructedit.storage.writing import append_line, check_writable, locked
@@ -32,7 +32,7 @@ class SearchTrace:
     """A JSON Lines file that is only appended to; a last line that a kill cut off is dropped.
 
     No other process can open the same trace until this one is closed or its process has ended. Keys and passwords
-    (:mod:`instructedit.instructions.secrets`) are not written to it.
+    (:mod:`instructedit.endpoints.secrets`) are not written to it.
 
     Args:
         path: path of the file; it may exist.

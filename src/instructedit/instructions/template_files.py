@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
+from instructedit.endpoints import secrets
 from instructedit.errors import DataError, validation_messages
-from instructedit.instructions import secrets
 from instructedit.instructions.candidates import Candidate
 from instructedit.instructions.templates import InstructionTemplates
 from instructedit.storage.reading import MAX_REPR_LENGTH, as_mapping, read_yaml_file
