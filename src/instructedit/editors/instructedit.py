@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Self
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from instructedit.editors.gradient import chosen_matrices, lowest_block
+from instructedit.editors.gradient import GradientEditorConfig, chosen_matrices, lowest_block
 from instructedit.editors.instruction_encoders import (
     BaseStateEncoder,
     InstructionEncoder,
@@ -40,6 +41,11 @@ class InstructEditConfig(HypernetworkConfig):
         None, ge=1, le=1_000_000, description="for encoder: base, states before this block; default: half of the depth"
     )
     sentence_encoder: str | None = Field(None, description="folder or hub id, for encoder: sentence")
+    reach: bool = Field(
+        False,
+        description="a classifier of the instruction's embedding switches the null space off where the instruction "
+        "wants other subjects changed",
+    )
 
     @model_validator(mode="after")
     def _encoder_block_is_read(self) -> Self:
@@ -51,6 +57,17 @@ class InstructEditConfig(HypernetworkConfig):
     def _sentence_encoder_is_named(self) -> Self:
         if (self.encoder == "sentence") != (self.sentence_encoder is not None):
             raise ValueError("`encoder: sentence` and `sentence_encoder` must be set together")
+        return self
+
+    def continues(self, earlier: GradientEditorConfig) -> bool:
+        """See :meth:`HypernetworkConfig.continues`; `reach` is no part of the training."""
+        same = isinstance(earlier, InstructEditConfig)
+        return super().continues(earlier.model_copy(update={"reach": self.reach}) if same else earlier)
+
+    @model_validator(mode="after")
+    def _reach_is_used(self) -> Self:
+        if self.reach and not (self.null_space and self.conditions_hypernetwork):
+            raise ValueError("`reach` needs `null_space`, and `conditioning: hypernetwork` or `both`")
         return self
 
     @property
@@ -100,6 +117,9 @@ class InstructEdit(HypernetworkEditor[InstructEditConfig]):
         elif conditioned and config.sentence_encoder is not None:
             self.encoder = SentenceEncoder(config.embedding_dim, source=config.sentence_encoder)
 
+        self.reach: Tensor | None  # w of :mod:`instructedit.training.reach`
+        self.register_buffer("reach", torch.zeros(config.embedding_dim) if config.reach else None)
+
     @classmethod
     def create(cls, config: InstructEditConfig, language_model: LanguageModel) -> Self:
         """Return an untrained editor for a base model."""
@@ -113,6 +133,19 @@ class InstructEdit(HypernetworkEditor[InstructEditConfig]):
         """Return the instruction embeddings (edits, width); None where only a prefix is read."""
         embeddings: Tensor | None = self.encoder(language_model, instructions) if self.encoder is not None else None
         return embeddings
+
+    def null_spaces(self, embeddings: Tensor | None) -> Tensor | None:
+        """See :meth:`HypernetworkEditor.null_spaces`; after training 0 where :meth:`reaches_others`."""
+        rho = super().null_spaces(embeddings)
+        if rho is None or embeddings is None or self.training:
+            return rho
+        return rho.masked_fill(self.reaches_others(embeddings)[:, None], 0.0)
+
+    def reaches_others(self, embeddings: Tensor) -> Tensor:
+        """Return which instructions want other subjects changed, (edits,); see :mod:`instructedit.training.reach`."""
+        if self.reach is None:
+            return torch.zeros(len(embeddings), dtype=torch.bool, device=embeddings.device)
+        return embeddings.float() @ self.reach > 0.5
 
     def prompt(self, request: EditRequest, instruction: str | None) -> str:
         """Return with ``prefix`` the instruction and the prompt, else the bare prompt."""

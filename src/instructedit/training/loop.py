@@ -44,6 +44,7 @@ from instructedit.training.processes import (
     mean_over_processes,
 )
 from instructedit.training.progress import Progress, Report
+from instructedit.training.reach import fit_reach
 from instructedit.training.recipe import Optimisation, Recipe
 from instructedit.training.schedule import learning_rate_factor
 from instructedit.training.validation import validate
@@ -221,6 +222,10 @@ class Trainer:
 
     def validate(self, done: int) -> float:
         """Return the validation loss after ``done`` steps."""
+        if isinstance(self.editor, InstructEdit):
+            tasks = [source.task for source in self.sources]
+            share, noise = self.recipe.scope_template_share, self.recipe.instruction_noise
+            fit_reach(self.editor, self.language_model, tasks, share, self.recipe.seed, noise)
         entry = validate(self.editor, self.language_model, self.validation_sources, self.recipe)
         self.editor.usual_norms = entry["norms"]
         self.log.write({"phase": "validation", "step": done, **entry, "peak_bytes": peak_bytes()})
@@ -289,7 +294,8 @@ def initial_editor(recipe: Recipe, language_model: LanguageModel) -> GradientEdi
             f"the config of {recipe.start_from} differs from `editor:` in the recipe; use the same settings"
         )
     extended = create_editor(recipe.editor, language_model)
-    extended.load_state_dict({**extended.state_dict(), **editor.state_dict()})
+    earlier = {name: tensor for name, tensor in editor.state_dict().items() if name in extended.state_dict()}
+    extended.load_state_dict({**extended.state_dict(), **earlier})
     return extended.train()
 
 

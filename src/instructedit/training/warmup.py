@@ -57,7 +57,7 @@ def warm_up_encoder(
     Returns:
         Share of instructions with all labels right, over the last :data:`REPORTED_STEPS` steps.
     """
-    scopes = sorted({_scope(task) for task in tasks})
+    scopes = sorted({scope_of(task) for task in tasks})
     classes = sorted({part for scope in scopes for part in parts_of(scope)})
     classifier = nn.Linear(encoder.width, len(classes)).to(language_model.device)
     parameters = [p for p in (*encoder.parameters(), *classifier.parameters()) if p.requires_grad]
@@ -65,8 +65,8 @@ def warm_up_encoder(
     rng = random.Random(f"{seed}-encoder")
 
     def draw(count: int) -> list[Labelled]:
-        batch = [rng.choice([t for t in tasks if _scope(t) == scope]) for scope in rng.choices(scopes, k=count)]
-        return [_draw_labelled(task, rng, scope_template_share, noise) for task in batch]
+        batch = [rng.choice([t for t in tasks if scope_of(t) == scope]) for scope in rng.choices(scopes, k=count)]
+        return [draw_labelled(task, rng, scope_template_share, noise) for task in batch]
 
     torch.manual_seed(seed)
     encoder.train()
@@ -93,12 +93,16 @@ def warm_up_encoder(
     return sum(recent) / len(recent) if recent else 0.0
 
 
-def _scope(task: Task) -> str:
+def scope_of(task: Task) -> str:
+    """Return the scope of a task's instructions; for a task without one its name."""
     return task.instructions.scope or task.name
 
 
-def _draw_labelled(task: Task, rng: random.Random, scope_template_share: float, noise: InstructionNoise) -> Labelled:
-    """Return an instruction of the task, with its placeholders filled in for some request, and its scopes."""
+def draw_labelled(task: Task, rng: random.Random, scope_template_share: float, noise: InstructionNoise) -> Labelled:
+    """Return an instruction of the task, with its placeholders filled in for some request, and its scopes.
+
+    An instruction that says nothing has no scope.
+    """
     if noise.silent and rng.random() < noise.silent:
         return silent_instruction(rng), []
     request = EditRequest(
@@ -108,4 +112,4 @@ def _draw_labelled(task: Task, rng: random.Random, scope_template_share: float, 
         label=rng.choice(("positive", "negative")),
     )
     instruction = task.instructions.draw_for_training(request, rng, scope_template_share)
-    return with_name_noise(instruction, noise, rng), parts_of(_scope(task))
+    return with_name_noise(instruction, noise, rng), parts_of(scope_of(task))
