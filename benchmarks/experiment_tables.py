@@ -328,6 +328,16 @@ def smollm2_portability_table() -> str:
     return markdown(["task", "question about", *editors], lines)
 
 
+def propagation_table() -> str:
+    """Questions that follow from an edit, by what the editor's training had seen."""
+    result = read("propagation-smollm2")
+    lines = [
+        [group, str(count), *(interval(row["metrics"].get(group)) for row in result["rows"])]
+        for group, count in result["questions"].items()
+    ]
+    return markdown(["", "questions", *(row["editor"] for row in result["rows"])], lines)
+
+
 def smollm2_probabilities_table() -> str:
     """`counterfact` on a pretrained model in the measures of ROME's authors."""
     rows = [row for row in read("smollm2")["rows"] if row["test"] == "counterfact"]

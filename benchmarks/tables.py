@@ -268,6 +268,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "smollm2-scope": experiments.smollm2_scope_table,
     "smollm2-knowledge": experiments.smollm2_knowledge_table,
     "smollm2-portability": experiments.smollm2_portability_table,
+    "propagation": experiments.propagation_table,
     "smollm2-probabilities": experiments.smollm2_probabilities_table,
     "curves": experiments.curves_table,
     "training": training_table,

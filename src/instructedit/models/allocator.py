@@ -11,7 +11,7 @@ from pathlib import Path
 #: Parameters of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 #: Freed memory is returned once a process has grown by this factor over what a single step needs.
-GROWTH = 1.25
+GROWTH = 1.15
 
 
 def keep_freed_memory() -> bool:

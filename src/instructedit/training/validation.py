@@ -15,6 +15,9 @@ from instructedit.training.mixture import Source, task_shares
 from instructedit.training.objective import Losses, compute_loss
 from instructedit.training.recipe import Recipe
 
+#: Edits at a time. A batch of one task can have much longer texts than one of the mixture.
+BATCH = 4
+
 
 @torch.no_grad()
 def validate(
@@ -33,11 +36,12 @@ def validate(
         parts: list[Losses] = []
         count = min(recipe.optimisation.validation_edits, len(source.pool.records))
         rng = random.Random(f"{recipe.seed}-validation-{source.task.name}")
-        for start in range(0, count, recipe.optimisation.batch):
-            size = min(recipe.optimisation.batch, count - start)
+        for start in range(0, count, BATCH):
+            size = min(BATCH, count - start)
             examples = draw_examples(recipe, language_model, [source], [1.0], size, rng)
-            with torch.enable_grad():
+            with torch.enable_grad():  # as in training: an encoder then warns of no long text
                 deltas = editor(language_model, [e.request for e in examples], [e.instruction for e in examples])
+            deltas = deltas.detach()
             norms += deltas.norms().tolist()
             parts.append(compute_loss(editor, language_model, deltas, examples, recipe.objective))
         losses = Losses.concatenate(parts)

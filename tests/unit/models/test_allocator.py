@@ -26,7 +26,7 @@ def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_memory_is_returned_once_a_process_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
-    resident = iter([100, 120, 126, 110, 120, 126, 138])  # a return after the third and the last step
+    resident = iter([100, 114, 116, 110, 114, 125, 127])  # a return after the third and the last step
     monkeypatch.setattr(allocator, "resident_bytes", lambda: next(resident))
     monkeypatch.setattr(allocator, "return_freed_memory", lambda: True)
     freed = allocator.FreedMemory()
