@@ -31,7 +31,7 @@ def editor(gpt2: LanguageModel) -> InstructEdit:
         "embedding_dim": 12,
         "contrast": True,
         "null_space": 2,
-        "reach": True,
+        "reach": 0.5,
     }
     editor = create_editor(editor_config(fields), gpt2)
     assert isinstance(editor, InstructEdit)
@@ -47,7 +47,9 @@ def reaching(editor: InstructEdit, model: LanguageModel, task: str) -> float:
     texts = [instructions.render(text) for text in instructions.templates]
     assert editor.encoder is not None
     with torch.no_grad():
-        return editor.reaches_others(editor.encoder(model, texts)).float().mean().item()
+        wide = editor.reaches_others(editor.encoder(model, texts))
+    assert wide is not None
+    return wide.float().mean().item()
 
 
 def test_instructions_that_want_other_subjects_changed_are_told_apart(
@@ -57,7 +59,10 @@ def test_instructions_that_want_other_subjects_changed_are_told_apart(
     fit_reach(editor, gpt2, BOTH, SHARE, SEED, NOISE)
     assert reaching(editor, gpt2, "rename") > 0.8
     assert reaching(editor, gpt2, "this-fact") < 0.2
-    assert not editor.reaches_others(torch.zeros(1, 12)).any(), "no instruction reaches none"
+    assert editor.reaches_others(None) is None
+    wide = editor.reaches_others(torch.zeros(1, 12))
+    assert wide is not None
+    assert not wide.any(), "no instruction reaches none"
     save_editor(editor, gpt2, tmp_path / "editor.safetensors")
     again = load_editor(tmp_path / "editor.safetensors", gpt2)
     assert isinstance(again, InstructEdit)
@@ -66,7 +71,7 @@ def test_instructions_that_want_other_subjects_changed_are_told_apart(
     assert torch.equal(again.reach, editor.reach)
 
 
-def test_their_edits_have_no_null_space(editor: InstructEdit, gpt2: LanguageModel) -> None:
+def test_their_edits_have_no_null_space_and_another_size(editor: InstructEdit, gpt2: LanguageModel) -> None:
     fit_reach(editor, gpt2, BOTH, SHARE, SEED, NOISE)
     assert editor.encoder is not None
     texts = [load_task(t).instructions.render(load_task(t).instructions.templates[0]) for t in ("rename", "this-fact")]
@@ -75,10 +80,13 @@ def test_their_edits_have_no_null_space(editor: InstructEdit, gpt2: LanguageMode
         assert rho is not None
         assert (rho[0] == 0).all()
         assert (rho[1] > 0.5).all()
+        sizes = editor.step_sizes(editor.encoder(gpt2, texts))
         editor.train()
         rho = editor.null_spaces(editor.encoder(gpt2, texts))
         assert rho is not None
         assert (rho > 0.5).all(), "not in training"
+        trained = editor.step_sizes(editor.encoder(gpt2, texts))
+    assert torch.allclose(sizes, trained * torch.tensor([[0.5], [1.0]]), rtol=1e-3)
 
 
 def test_without_a_task_that_reaches_others_none_does(editor: InstructEdit, gpt2: LanguageModel) -> None:

@@ -255,13 +255,6 @@ class DeltaBatch:
         squares = [factor.square().cpu() for factor in self.factors.values()]
         return torch.stack(squares).sum(0).sqrt()
 
-    def scale(self, factors: Tensor) -> DeltaBatch:
-        """Return the same changes, each times its own factor, (edits,)."""
-        scaled = {
-            name: own.scale(factors[:, None, None].to(own.device, own.dtype)) for name, own in self.factors.items()
-        }
-        return replace(self, factors=scaled)
-
     def detach(self) -> DeltaBatch:
         """Return the same values without their graph."""
         return replace(self, factors={name: factor.map(Tensor.detach) for name, factor in self.factors.items()})

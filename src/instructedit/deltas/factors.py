@@ -44,8 +44,8 @@ class Factor(ABC):
         """Return the squared Frobenius norm of D, a scalar; (edits,) where many edits are stacked."""
 
     @abstractmethod
-    def scale(self, factor: float | Tensor) -> Self:
-        """Return the change ``factor`` * D; of a stack with a factor (edits, 1, 1) for each."""
+    def scale(self, factor: float) -> Self:
+        """Return the change ``factor`` * D."""
 
     @abstractmethod
     def compress(self, rank: int) -> tuple[LowRank, float, float]:
@@ -150,7 +150,7 @@ class LowRank(Factor):
         a, b = self.a.detach().float(), self.b.detach().float()
         return ((a.mT @ a) * (b @ b.mT).mT).sum((-2, -1)).clamp(min=0)
 
-    def scale(self, factor: float | Tensor) -> LowRank:
+    def scale(self, factor: float) -> LowRank:
         """Return A (``factor`` * B)."""
         return LowRank(self.a, self.b * factor)
 
@@ -214,7 +214,7 @@ class Dense(Factor):
         """Return the sum of the squared entries."""
         return self.change.detach().float().square().sum((-2, -1))
 
-    def scale(self, factor: float | Tensor) -> Dense:
+    def scale(self, factor: float) -> Dense:
         """Return ``factor`` * D."""
         return Dense(self.change * factor)
 

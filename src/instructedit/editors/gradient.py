@@ -17,7 +17,6 @@ from instructedit.deltas.delta import DeltaBatch
 from instructedit.deltas.factors import LowRank
 from instructedit.editors.base import Editor, EditorConfig
 from instructedit.editors.contrast import read_other_inputs, with_other_subject
-from instructedit.editors.line_search import with_smallest_steps
 from instructedit.editors.null_space import read_similar_inputs
 from instructedit.editors.registry import editor_class
 from instructedit.editors.signals import Signal, read_signals
@@ -53,16 +52,10 @@ class GradientEditorConfig(EditorConfig):
     append_period: bool = Field(
         False, description="the answer of edits and in training ends with a full stop, so that generation stops there"
     )
-    line_search: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="probability of the target that an edit's step size is searched for; None takes the trained one",
-    )
 
     def continues(self, earlier: GradientEditorConfig) -> bool:
         """Return whether an editor with these hyperparameters can be trained on from one with the earlier ones."""
-        return self == earlier.model_copy(update={"line_search": self.line_search})  # which is no part of the training
+        return self == earlier
 
 
 ConfigT = TypeVar("ConfigT", bound=GradientEditorConfig, default=Any)
@@ -194,12 +187,6 @@ class GradientEditor(Editor, Generic[ConfigT]):
     ) -> DeltaBatch:
         """See :meth:`Editor.edit`."""
         deltas: DeltaBatch = self(language_model, requests, instructions)
-        if self.config.line_search is not None:
-            prompts = [self.prompt(*pair) for pair in zip(requests, instructions, strict=True)]
-            targets = [request.target for request in requests]
-            deltas = with_smallest_steps(
-                language_model, deltas, prompts, targets, self.split_layer, self.config.line_search
-            )
         for name, factor in deltas.factors.items():
             if not factor.finite():
                 raise EditorError(

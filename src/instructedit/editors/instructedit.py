@@ -41,10 +41,12 @@ class InstructEditConfig(HypernetworkConfig):
         None, ge=1, le=1_000_000, description="for encoder: base, states before this block; default: half of the depth"
     )
     sentence_encoder: str | None = Field(None, description="folder or hub id, for encoder: sentence")
-    reach: bool = Field(
-        False,
-        description="a classifier of the instruction's embedding switches the null space off where the instruction "
-        "wants other subjects changed",
+    reach: float | None = Field(
+        None,
+        gt=0,
+        le=10,
+        description="where the instruction wants other subjects changed, as a classifier of its embedding says, the "
+        "null space is off and the step size is multiplied by this",
     )
 
     @model_validator(mode="after")
@@ -60,13 +62,13 @@ class InstructEditConfig(HypernetworkConfig):
         return self
 
     def continues(self, earlier: GradientEditorConfig) -> bool:
-        """See :meth:`HypernetworkConfig.continues`; `reach` is no part of the training."""
+        """See :meth:`HypernetworkConfig.continues`; ``reach`` is no part of the training."""
         same = isinstance(earlier, InstructEditConfig)
         return super().continues(earlier.model_copy(update={"reach": self.reach}) if same else earlier)
 
     @model_validator(mode="after")
     def _reach_is_used(self) -> Self:
-        if self.reach and not (self.null_space and self.conditions_hypernetwork):
+        if self.reach is not None and not (self.null_space and self.conditions_hypernetwork):
             raise ValueError("`reach` needs `null_space`, and `conditioning: hypernetwork` or `both`")
         return self
 
@@ -118,7 +120,7 @@ class InstructEdit(HypernetworkEditor[InstructEditConfig]):
             self.encoder = SentenceEncoder(config.embedding_dim, source=config.sentence_encoder)
 
         self.reach: Tensor | None  # w of :mod:`instructedit.training.reach`
-        self.register_buffer("reach", torch.zeros(config.embedding_dim) if config.reach else None)
+        self.register_buffer("reach", torch.zeros(config.embedding_dim) if config.reach is not None else None)
 
     @classmethod
     def create(cls, config: InstructEditConfig, language_model: LanguageModel) -> Self:
@@ -134,17 +136,25 @@ class InstructEdit(HypernetworkEditor[InstructEditConfig]):
         embeddings: Tensor | None = self.encoder(language_model, instructions) if self.encoder is not None else None
         return embeddings
 
+    def step_sizes(self, embeddings: Tensor | None) -> Tensor:
+        """See :meth:`HypernetworkEditor.step_sizes`; after training times ``reach`` where :meth:`reaches_others`."""
+        sizes, wide = super().step_sizes(embeddings), self.reaches_others(embeddings)
+        if wide is None or self.config.reach is None:
+            return sizes
+        return torch.where(wide[:, None], self.config.reach * sizes, sizes)
+
     def null_spaces(self, embeddings: Tensor | None) -> Tensor | None:
         """See :meth:`HypernetworkEditor.null_spaces`; after training 0 where :meth:`reaches_others`."""
-        rho = super().null_spaces(embeddings)
-        if rho is None or embeddings is None or self.training:
-            return rho
-        return rho.masked_fill(self.reaches_others(embeddings)[:, None], 0.0)
+        rho, wide = super().null_spaces(embeddings), self.reaches_others(embeddings)
+        return rho if rho is None or wide is None else rho.masked_fill(wide[:, None], 0.0)
 
-    def reaches_others(self, embeddings: Tensor) -> Tensor:
-        """Return which instructions want other subjects changed, (edits,); see :mod:`instructedit.training.reach`."""
-        if self.reach is None:
-            return torch.zeros(len(embeddings), dtype=torch.bool, device=embeddings.device)
+    def reaches_others(self, embeddings: Tensor | None) -> Tensor | None:
+        """Return which instructions want other subjects changed, (edits,); None in training, or without a classifier.
+
+        See :mod:`instructedit.training.reach`.
+        """
+        if self.reach is None or embeddings is None or self.training:
+            return None
         return embeddings.float() @ self.reach > 0.5
 
     def prompt(self, request: EditRequest, instruction: str | None) -> str:

@@ -51,12 +51,11 @@ class HypernetworkConfig(GradientEditorConfig):
     )
 
     def continues(self, earlier: GradientEditorConfig) -> bool:
-        """Return whether the two are trained alike, or the earlier one has no null space yet."""
-        if super().continues(earlier):
+        """Return whether the two are equal, or the earlier one has no null space yet."""
+        if self == earlier:
             return True
-        if not isinstance(earlier, HypernetworkConfig) or earlier.null_space:
-            return False
-        return super().continues(earlier.model_copy(update={"null_space": self.null_space}))
+        extended = earlier.model_copy(update={"null_space": self.null_space})
+        return isinstance(earlier, HypernetworkConfig) and not earlier.null_space and self == extended
 
 
 class MendConfig(HypernetworkConfig):

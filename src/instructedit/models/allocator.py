@@ -38,7 +38,7 @@ class FreedMemory:
     """Returns freed memory to the kernel when gaps between live tensors have made the process grow.
 
     The texts of a batch have many lengths, and their tensors leave gaps in glibc's heap that later tensors do not fit.
-    A training run of SmolLM2 grew to 9 GB in this way, of which 1 GB was in use between two steps.
+    Ten steps of training an editor of SmolLM2 left 5.6 GB, of which 1.4 GB was in use.
     """
 
     def __init__(self) -> None:

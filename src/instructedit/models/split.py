@@ -38,10 +38,6 @@ class TrunkState:
     hidden: Tensor
     batch: TokenBatch
 
-    def select(self, rows: Tensor) -> TrunkState:
-        """Return the states of some rows, (rows,) ascending and none twice."""
-        return TrunkState(self.hidden[rows.to(self.hidden.device)], self.batch.select(rows))
-
     def split(self, rows: int) -> tuple[TrunkState, TrunkState]:
         """Return the states of the first rows and those of the others."""
         before, after = self.batch.split(rows)

@@ -183,17 +183,14 @@ class TokenBatch:
         """Return the batch on another device."""
         return TokenBatch(*(t.to(device) for t in (self.ids, self.mask, self.predicts, self.labels, self.rows)))
 
-    def select(self, rows: Tensor) -> TokenBatch:
-        """Return some rows, (rows,) ascending and none twice; they keep the padding."""
-        rows = rows.to(self.rows.device)
-        chosen = torch.isin(self.rows, rows)
-        new_rows = torch.searchsorted(rows, self.rows[chosen])
-        return TokenBatch(self.ids[rows], self.mask[rows], self.predicts[rows], self.labels[chosen], new_rows)
-
     def split(self, rows: int) -> tuple[TokenBatch, TokenBatch]:
         """Return the first rows and the others; both keep the padding."""
-        every = torch.arange(len(self))
-        return self.select(every[:rows]), self.select(every[rows:])
+        first = self.rows < rows
+        ids, mask, predicts = self.ids, self.mask, self.predicts
+        return (
+            TokenBatch(ids[:rows], mask[:rows], predicts[:rows], self.labels[first], self.rows[first]),
+            TokenBatch(ids[rows:], mask[rows:], predicts[rows:], self.labels[~first], self.rows[~first] - rows),
+        )
 
 
 def pad(queries: Sequence[Encoded], pad_id: int, side: str = "right") -> TokenBatch:
