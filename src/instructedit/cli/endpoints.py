@@ -18,7 +18,6 @@ KeyVariable = Annotated[
     str, typer.Option("--key-env", help="Environment variable that contains the endpoint's API key.")
 ]
 OPENAI = "https://api.openai.com/v1"
-USUAL_KEY = "OPENAI_API_KEY"
 
 
 def make_endpoint(model: str, base_url: str, key_variable: str) -> ChatEndpoint:

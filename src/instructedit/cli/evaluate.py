@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from instructedit.cli.console import emit_json, err, out, progress, table
-from instructedit.cli.endpoints import OPENAI, USUAL_KEY, BaseUrl, KeyVariable, make_endpoint
+from instructedit.cli.endpoints import OPENAI, BaseUrl, KeyVariable, make_endpoint
 from instructedit.cli.options import Device, DeviceMap, Dtype, EditorFile, JsonFile, Model, TemplateFile
 from instructedit.cli.threads import prepare_computation
+from instructedit.endpoints.chat import USUAL_VARIABLE
 from instructedit.errors import DataError
 from instructedit.evaluation.protocols import Control, Protocol
 
@@ -73,7 +74,7 @@ def evaluate_command(
         ),
     ] = None,
     base_url: BaseUrl = OPENAI,
-    key_variable: KeyVariable = USUAL_KEY,
+    key_variable: KeyVariable = USUAL_VARIABLE,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Use this many edits, drawn at random. Default: all.")
     ] = None,
@@ -114,10 +115,10 @@ def evaluate_command(
     edits = read_edits(chosen_task, data, skip_incomplete=skip_incomplete)
     if limit is not None and limit < len(edits):
         edits = random.Random(seed).sample(edits, limit)
+    judge = None if judge_model is None else Judge(make_endpoint(judge_model, base_url, key_variable))
     language_model = load_language_model(model, dtype=dtype, device=device, device_map=device_map)
     editor = editor or editor_for(model)
     loaded_editor = find_editor(editor, language_model)
-    judge = None if judge_model is None else Judge(make_endpoint(judge_model, base_url, key_variable))
     groups = [MetricGroup.CORE, MetricGroup.EXTENDED]
     if text_metrics or protocol.generates:
         groups.append(MetricGroup.TEXT)

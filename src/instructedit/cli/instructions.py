@@ -8,12 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from instructedit.cli.console import emit_json, err, out, progress, styled, table
-from instructedit.cli.endpoints import OPENAI, USUAL_KEY, BaseUrl, KeyVariable
+from instructedit.cli.endpoints import OPENAI, BaseUrl, KeyVariable
 from instructedit.cli.optimize import optimize
 from instructedit.cli.options import Device, Dtype, EditorFile, JsonFile, Model, TemplateFile, writable
 from instructedit.cli.proposer import LanguageModelName, ProposerName, make_proposer
 from instructedit.cli.threads import prepare_computation
 from instructedit.cli.trial import Seed, TaskName, ValidationFile, make_trial
+from instructedit.endpoints.chat import USUAL_VARIABLE
 from instructedit.errors import DataError
 
 app = typer.Typer(
@@ -63,7 +64,7 @@ def generate(
     ] = None,
     base_url: BaseUrl = OPENAI,
     proposer_model: LanguageModelName = None,
-    key_variable: KeyVariable = USUAL_KEY,
+    key_variable: KeyVariable = USUAL_VARIABLE,
     seed: Seed = 0,
 ) -> None:
     """Propose candidate templates without scoring them. Invalid texts are rejected with the reason."""

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from instructedit.cli.console import emit_json, err, out, progress, table
-from instructedit.cli.endpoints import OPENAI, USUAL_KEY, BaseUrl, KeyVariable, public_address
+from instructedit.cli.endpoints import OPENAI, BaseUrl, KeyVariable, public_address
 from instructedit.cli.options import Device, Dtype, EditorFile, JsonFile, Model, TemplateFile, writable
 from instructedit.cli.proposer import LanguageModelName, ProposerName, make_proposer
 from instructedit.cli.threads import prepare_computation
 from instructedit.cli.trial import Seed, TaskName, ValidationFile, make_trial
+from instructedit.endpoints.chat import USUAL_VARIABLE
 from instructedit.errors import DataError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def optimize(
     ] = 96,
     base_url: BaseUrl = OPENAI,
     proposer_model: LanguageModelName = None,
-    key_variable: KeyVariable = USUAL_KEY,
+    key_variable: KeyVariable = USUAL_VARIABLE,
     model: Model = "bundled",
     editor: EditorFile = None,
     dtype: Dtype = "float32",

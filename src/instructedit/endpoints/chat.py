@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +13,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from instructedit.endpoints import secrets
 from instructedit.errors import DataError, EditorError
+from instructedit.storage.reading import parse_json
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -134,6 +136,16 @@ class ChatEndpoint:
             if status in (400, 401, 403, 404) or (status is not None and 300 <= status < 400):
                 break  # another attempt would not help
         raise EditorError(reason)
+
+
+def json_in(content: str | None, *, lone_surrogates: bool = False) -> Any:
+    """Return the JSON in a model's answer, in a code fence or not.
+
+    Raises:
+        DataError: as :func:`parse_json`.
+    """
+    text = re.sub(r"^```(?:json)?\s*|\s*```$", "", (content or "").strip())
+    return parse_json(text, lone_surrogates=lone_surrogates)
 
 
 def _key_in(variable: str) -> str:

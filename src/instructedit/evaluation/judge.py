@@ -1,7 +1,7 @@
 """A language model that says whether two answers are the same, for free generation.
 
 "Neil Armstrong" and "It was Armstrong, in 1969." are one answer, which a comparison of words does not see. Every
-verdict is kept in the cache folder and asked for once: evaluations can be repeated, and cost calls only for new texts.
+verdict is kept in the cache folder and requested once: evaluations can be repeated, and cost calls only for new texts.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from instructedit.endpoints.chat import ChatEndpoint
+from instructedit.endpoints.chat import ChatEndpoint, json_in
 from instructedit.errors import DataError, EditorError
 from instructedit.storage.cache import cache_folder
 from instructedit.storage.reading import parse_json, read_text
@@ -83,18 +82,18 @@ class Judge:
             append_line(self._file, json.dumps({"question": key, "same": self._verdicts[key]}), sync=False)
         except DataError as error:  # usually a full disk; the evaluation needs the verdict, not the file
             if not self._warned:
-                logger.warning("%s: verdicts are not kept, and will be asked for again", error)
+                logger.warning("%s: verdicts are not kept, and will be requested again", error)
             self._warned = True
 
 
 def _verdict(content: str | None) -> bool:
-    """Return the verdict in an answer, in a code fence or not.
+    """Return the verdict in an answer.
 
     Raises:
         DataError: the answer is not JSON.
         ValueError: it has no such verdict.
     """
-    value = parse_json(re.sub(r"^```(?:json)?\s*|\s*```$", "", (content or "").strip()))
+    value = json_in(content)
     same = value.get("same") if isinstance(value, dict) else None
     if not isinstance(same, bool):
         raise ValueError("expected true or false under `same`")

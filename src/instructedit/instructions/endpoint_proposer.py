@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from instructedit.endpoints import secrets
-from instructedit.endpoints.chat import ChatEndpoint
+from instructedit.endpoints.chat import ChatEndpoint, json_in
 from instructedit.errors import EditorError
 from instructedit.instructions.candidates import MOST_CHARACTERS
 from instructedit.instructions.proposals import Proposal, ProposalContext
-from instructedit.storage.reading import parse_json
 
 _SYSTEM = (
     "You write instructions for a knowledge editor of language models. An instruction is one line of plain English "
@@ -93,8 +91,7 @@ def _descriptions(content: str | None) -> list[Any]:
         DataError: the answer is not JSON.
         ValueError: it has no such list.
     """
-    text = re.sub(r"^```(?:json)?\s*|\s*```$", "", (content or "").strip())
-    value = parse_json(text, lone_surrogates=True)  # a text with a lone surrogate is rejected later, as a candidate
+    value = json_in(content, lone_surrogates=True)  # a text with a lone surrogate is rejected later, as a candidate
     if isinstance(value, dict):
         value = value.get("descriptions")
     if not isinstance(value, list) or not value:

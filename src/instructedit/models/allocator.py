@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,11 +24,8 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether the setting was applied; False on systems without glibc.
     """
-    if sys.platform != "linux":
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
+    mallopt = _c_function("mallopt")
+    if mallopt is None:
         return False
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28))
     applied = [mallopt(name, value) == 1 for name, value in settings]
@@ -65,10 +63,16 @@ def resident_bytes() -> int:
 
 def return_freed_memory() -> bool:
     """Return all freed pages to the kernel; False on systems without glibc."""
+    trim = _c_function("malloc_trim")
+    return trim is not None and bool(trim(0))
+
+
+def _c_function(name: str) -> Callable[..., int] | None:
+    """Return a function of the C library; None on systems without glibc."""
     if sys.platform != "linux":
-        return False
+        return None
     try:
-        trim = ctypes.CDLL(None).malloc_trim
+        function: Callable[..., int] = getattr(ctypes.CDLL(None), name)
     except (OSError, AttributeError):
-        return False
-    return bool(trim(0))
+        return None
+    return function
