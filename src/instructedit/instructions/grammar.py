@@ -10,11 +10,14 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 from instructedit.assets import ASSETS, read_yaml
 from instructedit.errors import DataError
+
+#: What a scope's file may have beside frames and texts.
+KINDS = ("short", "negated", "foreign")
 
 _SLOT = re.compile(r"\{([A-Za-z_0-9]+)\}")
 
@@ -30,27 +33,32 @@ class Grammar:
         slots: phrases by slot name.
         frames: templates with ``{slot}``, by scope.
         texts: templates without slots, by scope or pair of scopes (``a + b``).
+        kinds: templates without slots, by scope and kind: two words, a negation, another language than English.
     """
 
     slots: Mapping[str, Sequence[str]]
     frames: Mapping[str, Sequence[str]]
     texts: Mapping[str, Sequence[str]]
+    kinds: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
 
     @property
     def scopes(self) -> list[str]:
         """The scopes and pairs of scopes that the grammar has templates of, sorted."""
         return sorted(self.frames.keys() | self.texts.keys())
 
-    def draw(self, scope: str, rng: random.Random) -> str:
+    def draw(self, scope: str, rng: random.Random, kinds: float = 0.0) -> str:
         """Return one template of a scope; each slot of a frame is drawn anew.
 
         Args:
             scope: of ``a + b``, the template states both, or one of each is joined.
             rng: source of the draws.
+            kinds: share of templates of the scope's kinds, if it has any.
 
         Raises:
             DataError: the scope or a slot is not in the grammar.
         """
+        if kinds and (by_kind := self.kinds.get(scope)) and rng.random() < kinds:
+            return rng.choice(by_kind[rng.choice(sorted(by_kind))])
         frames, texts = self.frames.get(scope), self.texts.get(scope)
         parts = parts_of(scope)
         composed = len(parts) > 1 or bool(frames)
@@ -58,7 +66,7 @@ class Grammar:
             return rng.choice(texts)
         if len(parts) > 1:
             rng.shuffle(parts)
-            return " ".join(self.draw(part, rng) for part in parts)
+            return " ".join(self.draw(part, rng, kinds) for part in parts)
         if not frames:
             raise DataError(f"the grammar has no scope {scope!r}; it has {', '.join(self.scopes)}")
         return self._fill(rng.choice(frames), rng)
@@ -84,10 +92,12 @@ def scope_grammar() -> Grammar:
     """Return the bundled grammar."""
     frames: dict[str, list[str]] = {}
     texts: dict[str, list[str]] = {}
+    kinds: dict[str, dict[str, list[str]]] = {}
     for file in sorted((ASSETS / "instructions" / "scopes").glob("*.yaml")):
         entry = read_yaml(f"instructions/scopes/{file.name}")
         if "frames" in entry:
             frames[entry["scope"]] = entry["frames"]
         if "texts" in entry:
             texts[entry["scope"]] = entry["texts"]
-    return Grammar(read_yaml("instructions/slots.yaml"), frames, texts)
+        kinds[entry["scope"]] = {kind: entry[kind] for kind in KINDS if kind in entry}
+    return Grammar(read_yaml("instructions/slots.yaml"), frames, texts, kinds)

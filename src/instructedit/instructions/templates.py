@@ -89,7 +89,9 @@ class InstructionTemplates(BaseModel):
         """Return the instruction of a training template drawn at random."""
         return self.render(rng.choice(self.templates), request)
 
-    def draw_for_training(self, request: EditRequest, rng: random.Random, scope_share: float) -> str:
+    def draw_for_training(
+        self, request: EditRequest, rng: random.Random, scope_share: float, kinds: float = 0.0
+    ) -> str:
         """Return an instruction for training.
 
         Args:
@@ -97,11 +99,12 @@ class InstructionTemplates(BaseModel):
             rng: source of the draws.
             scope_share: probability that the template comes from the scope grammar. Most of those stand behind a
                 neutral name, so that the editor has to read the scope from the text.
+            kinds: see :meth:`Grammar.draw`.
         """
         if self.scope is None or rng.random() >= scope_share:
             return self.draw(request, rng)
         name = NEUTRAL_NAME if rng.random() < _NEUTRAL_SHARE else self.name
-        return self.render(scope_grammar().draw(self.scope, rng), request, name)
+        return self.render(scope_grammar().draw(self.scope, rng, kinds), request, name)
 
 
 @cache

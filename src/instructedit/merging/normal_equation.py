@@ -76,10 +76,9 @@ class _Batch:
             values[name] = factor.select(self.rows).apply(x)[self.alone.batch.mask].cpu()
         return values, after
 
-    def keys(self, merged: Delta, language_model: LanguageModel, block: int, name: str) -> Tensor:
-        """Return the inputs (tokens, inputs) of a matrix at all tokens, with what has been merged so far."""
-        with merged.attached(language_model):
-            inputs, _ = read_block_inputs(language_model, self.merged, block, [name])
+    def keys(self, language_model: LanguageModel, block: int, name: str) -> Tensor:
+        """Return the inputs (tokens, inputs) of a matrix at all tokens, in the model as it is."""
+        inputs, _ = read_block_inputs(language_model, self.merged, block, [name])
         return inputs[name][self.merged.batch.mask].float().cpu()
 
     def token_weights(self) -> Tensor:
@@ -140,12 +139,13 @@ def merge(
             identity = moment.diagonal().mean() * torch.eye(len(moment))
             left = len(deltas) * (preserve * moment + ridge * identity)
             right = torch.zeros(len(left), next(d.factors[name].shape[1] for d in deltas if name in d.factors))
-            for batch, by_name in zip(batches, values, strict=True):
-                roots = batch.token_weights().sqrt()
-                keys = batch.keys(merged, language_model, block, name) * roots
-                left = left + keys.mT @ keys
-                if name in by_name:  # else no edit of this batch changes the matrix
-                    right = right + keys.mT @ (by_name[name].float() * roots)
+            with merged.attached(language_model):
+                for batch, by_name in zip(batches, values, strict=True):
+                    roots = batch.token_weights().sqrt()
+                    keys = batch.keys(language_model, block, name) * roots
+                    left = left + keys.mT @ keys
+                    if name in by_name:  # else no edit of this batch changes the matrix
+                        right = right + keys.mT @ (by_name[name].float() * roots)
             change = torch.linalg.solve(left.double(), right.double()).float()
             merged = Delta({**merged.factors, name: Dense(change)}, merged.metadata)
             on_matrix(name)

@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from instructedit.storage.writing import make_folder
 from instructedit.tasks.loading import load_task
 from instructedit.training.batches import draw_examples
 from instructedit.training.data import read_sources
+from instructedit.training.encoder_update import update_encoder
 from instructedit.training.environment import numerics, trunk_cache
 from instructedit.training.log import LOG, TrainingLog
 from instructedit.training.memory import peak_bytes
@@ -134,7 +136,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()  # no process writes before every process has looked
         self.log = TrainingLog(out / LOG, append=resumes, writes=self.accelerator.is_main_process)
         self.encoder = editor.encoder if isinstance(editor, InstructEdit) else None
-        self._warm_up_encoder(skip=resumes or recipe.start_from is not None)
+        self._train_encoder(resumes)
         self.model, self.optimizer = self.accelerator.prepare(editor, make_optimizer(editor, self.opt))
         self.began = time.monotonic()
         if resumes:
@@ -256,23 +258,29 @@ class Trainer:
         logger.info("resuming %s at step %d", self.checkpoint.parent, progress.step)
         return progress
 
-    def _warm_up_encoder(self, *, skip: bool) -> None:
-        warmup = self.recipe.encoder_warmup
-        if self.encoder is None or warmup.steps == 0:
+    def _train_encoder(self, resumes: bool) -> None:
+        """Train the encoder alone: a new one from the start, and any one further where the recipe says so."""
+        if self.encoder is None:
             return
-        if not skip:
-            accuracy = warm_up_encoder(
-                self.encoder,
-                self.language_model,
-                [source.task for source in self.sources],
-                warmup,
-                self.recipe.scope_template_share,
-                self.recipe.seed,
-                self.recipe.instruction_noise,
-                lambda step, loss: self.on_report(Report("encoder", step + 1, warmup.steps, {"loss": loss})),
-            )
+        recipe, warmup, update = self.recipe, self.recipe.encoder_warmup, self.recipe.encoder_update
+        tasks = [source.task for source in self.sources]
+        share, seed, noise = recipe.scope_template_share, recipe.seed, recipe.instruction_noise
+
+        def report(step: int, loss: float, steps: int) -> None:
+            self.on_report(Report("encoder", step + 1, steps, {"loss": loss}))
+
+        if warmup.steps and not resumes and recipe.start_from is None:
+            on_step = partial(report, steps=warmup.steps)
+            accuracy = warm_up_encoder(self.encoder, self.language_model, tasks, warmup, share, seed, noise, on_step)
             self.log.write({"phase": "encoder", "steps": warmup.steps, "accuracy": round(accuracy, 4)})
-        if warmup.freeze:
+        if update.steps and not resumes:
+            on_step = partial(report, steps=update.steps)
+            before, after = update_encoder(
+                self.encoder, self.language_model, tasks, update, share, seed, noise, on_step
+            )
+            right = {"right_before": round(before, 4), "right": round(after, 4)}
+            self.log.write({"phase": "encoder", "steps": update.steps, **right})
+        if warmup.steps and warmup.freeze:
             self.encoder.requires_grad_(False)
 
 

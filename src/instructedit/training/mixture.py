@@ -146,7 +146,7 @@ def make_example(
     """
     task = source.task
     request = _draw_request(record, rng)
-    own_instruction = task.instructions.draw_for_training(request, rng, scope_template_share)
+    own_instruction = task.instructions.draw_for_training(request, rng, scope_template_share, noise.kinds)
     instruction = with_noise(own_instruction, task, noise, rng)
     prefix = instruction if objective.prefix_queries else None
     likelihood, unlikelihood = _targets_of_request(task, record, request, prefix, objective, rng)

@@ -140,6 +140,14 @@ class InstructionNoise(Settings):
         description="share of instructions that say nothing about an edit, in tasks with `routing`, which need none",
     )
     missing: float = Field(0.3, ge=0, le=1, description="share of the silent ones that are no instruction at all")
+    kinds: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of a scope's templates that are of two words, say what is not to happen, or are in another "
+        "language than English",
+    )
+    misspelt: float = Field(0.0, ge=0, le=1, description="share of instructions with misspelt words")
 
 
 class EncoderWarmup(Settings):
@@ -157,6 +165,18 @@ class EncoderWarmup(Settings):
     learning_rate: float = Field(1e-3, gt=0, le=1000, description="AdamW")
     weight_decay: float = Field(0.01, ge=0, le=1000)
     freeze: bool = Field(True, description="do not train the encoder any further afterwards")
+
+
+class EncoderUpdate(Settings):
+    """Further training of a trained encoder; see :mod:`instructedit.training.encoder_update`."""
+
+    steps: int = Field(0, ge=0, le=MAX_STEPS, description="0 leaves the encoder as it is")
+    batch: int = Field(96, ge=2, le=MAX_ROWS, description="instructions per step, half of them misread before")
+    texts: int = Field(6000, ge=1, le=MAX_ROWS, description="instructions that are drawn")
+    learning_rate: float = Field(5e-4, gt=0, le=1000, description="AdamW")
+    read_as: dict[Name, Name] = Field(
+        {}, description="scopes that no task of the training has, and the scope of a task like which they are read"
+    )
 
 
 class Optimisation(Settings):
@@ -226,6 +246,7 @@ class Recipe(Settings):
         0.0, ge=0, le=1, description="share of edits that do not name their subject, which `editor.contrast` uses"
     )
     encoder_warmup: EncoderWarmup = EncoderWarmup()
+    encoder_update: EncoderUpdate = EncoderUpdate()
     objective: Objective = Objective()
     optimisation: Optimisation = Optimisation()
     trunk_cache: TrunkCacheSettings = TrunkCacheSettings()

@@ -15,7 +15,7 @@ from instructedit.instructions.grammar import parts_of
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
 from instructedit.tasks.task import Task
-from instructedit.training.instruction_noise import silent_instruction, with_name_noise
+from instructedit.training.instruction_noise import silent_instruction, with_text_noise
 from instructedit.training.mixture import NO_NOISE
 from instructedit.training.recipe import EncoderWarmup, InstructionNoise
 from instructedit.training.schedule import learning_rate_factor
@@ -111,5 +111,5 @@ def draw_labelled(task: Task, rng: random.Random, scope_template_share: float, n
         subject=rng.choice(("it", "them", "the topic")),
         label=rng.choice(("positive", "negative")),
     )
-    instruction = task.instructions.draw_for_training(request, rng, scope_template_share)
-    return with_name_noise(instruction, noise, rng), parts_of(scope_of(task))
+    instruction = task.instructions.draw_for_training(request, rng, scope_template_share, noise.kinds)
+    return with_text_noise(instruction, noise, rng), parts_of(scope_of(task))

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from instructedit.errors import DataError
-from instructedit.instructions.grammar import Grammar, parts_of, scope_grammar
+from instructedit.instructions.grammar import KINDS, Grammar, parts_of, scope_grammar
 from instructedit.instructions.templates import SPLITS, Split, held_out_templates
 from instructedit.records import EditRecord, EditRequest, Probe, ProbeKind
 from instructedit.tasks.edits import fitting_records
@@ -244,6 +244,24 @@ def test_two_scopes_are_described_one_after_the_other() -> None:
     assert {with_both.draw("names + back", rng) for _ in range(40)} == {*one_of_each, "Names, and backwards."}
 
 
+def test_kinds_of_templates_are_drawn_by_their_share() -> None:
+    grammar = Grammar({}, {}, {"only": ["This one."]}, {"only": {"short": ["It."], "foreign": ["Kun her."]}})
+    rng = random.Random(0)
+    assert {grammar.draw("only", rng) for _ in range(50)} == {"This one."}
+    drawn = [grammar.draw("only", rng, kinds=0.5) for _ in range(400)]
+    assert drawn.count("This one.") / 400 == pytest.approx(0.5, abs=0.08)
+    assert drawn.count("It.") / 400 == pytest.approx(0.25, abs=0.08)
+
+
+def test_kinds_of_templates_are_many_and_state_one_scope_each() -> None:
+    texts = [normalised(text) for kinds in scope_grammar().kinds.values() for own in kinds.values() for text in own]
+    assert len(texts) == len(set(texts))
+    for scope in ("only", "everywhere"):
+        assert {kind: len(own) >= 40 for kind, own in scope_grammar().kinds[scope].items()} == dict.fromkeys(
+            KINDS, True
+        )
+
+
 def test_a_pair_of_scopes_is_held_out() -> None:
     """No training may see the two scopes of the held-out task in one text; it sees each of them, and other pairs."""
     trained = [task.instructions.scope for task in shipped_tasks().values() if not task.held_out]
@@ -296,6 +314,7 @@ def training_texts() -> set[str]:
     """Every text that any training may have drawn or shown."""
     texts = [text for task in shipped_tasks().values() for text in task.instructions.all_templates]
     texts += [text for scope in scope_grammar().texts.values() for text in scope]
+    texts += [text for kinds in scope_grammar().kinds.values() for own in kinds.values() for text in own]
     return {normalised(text) for text in texts}
 
 

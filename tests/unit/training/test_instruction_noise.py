@@ -8,7 +8,13 @@ import pytest
 
 from instructedit.instructions.templates import NEUTRAL_NAME, unrelated_texts
 from instructedit.tasks.loading import load_task
-from instructedit.training.instruction_noise import silent_instruction, with_name_noise, with_noise
+from instructedit.training.instruction_noise import (
+    misspelt,
+    silent_instruction,
+    with_name_noise,
+    with_noise,
+    with_text_noise,
+)
 from instructedit.training.recipe import InstructionNoise
 
 INSTRUCTION = "Task: Rename everywhere\nDescription: Whoever had the old object has the new one."
@@ -42,6 +48,25 @@ def test_tasks_that_need_no_instruction_at_times_get_a_silent_one_or_none() -> N
     silent = sum(text is not None and text != INSTRUCTION for text in drawn) / DRAWS
     assert missing == pytest.approx(0.1, abs=0.05)
     assert silent == pytest.approx(0.3, abs=0.07)
+
+
+def test_a_misspelt_instruction_keeps_its_name_and_most_letters() -> None:
+    noise, rng = InstructionNoise(misspelt=0.5), random.Random(0)
+    drawn = [with_text_noise(INSTRUCTION, noise, rng) for _ in range(DRAWS)]
+    other = [text for text in drawn if text != INSTRUCTION]
+    assert len(other) / DRAWS == pytest.approx(0.5, abs=0.1)
+    head = INSTRUCTION.partition("Whoever")[0]
+    assert all(text.startswith(head) and "\n" not in text.removeprefix(head) for text in other)
+    assert all(abs(len(text) - len(INSTRUCTION)) < 8 for text in other)
+
+
+def test_short_words_and_placeholders_are_spelt_right() -> None:
+    rng = random.Random(0)
+    drawn = {misspelt("Make it [TOPIC] for all", rng) for _ in range(DRAWS)}
+    assert len(drawn) > 3
+    words = {word.casefold() for text in drawn for word in text.split()}
+    assert {"it", "for", "all"} <= words
+    assert not words - {"it", "for", "all", "[topic]", "make", "mkae", "mke", "maake"}
 
 
 def test_a_scope_is_never_left_to_a_silent_text() -> None:
