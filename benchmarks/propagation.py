@@ -11,13 +11,12 @@ answer occurs in training as an answer or a subject. The fact in the prompt (`in
 
 from __future__ import annotations
 
-import argparse
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from editors_compared import comparing_parser, labelled
 from result_files import write_result
 
 from instructedit.data.locations import find_data
@@ -93,15 +92,9 @@ class Seen:
 
 def main() -> None:
     """Measure every editor and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("editors", nargs="+", help="a name or file, or LABEL=FILE")
-    parser.add_argument("--out", type=Path, required=True, help="write the result as JSON here")
-    parser.add_argument("--base", default="smollm2-135m-instruct")
-    parser.add_argument("--dtype", default="bfloat16")
+    parser = comparing_parser(__doc__.splitlines()[0], task="recent")
     parser.add_argument("--recipe", default="smollm2", help="whose training records count as seen")
-    parser.add_argument("--task", default="recent")
     parser.add_argument("--file", default="wikirecent/recent_test.reconstructed.json")
-    parser.add_argument("--edits", type=int, default=120)
     options = parser.parse_args()
     data, task = find_data(), load_task(options.task)
     sources = [source for stage in load_stages(options.recipe) for source in read_sources(stage, data)[0]]
@@ -113,13 +106,12 @@ def main() -> None:
     questions = {metric.name: sum(len(metric.queries(plan)) for plan in plans) for metric in metrics}
     language_model = load_language_model(options.base, dtype=options.dtype)
     rows: list[dict[str, Any]] = []
-    for each in options.editors:
-        label, _, name = each.rpartition("=")
+    for label, name in labelled(options.editors):
         editor = find_editor(name, language_model)
         evaluation = evaluate(editor, language_model, task, drawn, metrics=metrics)
         measured = {key: value.as_dict() for key, value in evaluation.metrics.items()}
-        rows.append({"editor": label or name, "editor_digest": digest_of(name), "metrics": measured})
-        print(label or name, {key: round(100 * value["mean"], 1) for key, value in measured.items()}, flush=True)
+        rows.append({"editor": label, "editor_digest": digest_of(name), "metrics": measured})
+        print(label, {key: round(100 * value["mean"], 1) for key, value in measured.items()}, flush=True)
     write_result(options.out, language_model, rows, file=options.file, task=options.task, recipe=options.recipe, seed=0,
                  edits=options.edits, questions=questions)  # fmt: skip
 

@@ -11,14 +11,13 @@ continuation by greedy decoding.
 
 from __future__ import annotations
 
-import argparse
 import random
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from editors_compared import comparing_parser, labelled
 from result_files import write_result
 from tqdm import tqdm
 
@@ -94,23 +93,16 @@ def measure(
 
 def main() -> None:
     """Measure every editor and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("editors", nargs="+", help="a name or file, or LABEL=FILE")
-    parser.add_argument("--out", type=Path, required=True, help="write the result as JSON here")
-    parser.add_argument("--base", default="smollm2-135m-instruct")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--task", default="counterfact")
-    parser.add_argument("--edits", type=int, default=120)
+    parser = comparing_parser(__doc__.splitlines()[0], task="counterfact")
     parser.add_argument("--others", type=int, default=4, help="other subjects an edit")
     options = parser.parse_args()
     language_model = load_language_model(options.base, dtype=options.dtype)
     drawn = questions(options.edits, options.others, seed=0)
     rows = []
-    for each in options.editors:
-        label, _, name = each.rpartition("=")
+    for label, name in labelled(options.editors):
         shares = measure(language_model, name, drawn, options.task)
-        rows.append({"editor": label or name, "editor_digest": digest_of(name), **shares})
-        print(label or name, {key: round(100 * value["mean"], 1) for key, value in shares.items()}, flush=True)
+        rows.append({"editor": label, "editor_digest": digest_of(name), **shares})
+        print(label, {key: round(100 * value["mean"], 1) for key, value in shares.items()}, flush=True)
     write_result(options.out, language_model, rows, file=TEST, others=OTHERS, task=options.task, seed=0,
                  edits=options.edits, prompts=options.others)  # fmt: skip
 
