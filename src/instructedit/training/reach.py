@@ -3,9 +3,10 @@
 With c the embeddings of instructions that are drawn as in training, and y = 1 for tasks whose scope has neighbours in
 it and 0 for all others and for texts that say nothing,
 
-    w = argmin mean (w c - y)^2 + ridge |w|^2;
+    w = argmin 1/3 mean over y = 1 of (w c - 1)^2 + 2/3 mean over y = 0 of (w c)^2 + ridge |w|^2:
 
-an instruction with w c > 1/2 counts as one that wants other subjects changed. An edit without an instruction has c = 0.
+to change a subject that was to stay counts as twice as bad as to leave one that was to change. An instruction with
+w c > 1/2 counts as one that wants other subjects changed. An edit without an instruction has c = 0.
 The null space (:mod:`instructedit.editors.null_space`) keeps an edit from other subjects, so it is switched off there.
 """
 
@@ -23,8 +24,9 @@ from instructedit.tasks.task import Task
 from instructedit.training.recipe import InstructionNoise
 from instructedit.training.warmup import draw_labelled, scope_of
 
-#: Instructions of each task, and the ridge relative to the mean of |c|^2.
-DRAWS, RIDGE = 150, 1e-3
+#: Instructions of tasks that reach other subjects and as many of those that do not, the share of the former in the
+#: loss, and the ridge relative to the mean of |c|^2.
+DRAWS, REACHING_SHARE, RIDGE = 600, 1 / 3, 1e-3
 #: Instructions at a time.
 BATCH = 64
 
@@ -38,7 +40,7 @@ def fit_reach(
     seed: int,
     noise: InstructionNoise,
 ) -> None:
-    """Set ``editor.reach`` to w, in place; without a task that reaches other subjects it stays zero.
+    """Set ``editor.reach`` to w, in place; without tasks of both kinds it stays zero.
 
     Args:
         editor: with a trained encoder.
@@ -48,14 +50,18 @@ def fit_reach(
         seed: of the draws.
         noise: on the instructions.
     """
-    reaching = {part for task in tasks if task.renames for part in parts_of(scope_of(task))}
-    if not reaching or editor.encoder is None or editor.reach is None:
+    groups = [task for task in tasks if task.renames], [task for task in tasks if not task.renames]
+    if not all(groups) or editor.encoder is None or editor.reach is None:
         return
+    reaching = {part for task in groups[0] for part in parts_of(scope_of(task))}
     rng = random.Random(f"{seed}-reach")
-    drawn = [draw_labelled(task, rng, scope_template_share, noise) for task in tasks for _ in range(DRAWS)]
+    drawn = [
+        draw_labelled(rng.choice(group), rng, scope_template_share, noise) for group in groups for _ in range(DRAWS)
+    ]
     instructions = [instruction for instruction, _ in drawn]
     parts = [instructions[start : start + BATCH] for start in range(0, len(instructions), BATCH)]
     c = torch.cat([editor.encoder(language_model, part).float() for part in parts])
     y = torch.tensor([float(bool(reaching & set(scopes))) for _, scopes in drawn], device=c.device)
-    ridge = RIDGE * c.square().sum(1).mean() * torch.eye(c.shape[1], device=c.device)
-    editor.reach.copy_(torch.linalg.solve(c.mT @ c / len(c) + ridge, c.mT @ y / len(c)))
+    weights = torch.where(y > 0, REACHING_SHARE / y.sum(), (1 - REACHING_SHARE) / (1 - y).sum())
+    ridge = RIDGE * (weights @ c.square().sum(1)) * torch.eye(c.shape[1], device=c.device)
+    editor.reach.copy_(torch.linalg.solve(c.mT @ (weights[:, None] * c) + ridge, c.mT @ (weights * y)))
