@@ -376,6 +376,7 @@ TOGETHER = {
     "bundled": "InstructEdit",
     "smollm2": "InstructEdit",
     "bundled-mend": "MEND",
+    "smollm2-mend": "MEND",
     "memit": "MEMIT",
     "lora": "LoRA on all",
     "ft": "FT-L on all",
@@ -389,7 +390,8 @@ def method_of(row: dict[str, Any]) -> str:
     editor = Path(row["editor"]).stem if "/" in row["editor"] else row["editor"]
     how = "" if row["how"] == "joint" else f", `{row['how']}`"
     rank = f", rank {row['rank']}" if row.get("rank") else ""
-    return TOGETHER[editor] + how + rank
+    steps = f", {row['most_steps']} steps" if row.get("most_steps") else ""
+    return TOGETHER[editor] + how + rank + steps
 
 
 def many_edits_table() -> str:

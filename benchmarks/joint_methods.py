@@ -166,6 +166,7 @@ def trained(
     how: str,
     order: str,
     rank: int | None,
+    most_steps: int | None,
 ) -> Together:
     """Return the edits of a trained editor, combined by ``how``."""
     if how == "sum" and order == "sequence":
@@ -184,6 +185,7 @@ def trained(
         answers_of(editor, requests),
         language_model,
         rank=rank,
+        most_steps=most_steps,
     )
     return Change(together, len(requests))
 
@@ -296,6 +298,7 @@ def put_together(
     how: str,
     order: str,
     rank: int | None = None,
+    most_steps: int | None = None,
 ) -> Together:
     """Return many edits in one model by the method of an editor.
 
@@ -307,6 +310,7 @@ def put_together(
         how: of trained editors, how edits are combined.
         order: ``batch`` or ``sequence``.
         rank: of every matrix's change, of trained editors; None leaves it free.
+        most_steps: of distillation; None sets no limit.
     """
     if isinstance(editor, Memit):
         return memit(editor, language_model, requests, order)
@@ -316,4 +320,4 @@ def put_together(
         return grace(editor, language_model, requests)
     if isinstance(editor, InContext):
         return retrieval(editor, language_model, requests)
-    return trained(editor, language_model, requests, task, how, order, rank)
+    return trained(editor, language_model, requests, task, how, order, rank, most_steps)

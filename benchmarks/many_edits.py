@@ -62,6 +62,7 @@ class Cell:
     edits: int
     measured: int
     rank: int | None = None
+    most_steps: int | None = None
 
     def draw(self) -> list[EditRecord]:
         """Return the edits; those that are measured come first."""
@@ -93,7 +94,7 @@ def measure(cell: Cell, threads: int) -> dict[str, Any]:
     start_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()
     requests = [record.request for record in records]
-    together = put_together(editor, language_model, requests, task, cell.how, cell.order, cell.rank)
+    together = put_together(editor, language_model, requests, task, cell.how, cell.order, cell.rank, cell.most_steps)
     seconds = time.perf_counter() - began
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     scores = evaluate(
@@ -126,6 +127,7 @@ def cells(options: argparse.Namespace, language_model: LanguageModel) -> list[Ce
                         Cell(
                             options.base, options.dtype, name, options.task, options.file or task.files.test or "", how,
                             order, count, min(count, options.measured), options.rank if trained else None,
+                            options.most_steps if how == "distil" else None,
                         )
                     )  # fmt: skip
     return chosen
@@ -143,6 +145,7 @@ def main() -> None:
     parser.add_argument("--task", default="counterfact")
     parser.add_argument("--file", help="of the data folder, from which the edits are drawn. Default: the test file")
     parser.add_argument("--rank", type=int, help="of every matrix's change, of trained editors. Default: any")
+    parser.add_argument("--most-steps", type=int, help="of distillation. Default: three passes over the edits' texts")
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 10, 100], help="edits at once")
     parser.add_argument("--measured", type=int, default=100, help="edits whose scores are measured, at most")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -150,7 +153,7 @@ def main() -> None:
     rows = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
     language_model = load_language_model(options.base, dtype=options.dtype)
     planned = cells(options, language_model)
-    identity = ("editor", "how", "order", "edits", "measured", "rank")
+    identity = ("editor", "how", "order", "edits", "measured", "rank", "most_steps")
     known = {tuple(row.get(key) for key in identity) for row in rows}
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, fresh, end_with_parent, max_tasks_per_child=1) as processes:

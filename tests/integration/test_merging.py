@@ -185,6 +185,18 @@ def test_distillation_is_the_same_every_time_and_leaves_the_model_as_it_is(
     assert all(parameter.grad is None for parameter in gpt2.model.parameters())
 
 
+def test_distillation_takes_no_more_steps_than_it_may(
+    gpt2: LanguageModel, new_editor: Callable[..., Mend], requests_: list[EditRequest]
+) -> None:
+    deltas = deltas_of(gpt2, new_editor(gpt2, blocks=1), requests_)
+    answers, steps = [request.target for request in requests_], set()
+    combine(
+        "distil", deltas, requests_, answers, gpt2, most_steps=3,
+        on_step=lambda step, of, what: steps.add((step, of)) if what.startswith("distilling") else None,
+    )  # fmt: skip
+    assert steps == {(1, 3), (2, 3), (3, 3)}
+
+
 def test_texts_of_an_edit_are_its_prompt_and_others_with_its_answer(
     gpt2: LanguageModel, new_editor: Callable[..., Mend], requests_: list[EditRequest]
 ) -> None:

@@ -38,6 +38,7 @@ def combine(
     language_model: LanguageModel,
     *,
     rank: int | None = None,
+    most_steps: int | None = None,
     on_step: OnStep = lambda done, steps, what: None,
 ) -> Delta:
     """Return several edits as one; a single edit as it is.
@@ -50,6 +51,7 @@ def combine(
         language_model: the base model.
         rank: of every matrix's change, at most. Distillation trains what is left of the merged change after its
             compression, so that less is lost than by compressing the result.
+        most_steps: of distillation; see :func:`distil`.
         on_step: see :data:`OnStep`.
 
     Raises:
@@ -73,6 +75,7 @@ def combine(
         deltas,
         texts,
         language_model,
+        most_steps=most_steps,
         on_step=lambda step, steps, loss: on_step(step, steps, distilling),
         on_text=lambda written, texts: on_step(written, texts, "writing ordinary text, once for a model"),
     )

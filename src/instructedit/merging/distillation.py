@@ -100,6 +100,7 @@ def distil(
     passes: int = PASSES,
     step_size: float = STEP,
     keep: float = KEEP,
+    most_steps: int | None = None,
     seed: int = 0,
     on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
     on_text: OnText = lambda written, texts: None,
@@ -115,6 +116,7 @@ def distil(
         passes: over all texts of the edits.
         step_size: see :data:`STEP`.
         keep: weight of ordinary text.
+        most_steps: even if they are fewer passes; None sets no limit.
         seed: of the order of the texts.
         on_step: called after every step with its number, the number of steps and the loss.
         on_text: called while the model writes ordinary text, which it does once; see :func:`written_texts`.
@@ -129,6 +131,7 @@ def distil(
     groups = [{"params": [p], "lr": step_size * p.detach().square().mean().sqrt().item()} for p in parameters]
     adam = torch.optim.Adam(groups, betas=(0.9, 0.99))
     steps = max(passes * len(lessons), LEAST_STEPS)
+    steps = steps if most_steps is None else min(steps, most_steps)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: min(1.0, (step + 1) / 5) * (1 - 0.9 * step / steps))
     rng = random.Random(seed)
     order = _shuffled(lessons, rng), _shuffled(ordinary, rng)
