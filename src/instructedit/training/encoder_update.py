@@ -13,9 +13,10 @@ change aliases does no harm where it changes the named subject only.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from instructedit.editors.instruction_encoders import InstructionEncoder
 from instructedit.errors import DataError
@@ -26,11 +27,10 @@ from instructedit.tasks.loading import free_text_task
 from instructedit.tasks.task import Task
 from instructedit.training.instruction_noise import with_text_noise
 from instructedit.training.recipe import EncoderUpdate, InstructionNoise
-from instructedit.training.schedule import learning_rate_factor
-from instructedit.training.warmup import COOLDOWN_FRACTION, WARMUP_STEPS, Labelled, draw_labelled, scope_of
+from instructedit.training.warmup import Labelled, draw_labelled, embeddings, minimise, scope_of
 
-#: Share of the drawn texts that are of scopes without a task, and texts at a time.
-WITHOUT_TASK, BATCH = 0.25, 64
+#: Share of the drawn texts that are of scopes without a task.
+WITHOUT_TASK = 0.25
 WEIGHT_DECAY = 0.1
 
 
@@ -63,35 +63,30 @@ def update_encoder(
         DataError: ``read_as`` names a scope that no task has, or one that has no templates.
     """
     rng = random.Random(f"{seed}-encoder-update")
-    drawn = [_draw(tasks, settings, rng, scope_template_share, noise) for _ in range(settings.texts)]
+    by_scope = {scope_of(task): [other for other in tasks if scope_of(other) == scope_of(task)] for task in tasks}
+    drawn = [_draw(by_scope, settings, rng, scope_template_share, noise) for _ in range(settings.texts)]
     texts, scopes = [text for text, _ in drawn], [" + ".join(labels) for _, labels in drawn]
     names = sorted(set(scopes))
     own = torch.tensor([names.index(scope) for scope in scopes])
     trainable = [p.requires_grad for p in encoder.parameters()]
     with encoder.cached(language_model):
-        before = _embeddings(encoder, language_model, texts)
+        before = embeddings(encoder, language_model, texts).cpu()
         means = torch.stack([before[own == index].mean(0) for index in range(len(names))])
         right = torch.cdist(before, means).argmin(1) == own
         target = torch.where(right[:, None], before, means[own])
         pools = [pool for pool in (right.nonzero()[:, 0].tolist(), (~right).nonzero()[:, 0].tolist()) if pool]
         encoder.requires_grad_(True)
-        optimizer = torch.optim.AdamW(encoder.parameters(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY)
         torch.manual_seed(seed)
         encoder.train()
-        for step in range(settings.steps):
+
+        def loss_of_batch() -> Tensor:
             chosen = [index for pool in pools for index in rng.choices(pool, k=settings.batch // len(pools))]
-            factor = learning_rate_factor(
-                step, settings.steps, warmup_steps=WARMUP_STEPS, cooldown_fraction=COOLDOWN_FRACTION
-            )
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * factor
             embedded = encoder(language_model, [texts[index] for index in chosen])
-            loss = (embedded - target[chosen].to(embedded)).square().sum(1).mean()
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            on_step(step, loss.item())
-        after = _embeddings(encoder, language_model, texts)
+            loss: Tensor = (embedded - target[chosen].to(embedded)).square().sum(1).mean()
+            return loss
+
+        minimise(loss_of_batch, [*encoder.parameters()], settings.steps, settings.learning_rate, WEIGHT_DECAY, on_step)
+        after = embeddings(encoder, language_model, texts).cpu()
     for parameter, was_trainable in zip(encoder.parameters(), trainable, strict=True):
         parameter.requires_grad_(was_trainable)
     read = torch.cdist(after, means).argmin(1) == own
@@ -99,10 +94,13 @@ def update_encoder(
 
 
 def _draw(
-    tasks: Sequence[Task], settings: EncoderUpdate, rng: random.Random, scope_share: float, noise: InstructionNoise
+    by_scope: Mapping[str, Sequence[Task]],
+    settings: EncoderUpdate,
+    rng: random.Random,
+    scope_share: float,
+    noise: InstructionNoise,
 ) -> Labelled:
     """Return an instruction and its scope: every scope of a task as often as the others."""
-    by_scope = {scope_of(task): [other for other in tasks if scope_of(other) == scope_of(task)] for task in tasks}
     if settings.read_as and rng.random() < WITHOUT_TASK:
         scope = rng.choice(sorted(settings.read_as))
         read_as = settings.read_as[scope]
@@ -115,11 +113,3 @@ def _draw(
         instruction = free_text_task().instructions.render(template, name=NEUTRAL_NAME)
         return with_text_noise(instruction, noise, rng), parts_of(read_as)
     return draw_labelled(rng.choice(by_scope[rng.choice(sorted(by_scope))]), rng, scope_share, noise)
-
-
-@torch.no_grad()
-def _embeddings(encoder: InstructionEncoder, language_model: LanguageModel, texts: Sequence[str]) -> torch.Tensor:
-    """Return the embeddings (texts, width), float32, without dropout."""
-    encoder.eval()
-    parts = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
-    return torch.cat([encoder(language_model, part).float().cpu() for part in parts])

@@ -22,13 +22,11 @@ from instructedit.instructions.grammar import parts_of
 from instructedit.models.language_model import LanguageModel
 from instructedit.tasks.task import Task
 from instructedit.training.recipe import InstructionNoise
-from instructedit.training.warmup import draw_labelled, scope_of
+from instructedit.training.warmup import draw_labelled, embeddings, scope_of
 
 #: Instructions of tasks that reach other subjects and as many of those that do not, the share of the former in the
 #: loss, and the ridge relative to the mean of |c|^2.
 DRAWS, REACHING_SHARE, RIDGE = 600, 1 / 3, 1e-3
-#: Instructions at a time.
-BATCH = 64
 
 
 @torch.no_grad()
@@ -58,9 +56,7 @@ def fit_reach(
     drawn = [
         draw_labelled(rng.choice(group), rng, scope_template_share, noise) for group in groups for _ in range(DRAWS)
     ]
-    instructions = [instruction for instruction, _ in drawn]
-    parts = [instructions[start : start + BATCH] for start in range(0, len(instructions), BATCH)]
-    c = torch.cat([editor.encoder(language_model, part).float() for part in parts])
+    c = embeddings(editor.encoder, language_model, [instruction for instruction, _ in drawn])
     y = torch.tensor([float(bool(reaching & set(scopes))) for _, scopes in drawn], device=c.device)
     weights = torch.where(y > 0, REACHING_SHARE / y.sum(), (1 - REACHING_SHARE) / (1 - y).sum())
     ridge = RIDGE * (weights @ c.square().sum(1)) * torch.eye(c.shape[1], device=c.device)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from instructedit.editors.instruction_encoders import InstructionEncoder
@@ -22,6 +22,8 @@ from instructedit.training.schedule import learning_rate_factor
 
 WARMUP_STEPS = 50
 COOLDOWN_FRACTION = Fraction(1, 3)
+#: Texts of which :func:`embeddings` passes so many at a time.
+TEXTS_AT_ONCE = 64
 #: An instruction and its scopes.
 Labelled = tuple[str, list[str]]
 #: Accuracy is reported over that many last steps.
@@ -61,7 +63,6 @@ def warm_up_encoder(
     classes = sorted({part for scope in scopes for part in parts_of(scope)})
     classifier = nn.Linear(encoder.width, len(classes)).to(language_model.device)
     parameters = [p for p in (*encoder.parameters(), *classifier.parameters()) if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     rng = random.Random(f"{seed}-encoder")
 
     def draw(count: int) -> list[Labelled]:
@@ -73,24 +74,56 @@ def warm_up_encoder(
     accuracies: list[float] = []
     with encoder.cached(language_model):
         pool = draw(settings.texts) if settings.texts is not None else None
-        for step in range(settings.steps):
+
+        def loss_of_batch() -> Tensor:
             batch = draw(settings.batch) if pool is None else rng.choices(pool, k=settings.batch)
             labels = torch.tensor([[float(part in scopes) for part in classes] for _, scopes in batch])
-            factor = learning_rate_factor(
-                step, settings.steps, warmup_steps=WARMUP_STEPS, cooldown_fraction=COOLDOWN_FRACTION
-            )
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * factor
             logits = classifier(encoder(language_model, [instruction for instruction, _ in batch]))
             labels = labels.to(logits.device)
-            loss = functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / len(batch)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
             accuracies.append(((logits > 0) == labels.bool()).all(-1).float().mean().item())
-            on_step(step, loss.item())
+            return functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / len(batch)
+
+        minimise(loss_of_batch, parameters, settings.steps, settings.learning_rate, settings.weight_decay, on_step)
     recent = accuracies[-REPORTED_STEPS:]
     return sum(recent) / len(recent) if recent else 0.0
+
+
+def minimise(
+    loss_of_batch: Callable[[], Tensor],
+    parameters: Sequence[nn.Parameter],
+    steps: int,
+    learning_rate: float,
+    weight_decay: float,
+    on_step: Callable[[int, float], None],
+) -> None:
+    """Take steps of AdamW with the schedule of an encoder's training.
+
+    Args:
+        loss_of_batch: draws a batch and returns its loss.
+        parameters: are trained in place.
+        steps: how many.
+        learning_rate: the highest.
+        weight_decay: of AdamW.
+        on_step: called with the step and its loss.
+    """
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+    for step in range(steps):
+        factor = learning_rate_factor(step, steps, warmup_steps=WARMUP_STEPS, cooldown_fraction=COOLDOWN_FRACTION)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * factor
+        loss = loss_of_batch()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        on_step(step, loss.item())
+
+
+@torch.no_grad()
+def embeddings(encoder: InstructionEncoder, language_model: LanguageModel, texts: Sequence[str]) -> Tensor:
+    """Return the embeddings (texts, width), float32, without dropout; the encoder is left in evaluation mode."""
+    encoder.eval()
+    parts = [texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(texts), TEXTS_AT_ONCE)]
+    return torch.cat([encoder(language_model, part).float() for part in parts])
 
 
 def scope_of(task: Task) -> str:
