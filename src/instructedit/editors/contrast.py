@@ -18,10 +18,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from instructedit.models.inputs import read_top_inputs
-from instructedit.models.language_model import LanguageModel
-from instructedit.models.split import TrunkState
-from instructedit.models.structure import Matrix
 from instructedit.models.text import Encoded
 
 #: Stands in the place of every subject.
@@ -50,29 +46,22 @@ def matching_tokens(edit: Sequence[int], other: Sequence[int]) -> list[int]:
     return [i if i < start else i + moved if i >= len(edit) - end else -1 for i in range(len(edit))]
 
 
-def read_other_inputs(
-    language_model: LanguageModel,
-    edits: Sequence[Encoded],
-    others: Sequence[Encoded | None],
-    state: TrunkState,
-    split_layer: int,
-    matrices: Sequence[Matrix],
+def other_inputs(
+    inputs: Mapping[str, Tensor], edits: Sequence[Encoded], others: Sequence[Encoded | None]
 ) -> OtherInputs:
-    """Return the inputs of the edited matrices for the texts with the other subject.
+    """Return the inputs of the edited matrices at the tokens of the edits, from the texts with the other subject.
 
     Args:
-        language_model: the base model.
-        edits: prompts and targets of a batch of edits.
+        inputs: (rows, length, inputs) by matrix: the inputs in the texts with the other subject; where an edit has no
+            such text, those in any other. ``length`` is that of the padded edits.
+        edits: prompts and targets of a batch of edits, one for each row.
         others: the same with the other subject; None for an edit that names no subject.
-        state: the trunk's state of the others, and of anything where there is none; as long as that of the edits.
-        split_layer: the block at which the top begins.
-        matrices: the edited matrices.
     """
-    index = torch.full(state.batch.mask.shape, -1)
+    first = next(iter(inputs.values()))
+    index = torch.full(first.shape[:2], -1)
     for row, (edit, other) in enumerate(zip(edits, others, strict=True)):
         if other is not None:
             index[row, : len(edit.ids)] = torch.tensor(matching_tokens(edit.ids, other.ids))
-    index = index.to(state.hidden.device)
-    inputs = read_top_inputs(language_model, state, split_layer, [matrix.name for matrix in matrices])
-    rows = torch.arange(len(edits), device=index.device)[:, None]
+    index = index.to(first.device)
+    rows = torch.arange(len(edits), device=first.device)[:, None]
     return {name: states[rows, index.clamp(min=0)] * (index >= 0)[..., None] for name, states in inputs.items()}

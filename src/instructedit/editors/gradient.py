@@ -16,12 +16,13 @@ from typing_extensions import TypeVar
 from instructedit.deltas.delta import DeltaBatch
 from instructedit.deltas.factors import LowRank
 from instructedit.editors.base import Editor, EditorConfig
-from instructedit.editors.contrast import read_other_inputs, with_other_subject
-from instructedit.editors.null_space import read_similar_inputs
+from instructedit.editors.contrast import other_inputs, with_other_subject
+from instructedit.editors.null_space import similar_inputs
 from instructedit.editors.registry import editor_class
 from instructedit.editors.signals import Signal, read_signals
 from instructedit.editors.similar_subjects import SimilarSubjects
 from instructedit.errors import EditorError, ModelError
+from instructedit.models.inputs import read_top_inputs
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import Matrix, linear_shape
 from instructedit.models.text import Encoded, pad, with_period
@@ -147,28 +148,24 @@ class GradientEditor(Editor, Generic[ConfigT]):
             [text.encode_pair(about, answer) for about in self._about_similar(language_model, prompt, subject)]
             for prompt, answer, subject in zip(prompts, answers, subjects, strict=True)
         ]
-        # One pass of the trunk for all: at few edits at a time its cost is that of reading the weights.
+        # One pass of the trunk for all, and one of the top for those without a gradient: at few edits at a time a pass
+        # costs what it costs to read the weights.
         texts = [*queries, *compared, *chain.from_iterable(similar)]
         batch = pad(texts, text.pad_id).to(language_model.device)
         state, rest = language_model.split(self.split_layer).trunk(batch).split(len(queries))
-        other_state, similar_state = rest.split(len(compared))
-        other_inputs = None
-        if compared:
-            other_inputs = read_other_inputs(
-                language_model, queries, others, other_state, self.split_layer, self.matrices
-            )
-        similar_inputs = None
-        if any(similar):
-            counts = [len(texts) for texts in similar]
-            similar_inputs = read_similar_inputs(language_model, similar_state, counts, self.split_layer, self.matrices)
+        modules = [matrix.name for matrix in self.matrices]
+        inputs = read_top_inputs(language_model, rest, self.split_layer, modules) if len(rest.batch) else {}
+        of_compared = {name: states[: len(compared)] for name, states in inputs.items()}
+        of_similar = {name: states[len(compared) :] for name, states in inputs.items()}
+        counts = [len(texts) for texts in similar]
         signals = read_signals(
             language_model,
             state,
             self.split_layer,
             self.matrices,
             average=self.config.edit_loss == "mean",
-            others=other_inputs,
-            similar=similar_inputs,
+            others=other_inputs(of_compared, queries, others) if compared else None,
+            similar=similar_inputs(of_similar, rest.batch.mask[len(compared) :], counts) if any(similar) else None,
         )
         return self.deltas(signals, self.embeddings(language_model, requests, instructions), len(requests))
 

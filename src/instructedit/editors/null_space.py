@@ -21,11 +21,6 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from instructedit.models.inputs import read_top_inputs
-from instructedit.models.language_model import LanguageModel
-from instructedit.models.split import TrunkState
-from instructedit.models.structure import Matrix
-
 #: (edits, keys, inputs) by matrix: its inputs at all tokens of an edit's texts about similar subjects; zero where an
 #: edit has fewer.
 SimilarInputs = Mapping[str, Tensor]
@@ -56,26 +51,16 @@ def towards_null_space(a: Tensor, own: Tensor, others: Tensor, strength: Tensor)
     return projected
 
 
-def read_similar_inputs(
-    language_model: LanguageModel,
-    state: TrunkState,
-    counts: Sequence[int],
-    split_layer: int,
-    matrices: Sequence[Matrix],
-) -> SimilarInputs:
-    """Return the inputs of the edited matrices at all tokens of the texts about similar subjects.
+def similar_inputs(inputs: Mapping[str, Tensor], mask: Tensor, counts: Sequence[int]) -> SimilarInputs:
+    """Return the inputs of the edited matrices at all tokens of the texts about similar subjects, edit by edit.
 
     Args:
-        language_model: the base model.
-        state: the trunk's state of the texts, edit by edit.
+        inputs: (rows, length, inputs) by matrix: the inputs in these texts, the first edit's before the second's.
+        mask: (rows, length) True at tokens, False at padding.
         counts: how many texts each edit has; an edit without has zeros.
-        split_layer: the block at which the top begins.
-        matrices: the edited matrices.
     """
-    inputs = read_top_inputs(language_model, state, split_layer, [matrix.name for matrix in matrices])
-    tokens = state.batch.mask.sum(1).split(list(counts))
-    keys = {}
-    for name, states in inputs.items():
-        by_edit = states[state.batch.mask.to(states.device)].split([int(rows.sum()) for rows in tokens])
-        keys[name] = pad_sequence(list(by_edit), batch_first=True)
-    return keys
+    tokens = [int(rows.sum()) for rows in mask.sum(1).split(list(counts))]
+    return {
+        name: pad_sequence(list(states[mask.to(states.device)].split(tokens)), batch_first=True)
+        for name, states in inputs.items()
+    }

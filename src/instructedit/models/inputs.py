@@ -30,7 +30,7 @@ def read_top_inputs(
 ) -> dict[str, Tensor]:
     """Return what :func:`read_inputs` does, for modules of the top, whose trunk has been run already."""
     with _kept(language_model, modules, state.batch) as inputs:
-        language_model.split(split_layer).top(state)
+        language_model.split(split_layer).top(state, logits=False)
     return inputs
 
 

@@ -92,14 +92,20 @@ class SplitForward:
             self._run(batch, no_logits)
         return captured[0]
 
-    def top(self, state: TrunkState) -> Tensor:
+    def top(self, state: TrunkState, *, logits: bool = True) -> Tensor:
         """Run the top on the trunk's output.
 
+        Args:
+            state: the trunk's output.
+            logits: False for callers that read states by hooks: the output layer, a fifth of a small model, is spared.
+
         Returns:
-            (predicted, vocabulary) logits where ``state.batch.predicts`` is True, in row-major order.
+            (predicted, vocabulary) logits where ``state.batch.predicts`` is True, in row-major order; (0, vocabulary)
+            without logits.
         """
+        predicts = state.batch.predicts if logits else torch.zeros_like(state.batch.predicts)
         with self.lock, self._bypassed(self.blocks[: self.split_layer]), self._beginning_with(state):
-            return self._run(state.batch, state.batch.predicts)
+            return self._run(state.batch, predicts)
 
     @torch.no_grad()
     def one_block(self, state: TrunkState) -> TrunkState:

@@ -9,12 +9,13 @@ from instructedit.editors.contrast import (
     OTHER_SUBJECT,
     OtherInputs,
     matching_tokens,
-    read_other_inputs,
+    other_inputs,
     with_other_subject,
 )
 from instructedit.editors.gradient import chosen_matrices
 from instructedit.editors.instructedit import InstructEdit, InstructEditConfig
 from instructedit.editors.mend import Mend, MendConfig
+from instructedit.models.inputs import read_inputs
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import Encoded, pad
 from instructedit.records import EditRequest
@@ -52,8 +53,8 @@ def test_other_inputs_are_those_of_the_other_prompt(gpt2: LanguageModel) -> None
     other = gpt2.text.encode_pair("Maria Keller was born in", "Oston")
 
     def read(edits: list[Encoded], others: list[Encoded | None], texts: list[Encoded]) -> OtherInputs:
-        state = gpt2.split(2).trunk(pad(texts, gpt2.text.pad_id))
-        return read_other_inputs(gpt2, edits, others, state, 2, matrices)
+        inputs = read_inputs(gpt2, pad(texts, gpt2.text.pad_id), [matrix.name for matrix in matrices])
+        return other_inputs(inputs, edits, others)
 
     found = read(edits, [other, None], [other, edits[1]])
     alone = read([other], [other], [other])
