@@ -56,7 +56,8 @@ def fit_reach(
     drawn = [
         draw_labelled(rng.choice(group), rng, scope_template_share, noise) for group in groups for _ in range(DRAWS)
     ]
-    c = embeddings(editor.encoder, language_model, [instruction for instruction, _ in drawn])
+    with editor.encoder.cached(language_model):
+        c = embeddings(editor.encoder, language_model, [instruction for instruction, _ in drawn])
     y = torch.tensor([float(bool(reaching & set(scopes))) for _, scopes in drawn], device=c.device)
     weights = torch.where(y > 0, REACHING_SHARE / y.sum(), (1 - REACHING_SHARE) / (1 - y).sum())
     ridge = RIDGE * (weights @ c.square().sum(1)) * torch.eye(c.shape[1], device=c.device)

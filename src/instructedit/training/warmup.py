@@ -122,8 +122,10 @@ def minimise(
 def embeddings(encoder: InstructionEncoder, language_model: LanguageModel, texts: Sequence[str]) -> Tensor:
     """Return the embeddings (texts, width), float32, without dropout; the encoder is left in evaluation mode."""
     encoder.eval()
-    parts = [texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(texts), TEXTS_AT_ONCE)]
-    return torch.cat([encoder(language_model, part).float() for part in parts])
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # texts of one length need no padding
+    parts = [order[start : start + TEXTS_AT_ONCE] for start in range(0, len(order), TEXTS_AT_ONCE)]
+    rows = torch.cat([encoder(language_model, [texts[index] for index in part]).float() for part in parts])
+    return rows[torch.tensor(order, device=rows.device).argsort()]
 
 
 def scope_of(task: Task) -> str:
