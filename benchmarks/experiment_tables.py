@@ -373,6 +373,25 @@ def smollm2_knowledge_table() -> str:
     return markdown(["facts before the edit", "metric", *(row["editor"] for row in rows)], lines)
 
 
+def reading_table() -> str:
+    """Share of unseen instructions that are read as their scope."""
+    names = {
+        "test": "test templates",
+        "negated": "what is not to happen",
+        "short": "a few words",
+        "foreign": "other languages",
+        "misspelt": "spelling mistakes",
+        "contrast, negated": "contrast pairs, what is not to happen",
+        "contrast, short": "contrast pairs, a few words",
+        "contrast, foreign": "contrast pairs, 17 other languages",
+    }
+    lines = [
+        [names[row["kind"]], str(row["only"]["count"]), interval(row["only"]), interval(row["everywhere"])]
+        for row in read("reading-smollm2")["rows"]
+    ]
+    return markdown(["texts", "of each scope", "`only` is read as such", "`everywhere` is read as such"], lines)
+
+
 def quantised_table() -> str:
     """An editor of one model on quantised copies of it."""
     lines = [

@@ -264,6 +264,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "same-sentence": experiments.same_sentence_table,
     "exports": experiments.exports_table,
     "quantised": experiments.quantised_table,
+    "reading": experiments.reading_table,
     "many-edits": experiments.many_edits_table,
     "smollm2-scope": experiments.smollm2_scope_table,
     "smollm2-knowledge": experiments.smollm2_knowledge_table,
