@@ -1,7 +1,7 @@
 """The texts at whose tokens a merged edit is to do what the edit does alone.
 
 Its own prompt is not enough: the merged change would answer to that wording only. So the prompt also stands behind
-another sentence, is put about other subjects, which the edit may leave as they are, and its subject is put into other
+another sentence, is put about similar subjects, which the edit may leave as they are, and its subject is put into other
 sentences: of the shipped templates that call for a similar next word, those in which the edit's own answer is most
 likely. A text need not be right: what is kept is what the edit does there.
 """
@@ -18,6 +18,7 @@ from torch.nn import functional
 from instructedit.data.facts import relation_templates, shipped_facts
 from instructedit.deltas.delta import Delta
 from instructedit.editors.contrast import OTHER_SUBJECT, with_other_subject
+from instructedit.editors.similar_subjects import SimilarSubjects
 from instructedit.merging.stacking import Text, stack, text_batches
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.next_token import next_token_log_probs
@@ -25,6 +26,8 @@ from instructedit.records import EditRequest
 
 #: Templates that an edit tries for each that it uses, and texts at a time.
 CANDIDATES, BATCH = 2, 64
+#: Similar subjects from which an edit draws each that it uses.
+SIMILAR = 3
 
 
 @dataclass(frozen=True)
@@ -32,16 +35,16 @@ class Counts:
     """How many texts of each kind an edit gets, beside its own prompt.
 
     Attributes:
-        others: the prompt about another subject.
+        others: the prompt about a similar subject.
         prefixed: the prompt behind another sentence.
         templates: the subject in relation templates, see the module.
         prefixed_templates: the same, behind another sentence.
     """
 
-    others: int = 2
+    others: int = 6
     prefixed: int = 2
-    templates: int = 6
-    prefixed_templates: int = 4
+    templates: int = 9
+    prefixed_templates: int = 6
 
 
 def texts_of(
@@ -74,12 +77,15 @@ def texts_of(
         for request, answer, near in zip(requests, answers, nearest, strict=True)
     ]
     chosen = _where_they_hold(deltas, candidates, language_model, used)
+    similar = SimilarSubjects(language_model)
     texts = []
     for request, answer, filled in zip(requests, answers, chosen, strict=True):
         rng = random.Random(f"{seed}-{request.prompt}-{request.target}")
         prompts = [request.prompt]
         if subject := _subject(request):
-            prompts += [request.prompt.replace(subject, rng.choice(facts).subject) for _ in range(counts.others)]
+            near = similar.nearest(subject, SIMILAR * counts.others)
+            drawn = rng.sample(near, min(len(near), counts.others))
+            prompts += [request.prompt.replace(subject, other) for other in drawn]
         prompts += [f"{rng.choice(facts).sentence(rng)} {request.prompt}" for _ in range(counts.prefixed)]
         prompts += filled[: counts.templates]
         prompts += [f"{rng.choice(facts).sentence(rng)} {text}" for text in filled[: counts.prefixed_templates]]
