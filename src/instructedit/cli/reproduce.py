@@ -21,8 +21,8 @@ def reproduce(
     name: Annotated[
         str,
         typer.Argument(
-            help="Experiment: quality, table1, table3, fig2, fig3, paper, scope, sensitivity, seeds, larger, smollm2 "
-            "or smollm2-mlp (recipes/experiments/), or a YAML file."
+            help="Experiment: quality, table1, table3, fig2, fig3, paper, scope, sensitivity, seeds, larger, smollm2, "
+            "smollm2-mlp or paper-smollm2 (recipes/experiments/), or a YAML file."
         ),
     ],
     out_folder: Annotated[Path | None, typer.Option("--out", help="Output folder. Default: runs/NAME.")] = None,
