@@ -9,15 +9,13 @@ warning of a near model states. Differences to the model that the editor was tra
 
 from __future__ import annotations
 
-import argparse
 import random
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import torch
 from gguf import GGMLQuantizationType, dequantize, quantize
-from result_files import write_result
+from result_files import parser_for_an_editor, write_result
 from tqdm import tqdm
 
 from instructedit.data.locations import find_data
@@ -48,11 +46,7 @@ def quantised(language_model: LanguageModel, name: str) -> LanguageModel:
 
 def main() -> None:
     """Evaluate on the model and its copies, and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="write the result as JSON here")
-    parser.add_argument("--base", required=True)
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--editor", required=True)
+    parser = parser_for_an_editor(__doc__.splitlines()[0])
     parser.add_argument("--task", default="counterfact")
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=[t.name for t in GGMLQuantizationType])
     parser.add_argument("--limit", type=int, default=60, help="test edits, drawn at random with seed 0")

@@ -10,13 +10,12 @@ over the two scopes.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from result_files import write_result
+from result_files import parser_for_an_editor, write_result
 from tqdm import tqdm
 
 from instructedit.assets import read_yaml
@@ -61,12 +60,7 @@ def read_right(editor: InstructEdit, language_model: LanguageModel, texts: list[
 
 def main() -> None:
     """Read all texts and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="write the result as JSON here")
-    parser.add_argument("--base", required=True)
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--editor", required=True)
-    options = parser.parse_args()
+    options = parser_for_an_editor(__doc__.splitlines()[0]).parse_args()
     language_model = load_language_model(options.base, dtype=options.dtype)
     editor = find_editor(options.editor, language_model)
     if not isinstance(editor, InstructEdit):

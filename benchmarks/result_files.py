@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -10,6 +11,16 @@ from typing import Any
 
 from instructedit.models.language_model import LanguageModel
 from instructedit.storage.writing import write_atomically
+
+
+def parser_for_an_editor(description: str) -> argparse.ArgumentParser:
+    """Return a parser with the options of a benchmark that measures one editor of one model."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path, required=True, help="write the result as JSON here")
+    parser.add_argument("--base", required=True)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--editor", required=True)
+    return parser
 
 
 def write_result(path: Path, model: LanguageModel, rows: Sequence[dict[str, Any]], **about: Any) -> None:

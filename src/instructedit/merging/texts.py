@@ -77,12 +77,12 @@ def texts_of(
         for request, answer, near in zip(requests, answers, nearest, strict=True)
     ]
     chosen = _where_they_hold(deltas, candidates, language_model, used)
-    similar = SimilarSubjects(language_model)
+    similar = SimilarSubjects(language_model) if any(_subject(request) for request in requests) else None
     texts = []
     for request, answer, filled in zip(requests, answers, chosen, strict=True):
         rng = random.Random(f"{seed}-{request.prompt}-{request.target}")
         prompts = [request.prompt]
-        if subject := _subject(request):
+        if similar and (subject := _subject(request)):
             near = similar.nearest(subject, SIMILAR * counts.others)
             drawn = rng.sample(near, min(len(near), counts.others))
             prompts += [request.prompt.replace(subject, other) for other in drawn]
