@@ -21,7 +21,7 @@ from instructedit.evaluation.generation import begins_with, generate
 from instructedit.merging.combining import combine
 from instructedit.merging.distillation import Distribution, distil
 from instructedit.merging.normal_equation import merge
-from instructedit.merging.stacking import stack
+from instructedit.merging.stacking import Text, stack
 from instructedit.merging.texts import Counts
 from instructedit.merging.texts import texts_of as chosen_texts
 from instructedit.models.language_model import LanguageModel
@@ -37,8 +37,8 @@ def deltas_of(model: LanguageModel, editor: Mend, requests: Sequence[EditRequest
     return [batch.select(index, DeltaMetadata(**about, requests=(request,))) for index, request in enumerate(requests)]
 
 
-def texts_of(requests: Sequence[EditRequest]) -> list[list[tuple[str, str]]]:
-    return [[(request.prompt, request.target)] for request in requests]
+def texts_of(requests: Sequence[EditRequest]) -> list[list[Text]]:
+    return [[Text(request.prompt, request.target)] for request in requests]
 
 
 @torch.no_grad()
@@ -205,9 +205,9 @@ def test_texts_of_an_edit_are_its_prompt_and_others_with_its_answer(
     counts = Counts(others=2, prefixed=1, templates=3, prefixed_templates=1)
     with_subject, without = chosen_texts(deltas, requests, answers, gpt2, counts)
     assert [len(with_subject), len(without)] == [1 + 2 + 1 + 3 + 1, 1 + 1]
-    assert with_subject[0] == (requests[0].prompt, requests[0].target)
+    assert with_subject[0] == Text(requests[0].prompt, requests[0].target)
     subject = requests[0].subject or ""
-    others, templates = [text for text, _ in with_subject[1:3]], [text for text, _ in with_subject[4:7]]
+    others, templates = ([text.prompt for text in part] for part in (with_subject[1:3], with_subject[4:7]))
     assert all(subject not in text for text in others)
     assert all(subject in text for text in templates)
     alone = chosen_texts(deltas[:1], requests[:1], answers[:1], gpt2, counts)
@@ -224,6 +224,38 @@ def test_texts_of_an_edit_are_its_prompt_and_others_with_its_answer(
 
     losses = [loss(text) for text in templates]
     assert losses == sorted(losses), "best first"
+
+
+def test_what_an_edit_changes_after_few_similar_subjects_is_kept(
+    gpt2: LanguageModel, new_editor: Callable[..., Mend], requests_: list[EditRequest]
+) -> None:
+    [delta] = deltas_of(gpt2, new_editor(gpt2, blocks=1), requests_[:1])
+    counts = Counts(others=4, prefixed=1, templates=1, prefixed_templates=0)
+
+    def kept(scale: float) -> list[bool]:
+        [texts] = chosen_texts([delta.scale(scale)], requests_[:1], [requests_[0].target], gpt2, counts)
+        assert not any(text.kept for text in (texts[0], *texts[5:])), "only texts about other subjects"
+        return [text.kept for text in texts[1:5]]
+
+    assert kept(1e-3) == [True] * 4
+    assert kept(1e5) == [False] * 4
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+def test_kept_texts_stay_as_the_base_model_has_them(
+    gpt2: LanguageModel, new_editor: Callable[..., Mend], requests_: list[EditRequest], distilled: bool
+) -> None:
+    edited, other = requests_[:2]
+    deltas = deltas_of(gpt2, new_editor(gpt2, blocks=1), [edited])
+
+    def moved(kept: bool) -> float:
+        texts = [[*texts_of([edited])[0], Text(other.prompt, other.target, kept)]]
+        change = merge(deltas, texts, gpt2, preserve=1e-3, ridge=1e-3, own_weight=1.0, sentences=SENTENCES)
+        change = distil(change, deltas, texts, gpt2, keep=0) if distilled else change
+        nothing = Delta({}, change.metadata)
+        return (logits(gpt2, change, [other]) - logits(gpt2, nothing, [other])).norm().item()
+
+    assert moved(kept=True) < 0.5 * moved(kept=False)
 
 
 @pytest.mark.xdist_group("bundled")

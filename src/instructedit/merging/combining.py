@@ -25,7 +25,7 @@ from instructedit.tasks.task import Task
 
 Combine = Literal["distil", "merge", "sum"]
 #: Changes whenever the same edits are combined in another way than by earlier versions of the package.
-REVISION = 2
+REVISION = 3
 #: Called with the number of steps that are done, that of all steps, and what is being done, in words.
 OnStep = Callable[[int, int, str], None]
 

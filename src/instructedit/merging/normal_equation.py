@@ -160,5 +160,6 @@ def _in_order_of_use(
 ) -> list[str]:
     """Return the names of the changed matrices in the order in which a forward pass uses them."""
     changed = {name for delta in deltas for name in delta.factors}
-    batch = pad([language_model.text.encode_pair(*texts[0][0])], language_model.text.pad_id).to(language_model.device)
+    first = language_model.text.encode_pair(texts[0][0].prompt, texts[0][0].answer)
+    batch = pad([first], language_model.text.pad_id).to(language_model.device)
     return list(read_inputs(language_model, batch, changed))

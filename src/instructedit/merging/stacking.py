@@ -14,8 +14,20 @@ from instructedit.models.language_model import LanguageModel
 from instructedit.models.split import TrunkState
 from instructedit.models.text import pad
 
-#: A prompt and the answer after it.
-Text = tuple[str, str]
+
+@dataclass(frozen=True)
+class Text:
+    """A prompt with an answer after it.
+
+    Attributes:
+        prompt: what the model reads.
+        answer: what follows; read, not trained.
+        kept: here the merged change is to leave the base model as it is, whatever the edit does.
+    """
+
+    prompt: str
+    answer: str
+    kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -23,7 +35,7 @@ class TextBatch:
     """Texts of several edits, of similar length.
 
     Attributes:
-        deltas: the edits of the texts.
+        deltas: the edits of the texts, and an empty one for texts that are kept as they are.
         rows: (rows,) index of the edit of each text, in ``deltas``.
         owners: of each text, the number of its edit and its own number among that edit's texts.
         state: the trunk's state of the texts.
@@ -55,8 +67,10 @@ def text_batches(
         split_layer: up to which block the texts are run.
         size: texts at a time.
     """
+    none = len(deltas)
+    with_none = [*deltas, Delta({})]
     queries = [
-        ((edit, number), language_model.text.encode_pair(*text))
+        ((edit, number), language_model.text.encode_pair(text.prompt, text.answer))
         for edit, own in enumerate(texts)
         for number, text in enumerate(own)
     ]
@@ -65,9 +79,10 @@ def text_batches(
         part = queries[start : start + size]
         batch = pad([query for _, query in part], language_model.text.pad_id).to(language_model.device)
         owners = tuple(owner for owner, _ in part)
-        edits, rows = torch.tensor([edit for edit, _ in owners]).unique(return_inverse=True)
+        made_by = torch.tensor([none if texts[edit][number].kept else edit for edit, number in owners])
+        edits, rows = made_by.unique(return_inverse=True)
         state = language_model.split(split_layer).trunk(batch)
-        yield TextBatch(tuple(deltas[edit] for edit in edits.tolist()), rows, owners, state)
+        yield TextBatch(tuple(with_none[edit] for edit in edits.tolist()), rows, owners, state)
 
 
 def stack(deltas: Sequence[Delta], names: Sequence[str]) -> DeltaBatch:
