@@ -22,7 +22,7 @@ from torch import Tensor
 
 from instructedit.data.locations import find_data
 from instructedit.editors.base import Edits
-from instructedit.editors.lookup import find_editor
+from instructedit.editors.lookup import load_editor
 from instructedit.editors.saving import digest_of
 from instructedit.evaluation.generation import generate, natural_stop
 from instructedit.models.language_model import LanguageModel, load_language_model
@@ -58,7 +58,7 @@ def predictions(
 def measure(base: str, editor: str, dtype: str, records: Sequence[EditRecord], instruction: str) -> dict[str, Any]:
     """Return the counts for one precision."""
     language_model = load_language_model(base, dtype=dtype)
-    method = find_editor(editor, language_model)
+    method = load_editor(editor, language_model)
     requests = [record.request for record in records]
     together = method.edit(language_model, requests, [instruction] * len(requests))
     alone = [method.edit(language_model, [request], [instruction]) for request in requests]

@@ -31,7 +31,7 @@ from instructedit.artifacts import editor_for
 from instructedit.data.locations import find_data
 from instructedit.deltas.delta import Delta
 from instructedit.editors.editing import make_edits
-from instructedit.editors.lookup import find_editor
+from instructedit.editors.lookup import load_editor
 from instructedit.editors.saving import digest_of
 from instructedit.evaluation.edit_report import unrelated_prompts
 from instructedit.evaluation.generation import generate, matches
@@ -128,7 +128,7 @@ def main() -> None:
     options = parser.parse_args()
     language_model = load_language_model(options.base, dtype="float32")
     name = editor_for(options.base)
-    editor = find_editor(name, language_model)
+    editor = load_editor(name, language_model)
     task = load_task("counterfact")
     records = random.Random(0).sample(read_edits(task, FILE, find_data(), skip_incomplete=True), options.edits)
     results: dict[str, dict[str, list[float]]] = {}

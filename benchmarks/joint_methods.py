@@ -33,7 +33,7 @@ from instructedit.editors.key_statistics import regularised_covariance
 from instructedit.editors.memit import Memit
 from instructedit.editors.signals import edit_loss
 from instructedit.editors.subject_activations import SubjectActivations
-from instructedit.merging.combining import answers_of, combine
+from instructedit.merging.combining import answers_of, combine_edits
 from instructedit.models.hooks import execution_device, removed_on_exit
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import pad
@@ -178,7 +178,7 @@ def trained(
         return total
     deltas = make_edits(editor, language_model, requests, task)
     assert how in COMBINATIONS
-    together = combine(
+    together = combine_edits(
         how,  # type: ignore[arg-type]
         deltas,
         requests,

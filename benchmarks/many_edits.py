@@ -33,7 +33,7 @@ from instructedit.artifacts import editor_for
 from instructedit.data.locations import find_data
 from instructedit.editors.base import Editor, Edits
 from instructedit.editors.gradient import GradientEditor
-from instructedit.editors.lookup import find_editor
+from instructedit.editors.lookup import load_editor
 from instructedit.editors.saving import digest_of
 from instructedit.evaluation.health import compare_models, relative_norm
 from instructedit.evaluation.metrics import MetricGroup, registered_metrics
@@ -89,7 +89,7 @@ def measure(cell: Cell, threads: int) -> dict[str, Any]:
     """Make the edits of a cell and measure them."""
     torch.set_num_threads(threads)
     language_model = load_language_model(cell.base, dtype=cell.dtype)
-    editor = find_editor(cell.editor, language_model)
+    editor = load_editor(cell.editor, language_model)
     task, records = load_task(cell.task), cell.draw()
     start_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()
@@ -120,7 +120,7 @@ def cells(options: argparse.Namespace, language_model: LanguageModel) -> list[Ce
     chosen = []
     for count in options.counts:
         for name in options.editors or [editor_for(options.base)]:
-            trained = isinstance(find_editor(name, language_model), GradientEditor)
+            trained = isinstance(load_editor(name, language_model), GradientEditor)
             for how in options.how if trained else ["joint"]:
                 for order in options.orders:
                     chosen.append(

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from instructedit.data.locations import find_data
 from instructedit.editors.base import Editor
-from instructedit.editors.saving import digest_of, load_editor
+from instructedit.editors.saving import digest_of, load_trained_editor
 from instructedit.evaluation.intervals import estimate
 from instructedit.evaluation.metrics import MetricGroup, registered_metrics
 from instructedit.evaluation.protocols import Protocol
@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     model = load_language_model(options.base)
-    first, second = ([load_editor(path, model) for path in paths] for paths in (options.of, options.minus))
+    first, second = ([load_trained_editor(path, model) for path in paths] for paths in (options.of, options.minus))
     tasks: dict[str, Any] = {}
     for task in options.tasks:
         file = load_task(task).files.test or ""

@@ -18,7 +18,7 @@ from result_files import write_result
 
 from instructedit.data.locations import find_data
 from instructedit.editors.base import Editor
-from instructedit.editors.lookup import find_editor
+from instructedit.editors.lookup import load_editor
 from instructedit.evaluation.generation import generate, matches, normalised
 from instructedit.evaluation.protocols import Control, InstructionChooser
 from instructedit.evaluation.queries import MAX_PROBES_PER_KIND
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=80, help="edits a row, the same as those of `reproduce scope`")
     options = parser.parse_args()
     model = load_language_model(options.base)
-    editor = find_editor(options.editor, model)
+    editor = load_editor(options.editor, model)
     rows: list[dict[str, Any]] = []
     for name, file, templates in ROWS:
         task = load_task(name)

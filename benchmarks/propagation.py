@@ -20,7 +20,7 @@ from editors_compared import comparing_parser, labelled
 from result_files import write_result
 
 from instructedit.data.locations import find_data
-from instructedit.editors.lookup import find_editor
+from instructedit.editors.lookup import load_editor
 from instructedit.editors.saving import digest_of
 from instructedit.evaluation.metrics.metric import Metric
 from instructedit.evaluation.metrics.query import MetricQuery
@@ -107,7 +107,7 @@ def main() -> None:
     language_model = load_language_model(options.base, dtype=options.dtype)
     rows: list[dict[str, Any]] = []
     for label, name in labelled(options.editors):
-        editor = find_editor(name, language_model)
+        editor = load_editor(name, language_model)
         evaluation = evaluate(editor, language_model, task, drawn, metrics=metrics)
         measured = {key: value.as_dict() for key, value in evaluation.metrics.items()}
         rows.append({"editor": label, "editor_digest": digest_of(name), "metrics": measured})

@@ -19,7 +19,7 @@ from result_files import parser_for_an_editor, write_result
 from tqdm import tqdm
 
 from instructedit.data.locations import find_data
-from instructedit.editors.lookup import find_editor
+from instructedit.editors.lookup import load_editor
 from instructedit.editors.saving import digest_of
 from instructedit.evaluation.intervals import estimate
 from instructedit.evaluation.metrics import MetricGroup, registered_metrics
@@ -58,7 +58,7 @@ def main() -> None:
     records = random.Random(0).sample(records, min(options.limit, len(records)))
 
     def measured(language_model: LanguageModel) -> Evaluation:
-        editor = find_editor(options.editor, language_model)
+        editor = load_editor(options.editor, language_model)
         return evaluate(editor, language_model, task, records, metrics=registered_metrics(MetricGroup.CORE))
 
     own = measured(trained_on)

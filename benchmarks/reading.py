@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from instructedit.assets import read_yaml
 from instructedit.editors.instructedit import InstructEdit
-from instructedit.editors.lookup import find_editor
+from instructedit.editors.lookup import load_editor
 from instructedit.editors.saving import digest_of
 from instructedit.errors import EditorError
 from instructedit.evaluation.intervals import estimate
@@ -62,7 +62,7 @@ def main() -> None:
     """Read all texts and write the JSON."""
     options = parser_for_an_editor(__doc__.splitlines()[0]).parse_args()
     language_model = load_language_model(options.base, dtype=options.dtype)
-    editor = find_editor(options.editor, language_model)
+    editor = load_editor(options.editor, language_model)
     if not isinstance(editor, InstructEdit):
         raise EditorError(f"{options.editor} reads no instruction")
     rows: list[dict[str, Any]] = []

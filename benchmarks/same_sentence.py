@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from instructedit.data.locations import find_data
 from instructedit.editors.editing import make_edits
-from instructedit.editors.lookup import find_editor
+from instructedit.editors.lookup import load_editor
 from instructedit.editors.saving import digest_of
 from instructedit.editors.similar_subjects import known_subjects
 from instructedit.evaluation.generation import generate, natural_stop, normalised
@@ -76,7 +76,7 @@ def measure(
 ) -> dict[str, Any]:
     """Return the share of edits that hold, and of other subjects that keep their answer or take the new one."""
     task = load_task(task_name)
-    editor = find_editor(name, language_model)
+    editor = load_editor(name, language_model)
     shares: dict[str, list[float]] = {"holds": [], "kept": [], "takes the new answer": []}
     for record, prompts in tqdm(drawn, desc=name):
         [delta] = make_edits(editor, language_model, [record.request], [task])

@@ -130,7 +130,7 @@ def _ours(job: Job, language_model: LanguageModel) -> list[float]:
             return _seconds(lambda _: language_model.model(input_ids=ids, use_cache=False), job)
     editor = create_editor(config, language_model).to(language_model.device)
     if job.what != "train" and job.numbers == "fast":
-        editor.round_in_place(torch.bfloat16)  # as `load_editor` does
+        editor.round_in_place(torch.bfloat16)  # as `load_trained_editor` does
     if job.what == "edit":
         instructions = [example.instruction for example in examples]
         return _seconds(lambda _: editor.edit(language_model, requests, instructions), job)

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from instructedit.data.readers import read_records
     from instructedit.deltas.delta import Delta, DeltaMetadata
     from instructedit.deltas.saving import load_delta, save_delta
-    from instructedit.editors.editing import make_edit
-    from instructedit.editors.saving import load_editor
+    from instructedit.editors.lookup import load_editor
     from instructedit.errors import InstructEditError
     from instructedit.evaluation.edit_report import EditReport, report_edit
     from instructedit.evaluation.runner import evaluate
     from instructedit.ledger.ledger import Ledger
     from instructedit.ledger.session import Session
     from instructedit.ledger.tables import State
+    from instructedit.merging.combining import make_edit
     from instructedit.models.language_model import LanguageModel, load_language_model
     from instructedit.records import EditRecord, EditRequest, Probe
     from instructedit.tasks.loading import load_task
@@ -45,11 +45,11 @@ _MODULES = {
     "Task": "tasks.task",
     "evaluate": "evaluation.runner",
     "load_delta": "deltas.saving",
-    "load_editor": "editors.saving",
+    "load_editor": "editors.lookup",
     "load_language_model": "models.language_model",
     "load_stages": "training.recipe_file",
     "load_task": "tasks.loading",
-    "make_edit": "editors.editing",
+    "make_edit": "merging.combining",
     "read_records": "data.readers",
     "report_edit": "evaluation.edit_report",
     "save_delta": "deltas.saving",

@@ -13,14 +13,14 @@ from instructedit.artifacts import weights_file
 from instructedit.data.facts import read_facts
 from instructedit.data.locations import BUNDLED_EDITS
 from instructedit.data.readers import read_records
-from instructedit.editors.editing import make_edit
 from instructedit.editors.mend import Mend
-from instructedit.editors.saving import load_editor
+from instructedit.editors.saving import load_trained_editor
 from instructedit.evaluation.generation import generate, natural_stop
 from instructedit.evaluation.metrics import MetricGroup, registered_metrics
 from instructedit.evaluation.protocols import Control
 from instructedit.evaluation.runner import Evaluation, evaluate
 from instructedit.evaluation.scoring import Query, score
+from instructedit.merging.combining import make_edit
 from instructedit.models.language_model import BUNDLED_FOLDER, LanguageModel, load_language_model
 from instructedit.records import EditRequest
 from instructedit.tasks.loading import load_task
@@ -35,7 +35,7 @@ def base() -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def editor(base: LanguageModel) -> Mend:
-    return load_editor("bundled", base)
+    return load_trained_editor("bundled", base)
 
 
 def test_sizes_are_small_enough_to_ship() -> None:
@@ -65,7 +65,7 @@ def test_the_editor_works_on_its_base_in_float16(base: LanguageModel, editor: Me
     half = load_language_model("bundled", dtype="float16")
     assert half.model.dtype is torch.float16
     assert half.fingerprint == base.fingerprint == "40acfc500e4a386e"
-    own = load_editor("bundled", half)
+    own = load_trained_editor("bundled", half)
     request = EditRequest(subject="Jimi Hendrix", prompt="Jimi Hendrix performs on the", target="violin")
     task = load_task("counterfact")
     delta, exact = (make_edit(e, m, [request], task) for e, m in ((own, half), (editor, base)))

@@ -110,6 +110,24 @@ def test_edit_without_a_task_prints_the_chosen_one(place: Workplace) -> None:
     assert "chosen" not in free.err
 
 
+def test_an_instruction_that_is_not_read_is_neither_stored_nor_unmentioned(place: Workplace) -> None:
+    options = ("--instruction", "Only her.", "--editor", "ft", "--model", place.model, "--json", "-")
+    made = run("edit", "--prompt", PROMPT, "--target", TARGET, *options, cwd=place.folder)
+    assert "ft does not read instructions" in made.err
+    assert made.json()["instruction"] is None
+
+
+def test_a_task_is_for_the_requests_that_name_none(place: Workplace) -> None:
+    lines = [{"prompt": PROMPT, "target": TARGET}, {"prompt": OTHER, "target": TARGET, "task": "rename"}]
+    path = place.folder / "tasks.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    made = run(
+        "edit", "--requests", path, "--task", "this-fact", "--combine", "sum", "--model", place.model,
+        "--editor", place.editor, "--json", "-", cwd=place.folder,
+    ).json()  # fmt: skip
+    assert [request["task"] for request in made["requests"]] == ["this-fact", "rename"]
+
+
 def test_one_instruction_for_many_requests(place: Workplace) -> None:
     lines = [
         {"prompt": PROMPT, "target": TARGET},

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from command import run
 
+from instructedit.ledger.ledger import Ledger
+
 TOWER = ("--subject", "Eiffel Tower", "--prompt", "Eiffel Tower is located in")
 
 
@@ -77,6 +79,7 @@ def test_several_edits_are_merged_and_rebuilt(tmp_path: Path) -> None:
         (("show", "7"), "there is no edit 7"),
         (("list", "--state", "lost"), "--state lost: expected one of enabled, disabled, reverted"),
         (("list", "--ledger", "no/edits.db"), "the folder does not exist"),
+        (("list", "--ledger", "none.db"), "none.db: no such file; `instructedit edits add` creates it"),
         (("import", "nowhere"), "nowhere/edits.jsonl"),
         (("export", "joint.safetensors"), "no enabled edit of the ledger was made for bundled"),
         (("add", *TOWER, "--target", "Rome", "--limits", "limits.yaml"), "limits.yaml"),
@@ -84,6 +87,9 @@ def test_several_edits_are_merged_and_rebuilt(tmp_path: Path) -> None:
 )
 def test_mistakes_are_told(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
     (tmp_path / "limits.yaml").write_text("perplexity: much\n")
+    with Ledger(tmp_path / "edits.db"):
+        pass  # which creates it
     result = run("edits", *arguments, cwd=tmp_path)
     assert result.code == 2
     assert message in result.err.replace("\n", " ")
+    assert not (tmp_path / "none.db").exists()

@@ -23,10 +23,10 @@ from instructedit.base_model.recipe import load_build_stages
 from instructedit.data.readers import read_records
 from instructedit.deltas.saving import FORMAT as DELTA
 from instructedit.deltas.saving import load_delta, save_delta
-from instructedit.editors.editing import make_edit, read_requests
-from instructedit.editors.lookup import find_editor
+from instructedit.editors.editing import read_requests
+from instructedit.editors.lookup import load_editor
 from instructedit.editors.saving import FORMAT as EDITOR
-from instructedit.editors.saving import digest_of, load_editor, training_of
+from instructedit.editors.saving import digest_of, load_trained_editor, training_of
 from instructedit.endpoints.chat import ChatEndpoint
 from instructedit.evaluation.generation import generate
 from instructedit.experiments.plan import load_experiment, stages_of
@@ -34,6 +34,7 @@ from instructedit.instructions.candidates import Candidate, validation_error
 from instructedit.instructions.endpoint_proposer import EndpointProposer
 from instructedit.instructions.proposals import ProposalContext
 from instructedit.instructions.template_files import write_templates
+from instructedit.merging.combining import make_edit
 from instructedit.models.language_model import load_language_model
 from instructedit.records import EditRequest
 from instructedit.storage.checkpoints import FORMAT as CHECKPOINT
@@ -167,7 +168,7 @@ def use_yaml(path: Path) -> Ran | None:
     elif kind == "bank":
         return command("instructions", "show", "--task", "counterfact", "--template-file", str(path))
     else:
-        find_editor(path, material.language_model())
+        load_editor(path, material.language_model())
     return None
 
 
@@ -257,7 +258,7 @@ def use_editor(path: Path) -> None:
     digest_of(path)
     json.dumps(training_of(path)).encode()
     language_model = material.language_model()
-    delta = make_edit(load_editor(path, language_model), language_model, [REQUEST], load_task("counterfact"))
+    delta = make_edit(load_trained_editor(path, language_model), language_model, [REQUEST], load_task("counterfact"))
     save_delta(delta, "out/edit.safetensors")
 
 

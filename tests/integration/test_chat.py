@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from instructedit.editors.lookup import find_editor
+from instructedit.editors.lookup import load_editor
 from instructedit.errors import ModelError
 from instructedit.evaluation.generation import generate
 from instructedit.evaluation.metrics import MetricGroup, registered_metrics
@@ -75,9 +75,9 @@ def test_scores_and_texts_are_those_of_the_rendered_prompts(gpt2: LanguageModel)
 def test_edits_are_evaluated_in_the_chat(gpt2: LanguageModel, records: list[EditRecord], editor: str) -> None:
     core = registered_metrics(MetricGroup.CORE)
     task = load_task("counterfact")
-    found = evaluate(find_editor(editor, gpt2), gpt2, task, records[:2], metrics=core, protocol=Protocol.CHAT)
+    found = evaluate(load_editor(editor, gpt2), gpt2, task, records[:2], metrics=core, protocol=Protocol.CHAT)
     assert found.metrics["reliability"].count == 2
-    plain = evaluate(find_editor(editor, gpt2), gpt2, task, records[:2], metrics=core)
+    plain = evaluate(load_editor(editor, gpt2), gpt2, task, records[:2], metrics=core)
     assert found.metrics.keys() == plain.metrics.keys()
 
 

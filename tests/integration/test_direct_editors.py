@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from instructedit.deltas.delta import DeltaBatch
 from instructedit.editors.base import Editor
 from instructedit.editors.calinet import CaliNet, CaliNetConfig
-from instructedit.editors.editing import make_edit
 from instructedit.editors.ft import ConstrainedFineTuning, FtConfig
 from instructedit.editors.grace import Codebooks, Grace, GraceConfig
 from instructedit.editors.key_statistics import regularised_covariance
-from instructedit.editors.lookup import find_editor
+from instructedit.editors.lookup import load_editor
 from instructedit.editors.memit import Memit, MemitConfig
 from instructedit.editors.registry import registered_editors
 from instructedit.editors.rome import Rome, RomeConfig, times_weight
@@ -27,6 +26,7 @@ from instructedit.evaluation.generation import generate
 from instructedit.evaluation.protocols import Protocol
 from instructedit.evaluation.runner import evaluate
 from instructedit.evaluation.scoring import Query, score
+from instructedit.merging.combining import make_edit
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import pad
 from instructedit.records import EditRecord, EditRequest
@@ -49,7 +49,7 @@ def editor_for(method: str, language_model: LanguageModel, tmp_path: Path) -> Ed
     if method == "memit":
         rome += "blocks: 2\nmom2_update_weight: 1.0\n"
     path.write_text(f"name: {method}\n" + (rome if method in ("rome", "memit") else ""))
-    return find_editor(path, language_model)
+    return load_editor(path, language_model)
 
 
 def loss_of(language_model: LanguageModel, editor: Editor, requests: list[EditRequest]) -> tuple[Tensor, Tensor]:
@@ -170,7 +170,7 @@ def test_a_subject_beyond_the_attention_window_is_refused(
     windowed = tiny("mistral")
     path = tmp_path / "far.yaml"
     path.write_text(f"name: {method}\nblock: 2\nsentences: 60\nprefixes: ['']\n" + "blocks: 2\n" * (method == "memit"))
-    editor = find_editor(path, windowed)
+    editor = load_editor(path, windowed)
     message = r"request 2 of 2: a change at .*'Maravel' in block 2 does not affect .*Choose a lower"
     with pytest.raises(EditorError, match=message):
         editor.edit(windowed, [NEAR[0], FAR], [None, None])
@@ -232,7 +232,7 @@ def test_calinet_adds_its_slots_to_the_mlps_output(gpt2: LanguageModel, requests
 
 
 def test_in_context_puts_the_fact_before_the_question(gpt2: LanguageModel, requests_: list[EditRequest]) -> None:
-    editor = find_editor("in-context", gpt2)
+    editor = load_editor("in-context", gpt2)
     edits = editor.edit(gpt2, requests_, [None] * 3)
     assert edits.rewrite_prompt(0, "Where?") == "New fact: Lena was born in Oston.\nWhere?"
     by_hand = generate(gpt2, [edits.rewrite_prompt(1, "Why")], new_tokens=5)
@@ -259,11 +259,11 @@ def test_wrong_numbers_are_named(gpt2: LanguageModel, tmp_path: Path) -> None:
     path = tmp_path / "ft.yaml"
     path.write_text("name: ft\nstep: 3\nbound: -1\n")
     with pytest.raises(EditorError, match=r"step: .*bound: |bound: .*step: "):
-        find_editor(path, gpt2)
+        load_editor(path, gpt2)
     path.write_text("- ft\n")
     with pytest.raises(EditorError, match="top level"):
-        find_editor(path, gpt2)
+        load_editor(path, gpt2)
     with pytest.raises(DataError, match="cannot be read"):
-        find_editor(tmp_path / "none.yaml", gpt2)
+        load_editor(tmp_path / "none.yaml", gpt2)
     with pytest.raises(EditorError, match="block 9"):
         Rome.create(RomeConfig(block=9), gpt2)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from instructedit.cli.app import app
 from instructedit.editors.easyedit import convert_easyedit
-from instructedit.editors.saving import load_editor, save_editor
+from instructedit.editors.saving import load_trained_editor, save_editor
 from instructedit.errors import DataError, EditorError
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.structure import linear_shape
@@ -137,7 +137,7 @@ def test_a_converted_editor_makes_the_same_update(
     state = random_state(model, norm)
     editor = convert_easyedit(*files(model, state, norm=norm), model)
     save_editor(editor, model, tmp_path / "editor.safetensors")
-    loaded = load_editor(tmp_path / "editor.safetensors", model)
+    loaded = load_trained_editor(tmp_path / "editor.safetensors", model)
     for request in requests_:
         wanted = their_update(model, state, request, norm)
         for own in (editor, loaded):
@@ -214,4 +214,4 @@ def test_the_command_writes_an_editor_file(
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["rank"] == RANK
-    assert load_editor(out, model).name == "mend"
+    assert load_trained_editor(out, model).name == "mend"

@@ -11,7 +11,6 @@ from instructedit import EditRequest, load_editor, load_language_model, load_tas
 from instructedit.data.locations import BUNDLED_EDITS
 from instructedit.data.readers import read_records
 from instructedit.editors.gradient import GradientEditor
-from instructedit.editors.lookup import find_editor
 from instructedit.editors.mend import Mend, MendConfig
 from instructedit.evaluation.edit_report import EditReport, paraphrases_of, unrelated_prompts, unwritable
 from instructedit.models.language_model import LanguageModel
@@ -29,8 +28,8 @@ def base() -> LanguageModel:
 @pytest.fixture(scope="module")
 def report(base: LanguageModel) -> Callable[..., EditReport]:
     def make(*requests: EditRequest, editor: str = "bundled") -> EditReport:
-        method = find_editor(editor, base)
-        return report_edit(base, make_edit(method, base, requests, load_task("counterfact")), method)
+        method = load_editor(editor, base)
+        return report_edit(base, make_edit(method, base, requests, load_task("counterfact"), combine="sum"), method)
 
     return make
 

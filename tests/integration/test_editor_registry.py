@@ -17,7 +17,7 @@ from instructedit.cli.app import app
 from instructedit.deltas.delta import DeltaBatch
 from instructedit.editors import registry
 from instructedit.editors.ft import ConstrainedFineTuning
-from instructedit.editors.lookup import find_editor
+from instructedit.editors.lookup import load_editor
 from instructedit.editors.registry import BUILT_IN, editor_class, editor_names, register, registered_editors
 from instructedit.errors import EditorError
 from instructedit.models.language_model import LanguageModel
@@ -80,19 +80,19 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_an_editor_of_another_package_is_found_by_name_and_in_yaml(
     package: Path, gpt2: LanguageModel, requests_: list[EditRequest]
 ) -> None:
-    editor = find_editor("shrink", gpt2)
+    editor = load_editor("shrink", gpt2)
     edits = editor.edit(gpt2, requests_, [None] * 3)
     assert isinstance(edits, DeltaBatch)
     weight = gpt2.model.get_submodule("transformer.h.3.mlp.c_proj").weight
     assert torch.equal(edits.factors["transformer.h.3.mlp.c_proj"].select(1).dense(), -0.5 * weight)
     file = package / "own.yaml"
     file.write_text("name: shrink\nfactor: 0.25\n")
-    assert find_editor(file, gpt2).config.factor == 0.25
+    assert load_editor(file, gpt2).config.factor == 0.25
     file.write_text("name: shrink\nfaktor: 0.25\n")
     with pytest.raises(EditorError, match=r"own\.yaml: faktor: Extra inputs"):
-        find_editor(file, gpt2)
+        load_editor(file, gpt2)
     with pytest.raises(EditorError, match="Did you mean 'shrink'"):
-        find_editor("shrimk", gpt2)
+        load_editor("shrimk", gpt2)
 
 
 @pytest.mark.usefixtures("package")
@@ -161,7 +161,7 @@ def test_a_program_registers_an_editor(monkeypatch: pytest.MonkeyPatch, gpt2: La
     class Own(ConstrainedFineTuning):
         name = "own"
 
-    assert isinstance(find_editor("own", gpt2), Own)
+    assert isinstance(load_editor("own", gpt2), Own)
     for taken in (Own, ConstrainedFineTuning):
         with pytest.raises(EditorError, match="already registered"):
             register(taken)
@@ -170,10 +170,10 @@ def test_a_program_registers_an_editor(monkeypatch: pytest.MonkeyPatch, gpt2: La
 @pytest.mark.parametrize("name", ["mend", "instructedit", "ke"])
 def test_a_trained_method_is_no_editor_by_its_name_alone(name: str, gpt2: LanguageModel, tmp_path: Path) -> None:
     with pytest.raises(EditorError, match=f"{name} has to be trained: give a file"):
-        find_editor(name, gpt2)
+        load_editor(name, gpt2)
     (tmp_path / "own.yaml").write_text(f"name: {name}\n")
     with pytest.raises(EditorError, match=r"own\.yaml: \w+ has to be trained: set it as `editor:`"):
-        find_editor(tmp_path / "own.yaml", gpt2)
+        load_editor(tmp_path / "own.yaml", gpt2)
 
 
 def test_the_registry_imports_no_method() -> None:

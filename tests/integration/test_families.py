@@ -22,9 +22,9 @@ from transformers import (
 
 from instructedit.deltas.delta import DeltaBatch
 from instructedit.deltas.saving import load_delta, save_delta
-from instructedit.editors.editing import make_edit
 from instructedit.editors.mend import Mend
 from instructedit.errors import ModelError
+from instructedit.merging.combining import make_edit
 from instructedit.models.fusion import fuse_activations_in_place
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.models.text import TokenBatch, pad

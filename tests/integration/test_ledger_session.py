@@ -15,7 +15,7 @@ import instructedit.ledger.session
 from instructedit.deltas.delta import Delta
 from instructedit.editors.editing import make_edits
 from instructedit.editors.mend import Mend
-from instructedit.editors.saving import load_editor, save_editor
+from instructedit.editors.saving import load_trained_editor, save_editor
 from instructedit.errors import LedgerError
 from instructedit.evaluation.health import Health, HealthLimits, measure_health
 from instructedit.ledger import session as module
@@ -56,7 +56,7 @@ def logits(model: LanguageModel) -> torch.Tensor:
 
 def fresh(editor: str, model: LanguageModel, requests: list[EditRequest]) -> Delta | None:
     """The edits made afresh, each by itself, and added up."""
-    method = load_editor(editor, model)
+    method = load_trained_editor(editor, model)
     deltas = [make_edits(method, model, [each], None)[0] for each in requests]
     return sum(deltas[1:], start=deltas[0]) if deltas else None
 

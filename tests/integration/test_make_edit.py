@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from instructedit.editors.editing import make_edit
+from instructedit.editors.lookup import load_editor
 from instructedit.editors.mend import Mend
-from instructedit.errors import DataError, EditorError
+from instructedit.errors import DataError, EditorError, ModelError
+from instructedit.evaluation.edit_report import report_edit
+from instructedit.merging.combining import make_edit
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
 from instructedit.tasks.loading import load_task
@@ -36,6 +38,25 @@ def test_a_task_may_be_given_by_name_or_file(gpt2: LanguageModel, editor: Mend, 
             assert torch.equal(found.factors[name].a, low.a)
     with pytest.raises(DataError, match="Did you mean 'counterfact'"):
         make_edit(editor, gpt2, [REQUEST], "counterfacts")
+
+
+def test_without_a_task_a_request_has_the_one_that_it_names(gpt2: LanguageModel, editor: Mend) -> None:
+    named = make_edit(editor, gpt2, [REQUEST.model_copy(update={"task": "counterfact"})], None)
+    assert named.metadata == make_edit(editor, gpt2, [REQUEST], "counterfact").metadata
+
+
+def test_a_model_that_is_not_wrapped_is_reported(gpt2: LanguageModel, editor: Mend) -> None:
+    bare: Any = gpt2.model
+    delta = make_edit(editor, gpt2, [REQUEST], None)
+    for use in (
+        lambda: make_edit(editor, bare, [REQUEST], None),
+        lambda: load_editor("ft", bare),
+        lambda: report_edit(bare, delta),
+        lambda: delta.attached(bare).__enter__(),
+        lambda: delta.merge_into(bare),
+    ):
+        with pytest.raises(ModelError, match=r"not GPT2LMHeadModel. Wrap it: LanguageModel\(model, tokenizer\)"):
+            use()
 
 
 @pytest.mark.parametrize(

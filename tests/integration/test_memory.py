@@ -22,7 +22,7 @@ from instructedit.editors.gradient import create_editor
 from instructedit.models.language_model import load_language_model
 from instructedit.training.loop import make_optimizer
 from instructedit.training.memory import TextLengths, typical_examples
-from instructedit.training.objective import descend
+from instructedit.training.objective import loss_and_backward
 from instructedit.training.recipe import parse_recipe
 
 torch.set_num_threads(1)
@@ -35,7 +35,7 @@ optimizer = make_optimizer(editor, recipe.optimisation)
 examples = typical_examples(model, recipe, TextLengths(), recipe.optimisation.batch)
 for _ in range(3):
     deltas = editor(model, [e.request for e in examples], [e.instruction for e in examples])
-    descend(editor, model, deltas, examples, recipe.objective)
+    loss_and_backward(editor, model, deltas, examples, recipe.objective)
     optimizer.step()
     optimizer.zero_grad()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)

@@ -13,12 +13,12 @@ from instructedit.data.readers import read_records
 from instructedit.deltas.delta import Delta, DeltaMetadata
 from instructedit.deltas.factors import Dense
 from instructedit.editors.key_statistics import second_moments
-from instructedit.editors.lookup import find_editor
+from instructedit.editors.lookup import load_editor
 from instructedit.editors.mend import Mend
 from instructedit.editors.ordinary_text import written_texts
 from instructedit.errors import DeltaError
 from instructedit.evaluation.generation import begins_with, generate
-from instructedit.merging.combining import combine
+from instructedit.merging.combining import combine_edits
 from instructedit.merging.distillation import Distribution, distil
 from instructedit.merging.normal_equation import merge
 from instructedit.merging.stacking import Text, stack
@@ -178,7 +178,7 @@ def test_distillation_is_the_same_every_time_and_leaves_the_model_as_it_is(
     deltas = deltas_of(gpt2, new_editor(gpt2, blocks=1), requests_)
     before = {name: weight.clone() for name, weight in gpt2.model.state_dict().items()}
     first, second = (
-        combine("distil", deltas, requests_, [r.target for r in requests_], gpt2).tensors for _ in range(2)
+        combine_edits("distil", deltas, requests_, [r.target for r in requests_], gpt2).tensors for _ in range(2)
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert all(torch.equal(weight, before[name]) for name, weight in gpt2.model.state_dict().items())
@@ -190,7 +190,7 @@ def test_distillation_takes_no_more_steps_than_it_may(
 ) -> None:
     deltas = deltas_of(gpt2, new_editor(gpt2, blocks=1), requests_)
     answers, steps = [request.target for request in requests_], set()
-    combine(
+    combine_edits(
         "distil", deltas, requests_, answers, gpt2, most_steps=3,
         on_step=lambda step, of, what: steps.add((step, of)) if what.startswith("distilling") else None,
     )  # fmt: skip
@@ -261,7 +261,7 @@ def test_kept_texts_stay_as_the_base_model_has_them(
 @pytest.mark.xdist_group("bundled")
 def test_twenty_five_edits_hold_where_their_sum_is_lost() -> None:
     base = load_language_model("bundled")
-    editor = find_editor("bundled", base)
+    editor = load_editor("bundled", base)
     requests = [record.request for record in read_records(BUNDLED_EDITS / "counterfact.jsonl")[:25]]
     task = load_task("counterfact")
     deltas = [make_edit(editor, base, [request], task) for request in requests]

@@ -13,10 +13,10 @@ import torch
 
 from instructedit.deltas.delta import Delta
 from instructedit.deltas.saving import load_delta, save_delta
-from instructedit.editors.editing import make_edit
 from instructedit.editors.gradient import create_editor, editor_config
-from instructedit.editors.saving import load_editor, save_editor
+from instructedit.editors.saving import load_trained_editor, save_editor
 from instructedit.errors import DeltaError, EditorError
+from instructedit.merging.combining import make_edit
 from instructedit.models import near
 from instructedit.models.fingerprint import sketch_distance
 from instructedit.models.language_model import LanguageModel
@@ -81,7 +81,7 @@ def test_an_editor_fits_a_quantised_copy(
     save_editor(editor, llama, tmp_path / "editor.safetensors")
     copy = changed(llama, quantised)
     with caplog.at_level(logging.WARNING):
-        loaded = load_editor(tmp_path / "editor.safetensors", copy)
+        loaded = load_trained_editor(tmp_path / "editor.safetensors", copy)
     assert "the same model with other weights" in caplog.text
     assert make_edit(loaded, copy, requests_[:1], load_task("counterfact")).metadata.base == copy.fingerprint
 
@@ -112,7 +112,7 @@ def test_another_architecture_or_vocabulary_is_refused(
     tokenizer.add_tokens(["<|new|>"], special_tokens=True)
     assert LanguageModel(llama.model, tokenizer).architecture == llama.architecture
     with pytest.raises(EditorError, match="was trained for the base model"):
-        load_editor(tmp_path / "editor.safetensors", tiny("qwen2"))
+        load_trained_editor(tmp_path / "editor.safetensors", tiny("qwen2"))
 
 
 def test_the_distance_is_relative_and_zero_for_equal_weights(llama: LanguageModel) -> None:

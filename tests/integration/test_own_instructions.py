@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 from pydantic import ValidationError
 
-from instructedit.editors.editing import instruction_of, make_edit
+from instructedit.editors.editing import instruction_of
 from instructedit.editors.mend import Mend
+from instructedit.merging.combining import make_edit
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
 from instructedit.tasks.loading import load_task, shipped_tasks

@@ -105,10 +105,10 @@ def test_the_command_line_lists_and_shows_it(folder: Path) -> None:
 
 def test_it_has_a_row_in_the_demo(folder: Path, gpt2: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [task.name for task in demo_tasks()][-1] == "capitals"
-    from instructedit.editors.lookup import find_editor
+    from instructedit.editors.lookup import load_editor
 
     monkeypatch.setattr("instructedit.evaluation.demonstration.listed_tasks", lambda: [known_tasks()["capitals"]])
-    editor = find_editor("ft", gpt2)
+    editor = load_editor("ft", gpt2)
     tables, files = measure_tasks(editor, gpt2, None, 2, 0)  # type: ignore[arg-type]
     assert tables["capitals"].keys() == {"reliability", "locality"}
     assert files == {"capitals": str(folder / "capitals.jsonl")}
@@ -117,9 +117,9 @@ def test_it_has_a_row_in_the_demo(folder: Path, gpt2: LanguageModel, monkeypatch
 def test_any_metric_can_be_a_headline_and_a_misspelt_one_is_reported(
     folder: Path, gpt2: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from instructedit.editors.lookup import find_editor
+    from instructedit.editors.lookup import load_editor
 
-    editor = find_editor("ft", gpt2)
+    editor = load_editor("ft", gpt2)
     own = known_tasks()["capitals"].model_copy(update={"headline_metrics": ("reliability", "locality_prefixed")})
     monkeypatch.setattr("instructedit.evaluation.demonstration.listed_tasks", lambda: [own])
     tables, _ = measure_tasks(editor, gpt2, None, 2, 0)  # type: ignore[arg-type]

@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 from instructedit.cli.app import app
 from instructedit.data.pool import RecordPool
 from instructedit.deltas.saving import load_delta, save_delta
-from instructedit.editors.editing import make_edit
 from instructedit.editors.mend import Mend
-from instructedit.editors.saving import load_editor, save_editor
+from instructedit.editors.saving import load_trained_editor, save_editor
 from instructedit.errors import DeltaError
 from instructedit.evaluation.protocols import Protocol
 from instructedit.evaluation.runner import evaluate
+from instructedit.merging.combining import make_edit
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.records import EditRecord
 from instructedit.tasks.loading import load_task
@@ -122,4 +122,4 @@ def test_the_command_takes_a_placement(
     assert answers[0] == answers[1]
     wrong = CliRunner().invoke(app, ["edit", *options, *what, "--device-map", "{not json"])
     assert wrong.exit_code == 2
-    assert load_editor(editor, gpt2).config.blocks == 2
+    assert load_trained_editor(editor, gpt2).config.blocks == 2

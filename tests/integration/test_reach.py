@@ -9,7 +9,7 @@ import torch
 
 from instructedit.editors.gradient import create_editor, editor_config
 from instructedit.editors.instructedit import InstructEdit
-from instructedit.editors.saving import load_editor, save_editor
+from instructedit.editors.saving import load_trained_editor, save_editor
 from instructedit.models.language_model import LanguageModel
 from instructedit.tasks.loading import load_task
 from instructedit.training.reach import fit_reach
@@ -64,7 +64,7 @@ def test_instructions_that_want_other_subjects_changed_are_told_apart(
     assert wide is not None
     assert not wide.any(), "no instruction reaches none"
     save_editor(editor, gpt2, tmp_path / "editor.safetensors")
-    again = load_editor(tmp_path / "editor.safetensors", gpt2)
+    again = load_trained_editor(tmp_path / "editor.safetensors", gpt2)
     assert isinstance(again, InstructEdit)
     assert again.reach is not None
     assert editor.reach is not None

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from instructedit.editors.footprint import editor_parameters
 from instructedit.editors.instructedit import InstructEdit
 from instructedit.editors.mend import Mend
-from instructedit.editors.saving import load_editor, save_editor
+from instructedit.editors.saving import load_trained_editor, save_editor
 from instructedit.errors import EditorError
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
@@ -58,7 +58,7 @@ def test_the_users_encoder_is_neither_trained_nor_saved(
 ) -> None:
     assert not any("bert" in name or "embeddings" in name for name, _ in editor.named_parameters())
     save_editor(editor, gpt2, tmp_path / "editor.safetensors")
-    again = load_editor(tmp_path / "editor.safetensors", gpt2)
+    again = load_trained_editor(tmp_path / "editor.safetensors", gpt2)
     texts = [TEXTS[0]] * len(requests_)
     first, second = (e.edit(gpt2, requests_, texts) for e in (editor, again))
     for name, low in first.factors.items():

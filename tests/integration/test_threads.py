@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from instructedit.deltas.delta import Delta
-from instructedit.editors.editing import make_edit
 from instructedit.editors.mend import Mend
 from instructedit.errors import EditorError, ModelError
 from instructedit.evaluation.generation import generate
 from instructedit.evaluation.scoring import Query, score
+from instructedit.merging.combining import make_edit
 from instructedit.models.language_model import LanguageModel
 from instructedit.models.text import pad
 from instructedit.records import EditRequest

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from instructedit.editors.mend import Mend, MendConfig
-from instructedit.editors.saving import load_editor
+from instructedit.editors.saving import load_trained_editor
 from instructedit.errors import CheckpointError, DataError, EditorError
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.models.text import pad
@@ -260,7 +260,7 @@ def test_trunk_cache_changes_no_loss(gpt2: LanguageModel, data: Path, scope: str
 
 def test_trained_editor_can_be_loaded(gpt2: LanguageModel, data: Path, requests_: list[EditRequest]) -> None:
     train(recipe(), gpt2, data / "out", data)
-    loaded = load_editor(data / "out" / EDITOR, gpt2)
+    loaded = load_trained_editor(data / "out" / EDITOR, gpt2)
     assert loaded.config == recipe().editor
     assert len(loaded.edit(gpt2, requests_, ["Task: Edit\nDescription: x"] * 3)) == 3
 
@@ -473,7 +473,7 @@ def test_recipes_for_large_models_take_ten_steps(
     losses = [entry["loss"] for entry in log_of(data / "run", "train")]
     assert len(losses) == 10
     assert all(math.isfinite(loss) for loss in losses)
-    assert load_editor(data / "run" / EDITOR, model).matrices == model.structure.last_mlps(3)
+    assert load_trained_editor(data / "run" / EDITOR, model).matrices == model.structure.last_mlps(3)
 
 
 def test_closed_answers_are_learned_with_their_full_stop(gpt2: LanguageModel, new_editor: Callable[..., Mend]) -> None:

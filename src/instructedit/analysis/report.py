@@ -15,7 +15,7 @@ from sklearn.manifold import TSNE
 
 from instructedit.analysis.directions import SIDES, Array, directions, explained, separability
 from instructedit.editors.base import Editor
-from instructedit.editors.lookup import find_editor
+from instructedit.editors.lookup import load_editor
 from instructedit.errors import DataError
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRecord
@@ -96,7 +96,7 @@ def analyse(
     rows: list[dict[str, Any]] = []
     all_directions: dict[str, Directions] = {}
     for editor in editors:
-        loaded = {file: find_editor(file, language_model) for file in set(editor.files.values())}
+        loaded = {file: load_editor(file, language_model) for file in set(editor.files.values())}
         parts_by_side: dict[tuple[str, str], list[Array]] = {}
         labels: list[str] = []
         for edits in tasks:

@@ -57,7 +57,7 @@ def demo(
     which ignores instructions.
     """
     prepare_computation()
-    from instructedit.editors.saving import load_editor
+    from instructedit.editors.saving import load_trained_editor
     from instructedit.evaluation.demonstration import make_examples
     from instructedit.models.language_model import load_language_model
     from instructedit.storage.reading import as_mapping, read_yaml_file
@@ -65,12 +65,12 @@ def demo(
     began = time.monotonic()
     model, editor = _choose(model, editor)
     language_model = load_language_model(model, dtype="bfloat16" if model in known_models() else "float32")
-    trained = load_editor(editor, language_model)
+    trained = load_trained_editor(editor, language_model)
     own_script = demo_file(editor)
     script_file = own_script or shipped_editors()[BUNDLED] / DEMO
     script = as_mapping(read_yaml_file(script_file), script_file)
     single, scopes = make_examples(trained, language_model, script)
-    mend = load_editor(script["baseline"], language_model) if own_script and "baseline" in script else None
+    mend = load_trained_editor(script["baseline"], language_model) if own_script and "baseline" in script else None
     edits = edits or int(script["test_edits"])
     tables, mend_tables, files = _measure(trained, mend, language_model, edits, seed)
     seconds = round(time.monotonic() - began, 1)

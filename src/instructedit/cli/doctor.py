@@ -54,7 +54,7 @@ def doctor(
     prepare_computation()
     from instructedit.editors.footprint import footprint
     from instructedit.editors.gradient import chosen_matrices, editor_config
-    from instructedit.editors.saving import load_editor
+    from instructedit.editors.saving import load_trained_editor
     from instructedit.models.language_model import load_language_model
     from instructedit.training.memory import TextLengths, predict_memory
     from instructedit.training.recipe_file import load_stages
@@ -62,7 +62,7 @@ def doctor(
     loaded_recipe = load_stages(recipe)[0] if recipe is not None else None
     config = loaded_recipe.editor if loaded_recipe is not None else editor_config({})
     language_model = load_language_model(model, dtype=dtype, device=device, device_map=device_map)
-    loaded_editor = load_editor(editor, language_model) if editor is not None else None
+    loaded_editor = load_trained_editor(editor, language_model) if editor is not None else None
     if loaded_editor is not None:
         config = loaded_editor.config
     matrices = chosen_matrices(language_model, config)

@@ -20,6 +20,7 @@ from instructedit.cli.requests import (
     Subject,
     Target,
     TaskName,
+    print_notes,
     requests_of,
     tasks_of,
 )
@@ -187,14 +188,14 @@ def _make_delta(
     rank: int | None,
 ) -> tuple[Delta, Editor]:
     """Make the edit, print how each task was chosen, and return the delta with its editor."""
-    from instructedit.editors.lookup import find_editor
-    from instructedit.merging.combining import make_combined_edit
+    from instructedit.editors.lookup import load_editor
+    from instructedit.merging.combining import make_edit
 
     tasks: list[Task | None] = [None] * len(requests)
     notes: list[str] = []
     if not no_instruction:
         tasks, notes = tasks_of(requests, task, template_file, language_model)
-    method = find_editor(editor, language_model)
+    method = load_editor(editor, language_model)
     with progress() as bar:
         jobs: dict[str, int] = {}
 
@@ -203,9 +204,8 @@ def _make_delta(
                 jobs[what] = bar.add_task(what)
             bar.update(jobs[what], completed=done, total=steps)
 
-        delta = make_combined_edit(method, language_model, requests, tasks, combine, rank=rank, on_step=show)
-    for note in notes if method.reads_instruction else ():
-        err.print(note)
+        delta = make_edit(method, language_model, requests, tasks, combine=combine, rank=rank, on_step=show)
+    print_notes(notes, requests, method)
     return delta, method
 
 
@@ -255,16 +255,19 @@ def _print_report(report: EditReport, extra_answers: Sequence[tuple[str, str, st
     """Print the answers of the edits, other changed answers, the instruction and warnings."""
     title = f"{len(report.requests)} edit(s) by {delta.metadata.editor}"
     rows = table("prompt", "before", "after", "success", "P(target)", "P(old answer)", title=title)
+    shown: set[str] = set()
     for request_report in report.requests:
         answer = request_report.answer
         success = "yes" if answer.success else "NO"
         probabilities = [f"{before:.3f} → {after:.3f}" for before, after in (request_report.target, request_report.old)]
         rows.add_row(answer.prompt, answer.before, answer.after, success, *probabilities)
         for paraphrase in request_report.paraphrases:
+            shown.add(paraphrase.prompt)
             success = "yes" if paraphrase.success else "no"
             rows.add_row(f"  {paraphrase.prompt}", paraphrase.before, paraphrase.after, success, "", "")
     for prompt, before, after in extra_answers:
-        rows.add_row(prompt, before, after, "", "", "")
+        if prompt not in shown:
+            rows.add_row(prompt, before, after, "", "", "")
     out.print(rows)
     out.print(f"{len(report.changed)} of {report.unrelated} unrelated answers changed.")
     for changed in report.changed[:5]:

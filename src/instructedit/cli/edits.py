@@ -21,6 +21,7 @@ from instructedit.cli.requests import (
     Subject,
     Target,
     TaskName,
+    print_notes,
     requests_of,
     tasks_of,
 )
@@ -112,7 +113,7 @@ def add(
 
     edits = requests_of(requests, prompt, target, subject, label, instruction)
     health = None if gate == "off" else _limits(limits)
-    with _open(ledger, author) as opened:
+    with _open(ledger, author, create=True) as opened:
         language_model = load_language_model(model, dtype=dtype, device=device)
         tasks: list[Task | None] = [None] * len(edits)
         notes: list[str] = []
@@ -122,9 +123,7 @@ def add(
         added = session.edit(
             edits, tasks, on_conflict=on_conflict, gate="refuse" if gate == "off" else gate, report=not no_report
         )
-        reads_instruction = session.editor.reads_instruction
-    for note in notes if reads_instruction else ():
-        err.print(note)
+        print_notes(notes, edits, session.editor)
     _show(added, json_)
 
 
@@ -323,7 +322,7 @@ def import_edits(
     prepare_computation()
     from instructedit.ledger.archive import read_archive
 
-    with _open(ledger) as opened:
+    with _open(ledger, create=True) as opened:
         added, known = read_archive(opened, folder)
     if known:
         err.print(f"{known} edit(s) are in the ledger already")
@@ -378,10 +377,10 @@ def log(
     out.print(rows)
 
 
-def _open(where: str | None, author: str | None = None) -> Ledger:
+def _open(where: str | None, author: str | None = None, *, create: bool = False) -> Ledger:
     from instructedit.ledger.ledger import Ledger
 
-    return Ledger(where or os.environ.get(LEDGER_VARIABLE) or DEFAULT_LEDGER, author)
+    return Ledger(where or os.environ.get(LEDGER_VARIABLE) or DEFAULT_LEDGER, author, create=create)
 
 
 def _states(names: Sequence[str] | None) -> list[State]:

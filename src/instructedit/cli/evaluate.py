@@ -97,7 +97,7 @@ def evaluate_command(
     """
     prepare_computation()
     from instructedit.artifacts import editor_for
-    from instructedit.editors.lookup import find_editor
+    from instructedit.editors.lookup import load_editor
     from instructedit.evaluation.judge import Judge
     from instructedit.evaluation.metrics import MetricGroup, registered_metrics
     from instructedit.evaluation.provenance import provenance
@@ -118,7 +118,7 @@ def evaluate_command(
     judge = None if judge_model is None else Judge(make_endpoint(judge_model, base_url, key_variable))
     language_model = load_language_model(model, dtype=dtype, device=device, device_map=device_map)
     editor = editor or editor_for(model)
-    loaded_editor = find_editor(editor, language_model)
+    loaded_editor = load_editor(editor, language_model)
     groups = [MetricGroup.CORE, MetricGroup.EXTENDED]
     if text_metrics or protocol.generates:
         groups.append(MetricGroup.TEXT)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from instructedit.cli.console import err
 from instructedit.errors import DataError
 
 if TYPE_CHECKING:
+    from instructedit.editors.base import Editor
     from instructedit.instructions.routing import Route
     from instructedit.models.language_model import LanguageModel
     from instructedit.records import EditRequest
@@ -44,8 +47,8 @@ RequestFile = Annotated[
     Path | None,
     typer.Option(
         help="Make several edits at once: a JSON Lines file with the fields prompt, target and optionally subject, "
-        "task, instruction, ground_truth and label. --instruction applies to requests without their own. The report "
-        "shows which edits succeeded."
+        "task, instruction, ground_truth and label. --task and --instruction apply to requests without their own. The "
+        "report shows which edits succeeded."
     ),
 ]
 
@@ -91,17 +94,18 @@ def tasks_of(
     from instructedit.instructions.template_files import load_task_with_templates
     from instructedit.tasks.loading import free_text_task, load_task
 
-    if task is not None or template_file is not None:
-        if task is None:
-            raise DataError("--template-file also needs --task")
-        return [load_task_with_templates(task, template_file)] * len(requests), []
+    if template_file is not None and task is None:
+        raise DataError("--template-file also needs --task")
+    chosen = None if task is None else load_task_with_templates(task, template_file)
     unnamed = [request for request in requests if request.task is None and request.instruction is None]
-    routes = iter(Router(language_model)(unnamed) if unnamed else [])
+    routes = iter(Router(language_model)(unnamed) if unnamed and chosen is None else [])
     tasks: list[Task | None] = []
     notes: list[str] = []
     for request in requests:
         if request.task is not None:
             tasks.append(load_task(request.task))
+        elif chosen is not None:
+            tasks.append(chosen)
         elif request.instruction is not None:
             tasks.append(free_text_task())
         else:
@@ -109,6 +113,14 @@ def tasks_of(
             tasks.append(route.task)
             notes.append(_routing_note(request.prompt, route))
     return tasks, notes
+
+
+def print_notes(notes: Sequence[str], requests: Sequence[EditRequest], editor: Editor) -> None:
+    """Print how tasks were chosen, or that the editor does not read the instructions that were given."""
+    for note in notes if editor.reads_instruction else ():
+        err.print(note)
+    if not editor.reads_instruction and any(request.instruction for request in requests):
+        err.print(f"warning: {editor.name} does not read instructions, so the given one has no effect")
 
 
 def _routing_note(prompt: str, route: Route) -> str:

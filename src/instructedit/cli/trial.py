@@ -28,7 +28,7 @@ def make_trial(
 ) -> tuple[Trial, str]:
     """Return the trial of an editor on validation edits, and a description of where these come from."""
     from instructedit.data.pool import RecordPool
-    from instructedit.editors.lookup import find_editor
+    from instructedit.editors.lookup import load_editor
     from instructedit.evaluation.runner import ADDED_UNRELATED
     from instructedit.instructions.trial import Trial
     from instructedit.instructions.validation_edits import validation_edits
@@ -37,4 +37,4 @@ def make_trial(
     if task.is_wider:  # every template has to be scored on the same probes, whatever else is scored with it
         pool = RecordPool(records)
         records = [pool.completed(record, ADDED_UNRELATED, seed) for record in records]
-    return Trial(find_editor(editor, language_model), language_model, task, records, seed), source
+    return Trial(load_editor(editor, language_model), language_model, task, records, seed), source

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from instructedit.deltas.factors import Factor
 from instructedit.errors import DeltaError
 from instructedit.models.hooks import execution_device, removed_on_exit
-from instructedit.models.language_model import LanguageModel
+from instructedit.models.language_model import LanguageModel, check_language_model
 from instructedit.models.near import fits
 from instructedit.models.structure import linear_shape
 from instructedit.records import EditRequest
@@ -187,6 +187,7 @@ class Delta:
         Raises:
             DeltaError: see :meth:`check`.
         """
+        check_language_model(language_model)
         with language_model.lock, ExitStack() as stack:
             self.check(language_model)
             for name, factor in self.factors.items():
@@ -210,6 +211,7 @@ class Delta:
         Raises:
             DeltaError: see :meth:`check`; or a delta is attached, or a weight is offloaded. Nothing is written then.
         """
+        check_language_model(language_model)
         with language_model.lock:
             self.check(language_model)
             if language_model.attached:

@@ -1,4 +1,4 @@
-"""From requests to one delta that can be saved, in one call: for the command line and other programs."""
+"""From requests to deltas that can be saved, each edit by itself; :mod:`instructedit.merging` makes one of several."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from instructedit.deltas.delta import Delta, DeltaBatch, DeltaMetadata
 from instructedit.editors.base import Editor
 from instructedit.errors import EditorError, location_text, shorten
 from instructedit.instructions.templates import NEUTRAL_NAME
-from instructedit.models.language_model import LanguageModel
+from instructedit.models.language_model import LanguageModel, check_language_model
 from instructedit.records import EditRequest
 from instructedit.storage.reading import short_repr
 from instructedit.tasks.loading import FREE_TEXT, free_text_task, load_task
@@ -22,17 +22,6 @@ from instructedit.tasks.task import Task
 
 #: More requests are edited in several batches.
 EDITS_AT_A_TIME = 32
-
-
-def make_edit(
-    editor: Editor,
-    language_model: LanguageModel,
-    requests: Sequence[EditRequest],
-    tasks: Task | str | Path | Sequence[Task | None] | None,
-) -> Delta:
-    """Return the sum of :func:`make_edits`; for more than a few requests see :mod:`instructedit.merging`."""
-    first, *others = make_edits(editor, language_model, requests, tasks)
-    return sum(others, start=first)
 
 
 def make_edits(
@@ -49,14 +38,16 @@ def make_edits(
         editor: that makes the deltas.
         language_model: its base model.
         requests: what to change.
-        tasks: of all requests, the task itself, its name or its YAML file; or one task a request. A request of the task
-            None without an instruction of its own gets none.
+        tasks: of all requests, the task itself, its name or its YAML file; or one task per request, in which a request
+            of the task None without an instruction of its own gets none. None takes the task that each request names;
+            a request that names none gets no instruction either.
 
     Raises:
         DataError: no task has that name, or an instruction has a placeholder that its request does not fill.
         EditorError: requests or tasks are not what they have to be, a request cannot be edited, or the editor's edits
             are not weight deltas.
     """
+    check_language_model(language_model)
     each = _tasks_of(_checked(requests), tasks)
     texts = [instruction_of(request, task) for request, task in zip(requests, each, strict=True)]
     versions = {name: version(name) for name in ("instructedit", "torch", "transformers")}
@@ -74,7 +65,7 @@ def make_edits(
                 source=language_model.source,
                 editor=editor.name,
                 requests=(_with_task(request, task),),
-                instruction=text,
+                instruction=text if editor.reads_instruction else None,
                 versions=versions,
             )
             deltas.append(batch.select(index, metadata))
@@ -97,10 +88,12 @@ def _checked(requests: object) -> Sequence[EditRequest]:
 
 
 def _tasks_of(requests: Sequence[EditRequest], tasks: object) -> list[Task | None]:
-    """Return each request's task; raises an EditorError where ``tasks`` is neither one task nor one a request."""
+    """Return each request's task; raises an EditorError where ``tasks`` is neither one task nor one per request."""
+    if tasks is None:
+        return [None if request.task is None else load_task(request.task) for request in requests]
     if isinstance(tasks, (str, Path)):
         tasks = load_task(tasks)
-    if tasks is None or isinstance(tasks, Task):
+    if isinstance(tasks, Task):
         return [tasks] * len(requests)
     if not isinstance(tasks, Sequence) or not all(task is None or isinstance(task, Task) for task in tasks):
         raise EditorError(f"tasks must be a Task, the name of one, or a list of Task, not {type(tasks).__name__}")

@@ -11,13 +11,13 @@ from pydantic import ValidationError
 from instructedit.artifacts import shipped_editors
 from instructedit.editors.base import DirectEditor, Editor
 from instructedit.editors.registry import editor_class, editor_names, unknown_editor
-from instructedit.editors.saving import load_editor
+from instructedit.editors.saving import load_trained_editor
 from instructedit.errors import EditorError, validation_messages
-from instructedit.models.language_model import LanguageModel
+from instructedit.models.language_model import LanguageModel, check_language_model
 from instructedit.storage.reading import read_yaml_file
 
 
-def find_editor(name_or_path: str | Path, language_model: LanguageModel) -> Editor:
+def load_editor(name_or_path: str | Path, language_model: LanguageModel) -> Editor:
     """Return an editor for a base model.
 
     Args:
@@ -29,6 +29,7 @@ def find_editor(name_or_path: str | Path, language_model: LanguageModel) -> Edit
         EditorError: there is no such editor, or its fields are wrong; all mistakes are listed.
         DataError: the YAML file cannot be read.
     """
+    check_language_model(language_model)
     path, name = Path(name_or_path), str(name_or_path)
     if path.suffix in {".yaml", ".yml"}:
         fields = read_yaml_file(path)
@@ -47,7 +48,7 @@ def find_editor(name_or_path: str | Path, language_model: LanguageModel) -> Edit
             )
     if name not in shipped and not path.suffix and not path.exists():
         raise EditorError(unknown_editor(name, {*shipped, *editor_names()}))
-    return load_editor(name_or_path, language_model)
+    return load_trained_editor(name_or_path, language_model)
 
 
 def _create(name: str, fields: Mapping[str, Any], language_model: LanguageModel, where: str) -> Editor:

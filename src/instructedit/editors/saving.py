@@ -115,7 +115,7 @@ def _config_of(header: Mapping[str, str], path: str | Path) -> GradientEditorCon
     raise EditorError(f"file {path}: its header contains no editor config: {problem}")
 
 
-def load_editor(path: str | Path, language_model: LanguageModel, *, to_train: bool = False) -> GradientEditor:
+def load_trained_editor(path: str | Path, language_model: LanguageModel, *, to_train: bool = False) -> GradientEditor:
     """Read a trained editor for its base model.
 
     Args:
@@ -137,7 +137,8 @@ def load_editor(path: str | Path, language_model: LanguageModel, *, to_train: bo
     if not fits(language_model, f"the editor {path}", base, architecture, sketch):
         raise EditorError(
             f"file {path}: this editor was trained for the base model {base} ({header.get('source')}), "
-            f"not for {language_model.fingerprint} ({language_model.source}); train one with `instructedit train`"
+            f"not for {language_model.fingerprint} ({language_model.source}). Use that model, train an editor for this "
+            "one with `instructedit train`, or take a method that needs no training, for example `--editor ft`"
         )
     editor = create_editor(_config_of(header, path), language_model)
     try:

@@ -23,7 +23,7 @@ from instructedit.editors.base import Editor
 from instructedit.editors.gradient import GradientEditor
 from instructedit.evaluation.generation import generate, matches, natural_stop, normalised
 from instructedit.evaluation.scoring import Query, Scored, score
-from instructedit.models.language_model import LanguageModel
+from instructedit.models.language_model import LanguageModel, check_language_model
 from instructedit.models.text import join_prompt_and_target
 from instructedit.records import EditRequest
 
@@ -138,6 +138,7 @@ def report_edit(
     Raises:
         DeltaError: the delta was made for another base model.
     """
+    check_language_model(language_model)
     requests = delta.metadata.requests
     paraphrases = [paraphrases_of(request) for request in requests]
     rewrites = [(request.prompt, request) for request in requests]
@@ -162,7 +163,8 @@ def report_edit(
     reports = []
     for request, prompts_of, answer, (target, past) in zip(requests, paraphrases, first, probabilities, strict=True):
         own = tuple(next(further) for _ in prompts_of)
-        warnings = (*_about_request(language_model, request, editor), *_about_answer(answer, request, target))
+        alone = len(requests) == 1
+        warnings = (*_about_request(language_model, request, editor), *_about_answer(answer, request, target, alone))
         reports.append(RequestReport(request, answer, target, past, own, warnings))
     changed = tuple(answer for answer in unrelated_answers if _beginning(answer.before) != _beginning(answer.after))
     norm = delta.norm()
@@ -267,14 +269,15 @@ def unwritable(language_model: LanguageModel, text: str) -> str:
     return "" if "".join(text.split()) in "".join(back.split()) else text
 
 
-def _about_answer(answer: Answer, request: EditRequest, target: tuple[float, float]) -> list[str]:
+def _about_answer(answer: Answer, request: EditRequest, target: tuple[float, float], alone: bool) -> list[str]:
     if answer.success:
         return []
     verb = "still gives" if normalised(answer.after) == normalised(answer.before) else "gives"
+    advice = "Rephrase the prompt, or try another --editor"
     return [
         f"the edit failed: after {request.prompt!r} the model {verb} {answer.after!r} instead of "
-        f"{request.target!r} (probability {target[0]:.3f} before, {target[1]:.3f} after). Rephrase the prompt, try "
-        "another --editor, or make fewer edits at once"
+        f"{request.target!r} (probability {target[0]:.3f} before, {target[1]:.3f} after). "
+        + (advice if alone else f"{advice}; it may also hold by itself, and be lost among the others")
     ]
 
 
@@ -285,13 +288,15 @@ def _about_delta(
     failed = sum(not report.answer.success for report in reports)
     if failed and len(reports) > 1:
         warnings.append(
-            f"{failed} of {len(reports)} edits failed. Deltas that are added up interfere, from about five on with the "
-            "bundled model; merge them (`instructedit edit --requests FILE --combine merge`)"
+            f"{failed} of {len(reports)} edits failed. From about five on, deltas that are added up (`--combine sum`, "
+            "--apply twice, a + b) interfere; `instructedit edit --requests FILE --combine distil` keeps most of a "
+            "hundred"
         )
     if len(changed) > unrelated / 4:
         warnings.append(
-            f"{len(changed)} of {unrelated} unrelated answers changed: the edit damages the model. Make fewer edits at "
-            "once, or scale the delta down"
+            f"{len(changed)} of {unrelated} unrelated answers changed: the edit damages the model. "
+            + ("Make fewer edits at once" if len(reports) > 1 else "Choose a narrower --task or --instruction")
+            + ", or scale the delta down (in Python: delta.scale(0.7))"
         )
     usual = editor.usual_norms if isinstance(editor, GradientEditor) else None
     if usual is not None and not usual[0] / UNUSUAL_NORM_FACTOR <= norm <= usual[1] * UNUSUAL_NORM_FACTOR * math.sqrt(

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from instructedit.editors.base import Editor
-from instructedit.editors.lookup import find_editor
+from instructedit.editors.lookup import load_editor
 from instructedit.errors import EditorError, InstructEditError
 from instructedit.evaluation.metrics import MetricGroup, get_metric, registered_metrics
 from instructedit.evaluation.protocols import Protocol, described
@@ -207,7 +207,7 @@ def _make_editor(
 ) -> tuple[str | Path, Editor, dict[str, float]]:
     """Return the editor's name or file, the editor, trained in ``folder`` or loaded, and the cost of its training."""
     if entry.pretrained is not None:
-        return entry.pretrained, find_editor(entry.pretrained, language_model), {}
+        return entry.pretrained, load_editor(entry.pretrained, language_model), {}
     editor = train_stages(stages_of(entry, base, seed), language_model, folder, data)
     seconds, peak = training_cost(folder / LOG)
     return folder / EDITOR, editor, {"training_seconds": seconds, "training_peak_bytes": peak}

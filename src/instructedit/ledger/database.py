@@ -33,16 +33,21 @@ class Database:
     """A database with the ledger's tables, which are created, or brought up to date, when it is opened.
 
     Args:
-        where: a file of SQLite, which is created, or a URL of SQLAlchemy, such as ``postgresql+psycopg://host/name``.
+        where: a file of SQLite, or a URL of SQLAlchemy, such as ``postgresql+psycopg://host/name``.
+        create: whether a file that does not exist is created.
 
     Raises:
-        LedgerError: it cannot be opened, is no ledger, or was written by a newer version.
+        LedgerError: it does not exist, cannot be opened, is no ledger, or was written by a newer version.
     """
 
-    def __init__(self, where: str | Path) -> None:
+    def __init__(self, where: str | Path, *, create: bool = True) -> None:
         self.url = _url(where)
         is_file = self.url.get_backend_name() == "sqlite"
         self.name = str(self.url.database) if is_file else self.url.render_as_string(hide_password=True)
+        if is_file and not create and Path(self.name).parent.is_dir() and not Path(self.name).exists():
+            raise LedgerError(
+                f"ledger {self.name}: no such file; `instructedit edits add` creates it, --ledger names another"
+            )
         self._engine = _engine(self.url)
         with self._errors(), self._engine.connect() as connection:
             self._bring_up_to_date(connection)

@@ -34,13 +34,14 @@ class Ledger:
     Args:
         where: see :class:`Database`.
         author: of what is written; default the name of the user who runs the program.
+        create: see :class:`Database`.
 
     Raises:
         LedgerError: see :class:`Database`.
     """
 
-    def __init__(self, where: str | Path, author: str | None = None) -> None:
-        self.database = Database(where)
+    def __init__(self, where: str | Path, author: str | None = None, *, create: bool = True) -> None:
+        self.database = Database(where, create=create)
         self.author = author or _user()
 
     def __enter__(self) -> Self:

@@ -24,7 +24,7 @@ from instructedit.deltas.delta import Delta
 from instructedit.deltas.saving import pack_delta
 from instructedit.editors.base import Editor
 from instructedit.editors.editing import make_edits
-from instructedit.editors.lookup import find_editor
+from instructedit.editors.lookup import load_editor
 from instructedit.editors.saving import digest_of
 from instructedit.errors import LedgerError
 from instructedit.evaluation.edit_report import report_edit
@@ -34,10 +34,9 @@ from instructedit.ledger.conflicts import Conflict, ConflictKind, ask_the_same, 
 from instructedit.ledger.entry import Entry, NewEdit
 from instructedit.ledger.ledger import Ledger, OnConflict
 from instructedit.ledger.tables import State
-from instructedit.merging.combining import REVISION, Combine, answers_of, combine
+from instructedit.merging.combining import REVISION, Combine, answers_of, combine_edits
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
-from instructedit.tasks.loading import free_text_task, load_task
 from instructedit.tasks.task import Task
 
 
@@ -62,7 +61,7 @@ class Session:
     Args:
         language_model: the unedited base model. Its lock is held inside the ``with``; other threads wait.
         ledger: the edits. Those of other base models are left alone; :meth:`rebuild` makes them for this one.
-        editor: that makes new edits; a name or a file, see :func:`find_editor`. It is loaded when it is needed.
+        editor: that makes new edits; a name or a file, see :func:`load_editor`. It is loaded when it is needed.
         combine: how several edits become one change; see :mod:`instructedit.merging.combining`. With ``distil``
             every change of what is enabled takes seconds for each enabled edit.
         limits: of the model's health with all enabled edits, see :meth:`edit`; None measures nothing.
@@ -101,10 +100,10 @@ class Session:
         """The editor that makes new edits.
 
         Raises:
-            EditorError: as :func:`find_editor`.
+            EditorError: as :func:`load_editor`.
         """
         if self._editor is None:
-            self._editor = find_editor(self._editor_name, self.language_model)
+            self._editor = load_editor(self._editor_name, self.language_model)
         return self._editor
 
     def enabled(self) -> list[Entry]:
@@ -137,7 +136,7 @@ class Session:
 
         Args:
             requests: what to change.
-            tasks: see :func:`make_edits`; None takes the task that each request names.
+            tasks: see :func:`make_edits`.
             on_conflict: what is done where a request contradicts an enabled edit.
             gate: whether edits with which the model exceeds the session's limits are refused, or added all the same;
                 the measured figures are in the ledger either way.
@@ -222,7 +221,6 @@ class Session:
 
     def _make(self, requests: Sequence[EditRequest], tasks: Task | str | Sequence[Task | None] | None) -> list[NewEdit]:
         """Return new edits for the unedited base."""
-        tasks = _named_tasks(requests) if tasks is None else tasks
         deltas = make_edits(self.editor, self.language_model, requests, tasks)
         return [
             NewEdit(
@@ -276,7 +274,12 @@ class Session:
             return None
         edits, deltas = [edit for _, _, edit in parts], [delta for _, delta, _ in parts]
         make = partial(
-            combine, self.combine, deltas, [e.request for e in edits], [e.answer for e in edits], self.language_model
+            combine_edits,
+            self.combine,
+            deltas,
+            [e.request for e in edits],
+            [e.answer for e in edits],
+            self.language_model,
         )
         if len(deltas) == 1 or self.combine == "sum":
             return make()
@@ -294,11 +297,3 @@ class Session:
         length = len(self.language_model.text.encode_pair("a", request.target).ids) + 4
         (after,) = generate(self.language_model, [prompt], delta=delta, new_tokens=length)
         return matches(after, [request.target])
-
-
-def _named_tasks(requests: Sequence[EditRequest]) -> list[Task | None]:
-    """Return the task that each request names; a free text for one with an instruction of its own."""
-    return [
-        load_task(request.task) if request.task else free_text_task() if request.instruction else None
-        for request in requests
-    ]

@@ -30,7 +30,7 @@ REVISION = 3
 OnStep = Callable[[int, int, str], None]
 
 
-def combine(
+def combine_edits(
     how: Combine,
     deltas: Sequence[Delta],
     requests: Sequence[EditRequest],
@@ -85,25 +85,25 @@ def _compressed(delta: Delta, rank: int | None) -> Delta:
     return delta if rank is None else delta.compress(rank)
 
 
-def make_combined_edit(
+def make_edit(
     editor: Editor,
     language_model: LanguageModel,
     requests: Sequence[EditRequest],
     tasks: Task | str | Path | Sequence[Task | None] | None,
-    how: Combine = "distil",
     *,
+    combine: Combine = "distil",
     rank: int | None = None,
     on_step: OnStep = lambda done, steps, what: None,
 ) -> Delta:
-    """Return all requests as one edit: each is made by itself, then they are combined.
+    """Return one delta of all requests: the edit of each is made by itself, then they are combined.
 
     Args:
         editor: that makes the edits.
         language_model: its base model.
         requests: what to change.
         tasks: see :func:`make_edits`.
-        how: see the module.
-        rank: see :func:`combine`.
+        combine: how several edits become one, see the module. ``distil`` and ``merge`` take seconds for every edit.
+        rank: see :func:`combine_edits`.
         on_step: see :data:`OnStep`.
 
     Raises:
@@ -111,7 +111,8 @@ def make_combined_edit(
         EditorError: see :func:`make_edits`.
     """
     deltas = make_edits(editor, language_model, requests, tasks)
-    return combine(how, deltas, requests, answers_of(editor, requests), language_model, rank=rank, on_step=on_step)
+    answers = answers_of(editor, requests)
+    return combine_edits(combine, deltas, requests, answers, language_model, rank=rank, on_step=on_step)
 
 
 def answers_of(editor: Editor, requests: Sequence[EditRequest]) -> list[str]:

@@ -251,6 +251,18 @@ class LanguageModel:
         return sketch_distance(sketch, self.sketch) if architecture == self.architecture else None
 
 
+def check_language_model(model: object) -> None:
+    """Check that a model is wrapped.
+
+    Raises:
+        ModelError: it is something else, such as a model of Hugging Face.
+    """
+    if not isinstance(model, LanguageModel):
+        raise ModelError(
+            f"expected a LanguageModel, not {type(model).__name__}. Wrap it: LanguageModel(model, tokenizer)"
+        )
+
+
 def load_language_model(
     source: str | Path,
     *,

@@ -23,7 +23,7 @@ from instructedit.artifacts import EDITOR_WEIGHTS
 from instructedit.data.locations import find_data
 from instructedit.editors.gradient import GradientEditor, create_editor
 from instructedit.editors.instructedit import InstructEdit
-from instructedit.editors.saving import digest_of, load_editor, save_editor
+from instructedit.editors.saving import digest_of, load_trained_editor, save_editor
 from instructedit.errors import DataError, EditorError
 from instructedit.models.allocator import FreedMemory
 from instructedit.models.language_model import DTYPES, LanguageModel
@@ -166,7 +166,7 @@ class Trainer:
             if done % opt.checkpoint_every == 0 or done == opt.steps or self.progress.exhausts_patience(opt):
                 self.save_checkpoint()
         self.accelerator.wait_for_everyone()
-        return load_editor(self.best_editor, self.language_model)
+        return load_trained_editor(self.best_editor, self.language_model)
 
     def step(self, step: int) -> None:
         """Take one optimiser step.
@@ -294,7 +294,7 @@ def initial_editor(recipe: Recipe, language_model: LanguageModel) -> GradientEdi
     """
     if recipe.start_from is None:
         return create_editor(recipe.editor, language_model)
-    editor = load_editor(recipe.start_from, language_model, to_train=True)
+    editor = load_trained_editor(recipe.start_from, language_model, to_train=True)
     if editor.config == recipe.editor:
         return editor
     if not recipe.editor.continues(editor.config):

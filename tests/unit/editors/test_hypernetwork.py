@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from instructedit.editors.editing import make_edit
 from instructedit.editors.footprint import footprint
 from instructedit.editors.gradient import chosen_matrices, positions_in_edit
 from instructedit.editors.hypernetwork import Hypernetwork, RunningNorm
 from instructedit.editors.instructedit import InstructEditConfig
 from instructedit.editors.ke import KnowledgeEditor, KnowledgeEditorConfig
 from instructedit.editors.mend import Mend, MendConfig
-from instructedit.editors.saving import load_editor, save_editor
+from instructedit.editors.saving import load_trained_editor, save_editor
 from instructedit.editors.signals import Signal, read_signals
 from instructedit.errors import EditorError, ModelError
+from instructedit.merging.combining import make_edit
 from instructedit.models.language_model import LanguageModel, load_language_model
 from instructedit.models.text import pad
 from instructedit.records import EditRequest
@@ -327,7 +327,7 @@ def test_edits_add_up_each_under_its_own_instruction(
     own = requests_[1].model_copy(update={"instruction": "Rename it for all."})
     first = task.instructions.render(task.instructions.templates[0])
     texts = [first, "Task: Edit\nDescription: Rename it for all."]
-    total = make_edit(editor, gpt2, [requests_[0], own], task)
+    total = make_edit(editor, gpt2, [requests_[0], own], task, combine="sum")
     batch = editor.edit(gpt2, [requests_[0], own], texts)
     for name, low in batch.factors.items():
         torch.testing.assert_close(total.factors[name].dense(), sum(low.a[row] @ low.b[row] for row in range(2)))
@@ -418,7 +418,7 @@ def test_editor_file_gives_back_the_editor(
 ) -> None:
     editor = new_editor(gpt2, **config)
     save_editor(editor, gpt2, tmp_path / "editor.safetensors")
-    loaded = load_editor(tmp_path / "editor.safetensors", gpt2)
+    loaded = load_trained_editor(tmp_path / "editor.safetensors", gpt2)
     assert loaded.name == editor.name
     texts = ["Task: Edit\nDescription: Change it."] * 3
     one, other = (e.edit(gpt2, requests_, texts) for e in (editor, loaded))
@@ -433,7 +433,7 @@ def test_editor_of_another_model_is_refused(
     path = tmp_path / "editor.safetensors"
     save_editor(new_editor(gpt2), gpt2, path)
     with pytest.raises(EditorError, match=f"trained for the base model {gpt2.fingerprint}"):
-        load_editor(path, tiny("llama"))
+        load_trained_editor(path, tiny("llama"))
 
 
 def test_damaged_editor_file_is_refused(gpt2: LanguageModel, new_editor: Callable[..., Mend], tmp_path: Path) -> None:
@@ -441,4 +441,4 @@ def test_damaged_editor_file_is_refused(gpt2: LanguageModel, new_editor: Callabl
     save_editor(new_editor(gpt2), gpt2, path)
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(EditorError, match="cannot be read as an editor"):
-        load_editor(path, gpt2)
+        load_trained_editor(path, gpt2)

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from instructedit.deltas.saving import load_delta, save_delta
-from instructedit.editors.editing import make_edit
 from instructedit.editors.instructedit import InstructEdit, InstructEditConfig
-from instructedit.editors.saving import load_editor, save_editor
+from instructedit.editors.saving import load_trained_editor, save_editor
 from instructedit.errors import CheckpointError, DeltaError, EditorError
+from instructedit.merging.combining import make_edit
 from instructedit.models.language_model import LanguageModel
 from instructedit.records import EditRequest
 from instructedit.storage.checkpoints import load_checkpoint, save_checkpoint
@@ -107,7 +107,7 @@ def test_one_flipped_bit_is_seen_in_every_kind_of_file(
         if name == "delta":
             load_delta(path)
         elif name == "editor":
-            load_editor(path, gpt2)
+            load_trained_editor(path, gpt2)
         else:
             load_checkpoint(path, editor, [torch.optim.Adam(editor.parameters())], {})
 
