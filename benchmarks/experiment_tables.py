@@ -284,16 +284,20 @@ def smollm2_summary_table() -> str:
     """The README's table: Reliability, Generalization and Locality of each test in one cell."""
     rows = read("smollm2")["rows"]
 
+    def mean(row: dict[str, Any] | None, metric: str) -> str:
+        return "–" if row is None else f"{float(cell(row, metric).partition(' ')[0]):.0f}"
+
     def means(test: str, editor: str) -> str:
         row = find(rows, test=test, editor=editor)
-        return "–" if row is None else "/".join(f"{float(cell(row, m).partition(' ')[0]):.0f}" for m in (R, G, L))
+        return "–" if row is None else "/".join(mean(row, metric) for metric in (R, G, L))
 
     lines = [[label, *(means(test, editor) for editor, _ in SMOLLM2_SUMMARY)] for test, label in SMOLLM2_TESTS[:7]]
-    for task, outcome in (("this-fact", "kept"), ("rename", "changed")):
-        found = [find(rows, test=f"{task}, test templates", editor=editor) for editor, _ in SMOLLM2_SUMMARY]
-        lines.append(
-            [f"`{task}`, free text: neighbours {outcome}", *(cell(row, "following").partition(" ")[0] for row in found)]
-        )
+
+    def follows(editor: str) -> str:
+        scopes = (find(rows, test=f"{task}, test templates", editor=editor) for task in ("this-fact", "rename"))
+        return "/".join(mean(row, "following") for row in scopes)
+
+    lines.append(["neighbours kept / changed, as the instruction says", *(follows(e) for e, _ in SMOLLM2_SUMMARY)])
     return markdown(["", *(label for _, label in SMOLLM2_SUMMARY)], lines)
 
 

@@ -157,14 +157,21 @@ def _trainings() -> list[Training]:
         ("400 steps", short["training_seconds"] / 60, short["training_peak_bytes"], short, short_zsre)
     ]
     for label, log, result in TRAININGS:
-        peaks = [row["peak_bytes"] for row in log_entries(log) if "peak_bytes" in row]
         scores = read(result)["rows"]
         main, held_out = (
             find(scores, task=task, file=file, protocol="plain", instruction="unseen")
             for task, file in (("counterfact", COUNTERFACT), ("zsre", ZSRE))
         )
-        trainings.append((label, minutes(log), max(peaks, default=None), main, held_out))
+        trainings.append((label, minutes(log), _peak(log), main, held_out))
+    scores = read("smollm2")["rows"]
+    main, held_out = (find(scores, test=test, editor="InstructEdit, `smollm2`") for test in ("counterfact", "zsre"))
+    trainings.append(("1,070 steps, `smollm2`", minutes("smollm2"), _peak("smollm2"), main, held_out))
     return trainings
+
+
+def _peak(log: str) -> int | None:
+    """Return the peak memory of a training, in bytes; None if its log does not have it."""
+    return max((row["peak_bytes"] for row in log_entries(log) if "peak_bytes" in row), default=None)
 
 
 def training_table() -> str:

@@ -37,7 +37,7 @@ from instructedit.threads import sleep_while_waiting
 app = typer.Typer(
     name="instructedit",
     help="Edit facts in a language model by instruction.\n\n"
-    "Start with `instructedit demo`, which edits the bundled model. --model accepts a name that "
+    "Start with `instructedit demo`, which downloads SmolLM2-135M-Instruct and edits it. --model accepts a name that "
     "`instructedit models` lists, a folder with a Hugging Face checkpoint, a GGUF file, or a hub id.",
     no_args_is_help=True,
     rich_markup_mode="markdown",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from instructedit.models.structure import Matrix
 
 Editor = Annotated[
-    str | None, typer.Option(help="Check that this editor fits the model: an editor file, or `bundled`.")
+    str | None, typer.Option(help="Check that this editor fits the model: a file, or the name of a shipped editor.")
 ]
 RecipeFile = Annotated[
     Path | None, typer.Option(help="Predict the memory of training with this recipe (YAML), activations included.")

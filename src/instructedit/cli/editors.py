@@ -12,8 +12,8 @@ def editors(json_: JsonFile = None) -> None:
     """List the editing methods, including those of other installed packages.
 
     A direct method needs no training and is selected by its name: `--editor rome`. A trained method needs an editor
-    file: `bundled`, `bundled-core` and `bundled-mend` ship with the bundled model, and `instructedit train` writes new
-    ones.
+    file. `smollm2` ships for SmolLM2-135M-Instruct; `bundled`, `bundled-core` and `bundled-mend` for the bundled model;
+    `instructedit train` writes new ones.
     """
     quiet_libraries()
     from instructedit.editors.registry import registered_editors
